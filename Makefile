@@ -1,0 +1,52 @@
+# `make` alone lists what there is to do.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+QUESTION ?= Why does warmth make you feel tired?
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check format lint types unit clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(STAMP)  ## make the environment in .venv
+
+# torch is pinned and installed first: a looser request fetches gigabytes of GPU libraries
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else "tpo_graph needs Python 3.11 to 3.13, and $(PYTHON) is %d.%d: make PYTHON=python3.12 ..." % v)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --group dev --editable '.[local,langchain]'
+	@touch $(STAMP)
+
+demo: $(STAMP)  ## answer a question with the embedded models: make demo QUESTION="..."
+	$(BIN)/tpo-graph run "$(QUESTION)"
+
+test: $(STAMP)  ## everything that must pass: format, lint, types, tests
+	@$(MAKE) --no-print-directory check
+
+check: $(STAMP) format-check lint types unit  ## the same, for a ready environment
+
+format: $(STAMP)  ## put the code into its format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+.PHONY: format-check
+format-check: $(STAMP)
+	$(BIN)/ruff format --check .
+
+lint: $(STAMP)  ## look for mistakes
+	$(BIN)/ruff check .
+
+types: $(STAMP)  ## check the types
+	$(BIN)/mypy
+
+unit: $(STAMP)  ## run the tests
+	$(BIN)/pytest -q
+
+clean:  ## take the environment and all caches away
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build dist
