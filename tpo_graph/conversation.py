@@ -1,0 +1,75 @@
+"""A conversation as text, for prompts; and the cut that keeps a shown response in bounds."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from langchain_core.messages import BaseMessage
+
+from tpo_graph.template import Template
+
+__all__ = ["ROLES", "ConversationFormat", "cut_to_tokens", "last_query"]
+
+ROLES: Mapping[str, str] = {"human": "user", "ai": "assistant", "system": "system", "tool": "tool"}
+"""LangChain's message types and the roles that a prompt pack names."""
+
+_BYTES_PER_TOKEN = 4
+
+
+@dataclass(frozen=True)
+class ConversationFormat:
+    """How a prompt pack writes `$conversation`.
+
+    Attributes:
+        single: a conversation of one user message; may use `content`.
+        turn: one message of any other; may use `role` and `content`.
+        separator: text between turns.
+        roles: the pack's word for system, user, assistant and tool.
+    """
+
+    single: Template
+    turn: Template
+    separator: str
+    roles: Mapping[str, str]
+
+    def render(self, messages: Sequence[BaseMessage]) -> str:
+        """The whole conversation as one text, oldest turn first."""
+        if len(messages) == 1 and messages[0].type == "human":
+            return self.single.render({"content": messages[0].text})
+        return self.separator.join(
+            self.turn.render({"role": self._role(message), "content": message.text}) for message in messages
+        )
+
+    def _role(self, message: BaseMessage) -> str:
+        role = ROLES.get(message.type, message.type)
+        return self.roles.get(role, role)
+
+
+def last_query(messages: Sequence[BaseMessage]) -> str:
+    """Text of the last user message, or "" when there is none."""
+    return next((message.text for message in reversed(messages) if message.type == "human"), "")
+
+
+def cut_to_tokens(text: str, limit: int, tokenize: Callable[[str], Sequence[int]] | None = None) -> str:
+    """The longest beginning of `text` that has at most `limit` tokens.
+
+    Args:
+        text: any text.
+        limit: tokens, 1 or more.
+        tokenize: text to token ids, where the policy has one (LangChain's `custom_get_token_ids`); without it
+            a token is taken to be four bytes of UTF-8, about right for English and on the long side elsewhere.
+    """
+    if tokenize is None:
+        data = text.encode("utf-8", errors="surrogatepass")
+        if len(data) <= limit * _BYTES_PER_TOKEN:
+            return text
+        return data[: limit * _BYTES_PER_TOKEN].decode("utf-8", errors="ignore")
+    if len(tokenize(text)) <= limit:
+        return text
+    low, high = 0, len(text)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if len(tokenize(text[:middle])) <= limit:
+            low = middle
+        else:
+            high = middle - 1
+    return text[:low]

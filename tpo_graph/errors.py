@@ -1,0 +1,84 @@
+"""The errors of tpo_graph, one tree.
+
+    TPOError
+    ├── ConfigurationError   a setting, name or argument that can't be used
+    │   └── MissingDependencyError   an optional package that is not installed
+    ├── PromptError          a prompt pack that is not complete, or a text that can't be rendered
+    ├── PolicyError          the policy (or critic) gave no usable response
+    ├── RewardError          the reward model could not be loaded or could not score
+    ├── BudgetError          a budget that does not allow what was asked for
+    └── JournalError         a batch journal that can't be read or continued
+
+Every message names the value that was at fault and what was allowed; `hint` says what to do next.
+Exceptions of other libraries are mapped to these in one place each, with `raise ... from`.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tpo_graph.types import Candidate
+
+__all__ = [
+    "BudgetError",
+    "ConfigurationError",
+    "JournalError",
+    "MissingDependencyError",
+    "PolicyError",
+    "PromptError",
+    "RewardError",
+    "TPOError",
+]
+
+
+class TPOError(Exception):
+    """Base of every error that this package raises on purpose.
+
+    Attributes:
+        message: what went wrong, with the value at fault.
+        hint: what to do next; empty when the message says it all.
+    """
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.hint}".rstrip()
+
+
+class ConfigurationError(TPOError, ValueError):
+    """A setting, a name or an argument that can't be used."""
+
+
+class MissingDependencyError(ConfigurationError, ImportError):
+    """A package that an optional feature needs is not installed."""
+
+
+class PromptError(TPOError, ValueError):
+    """A prompt pack is incomplete, or one of its texts can't be rendered."""
+
+
+class PolicyError(TPOError):
+    """The policy or the critic gave no usable response."""
+
+
+class RewardError(TPOError):
+    """A reward model could not be loaded, or could not score.
+
+    Attributes:
+        unscored: the candidates that were waiting for a reward; they were paid for and are kept here.
+    """
+
+    def __init__(self, message: str, *, hint: str = "", unscored: Sequence["Candidate"] = ()) -> None:
+        super().__init__(message, hint=hint)
+        self.unscored = list(unscored)
+
+
+class BudgetError(TPOError):
+    """A budget does not allow what was asked for."""
+
+
+class JournalError(TPOError):
+    """A batch journal can't be read or continued."""

@@ -1,0 +1,254 @@
+"""Finds, checks and renders prompt packs.
+
+A pack is a folder with a `pack.toml` (tags, how a preference and a conversation are worded) and one TOML file for
+each phase: `sample`, `loss`, `gradient`, `update`, and with `_revision` behind the name what is different in mode
+`revision`. A file has a `user` part, maybe a `system` part, and maybe a `[sampling]` table.
+"""
+
+import dataclasses
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, get_args
+
+from langchain_core.messages import BaseMessage, HumanMessage, SystemMessage
+
+from tpo_graph.conversation import ConversationFormat
+from tpo_graph.errors import PromptError
+from tpo_graph.prompt_parts import (
+    PROMPT_NAMES,
+    PhasePrompt,
+    PromptName,
+    needed_variables,
+    parse_conversation,
+    parse_prompt,
+    refuse_unknown,
+)
+from tpo_graph.settings import PolicyPhase
+from tpo_graph.template import Syntax, Template
+from tpo_graph.types import Mode
+
+__all__ = ["PhasePrompt", "PromptPack", "available_packs", "pack_folder"]
+
+_PHASES: tuple[PolicyPhase, ...] = get_args(PolicyPhase)
+_PACK_KEYS = {"description", "extends", "syntax", "open_tag", "close_tag", "preference", "conversation"}
+
+
+@dataclass(frozen=True)
+class PromptPack:
+    """All prompts of a run, checked. Get one with `PromptPack.load`.
+
+    Attributes:
+        name: the folder's name.
+        description: one line for people.
+        prompts: by name: a phase, or a phase with `_revision` behind it.
+        open_tag: text before a revised response, unless the settings have another.
+        close_tag: text after it.
+        preference: how a preference is worded; "" when there is none.
+        conversation: how `$conversation` is written.
+        syntax: which marks are variables in this pack.
+    """
+
+    name: str
+    description: str
+    prompts: Mapping[str, PhasePrompt]
+    open_tag: str
+    close_tag: str
+    preference: Template
+    conversation: ConversationFormat
+    syntax: Syntax = "both"
+
+    @classmethod
+    def load(cls, name: str | Path) -> "PromptPack":
+        """Read a pack by name (`tpo`, `base`) or from a folder.
+
+        Raises:
+            PromptError: no such pack, or a part that is missing, unknown or not as it must be.
+        """
+        return _read_pack(pack_folder(name))
+
+    def replace(self, prompt: PromptName, *, user: str | None = None, system: str | None = None) -> "PromptPack":
+        """A copy of the pack with parts of one prompt in other words.
+
+        Args:
+            prompt: which one, as in `loss` or `loss_revision`.
+            user: the new user part; None keeps it.
+            system: the new system part; None keeps it, "" takes it away.
+
+        Raises:
+            PromptError: the name is unknown, or the text is not a valid template.
+        """
+        if prompt not in PROMPT_NAMES:
+            raise PromptError(f"Unknown prompt {prompt!r}; allowed: {', '.join(PROMPT_NAMES)}.")
+        old = self.prompts.get(prompt)
+        if user is None and old is None:
+            raise PromptError(f"Prompt pack {self.name!r} has no {prompt!r} yet: give its user part.")
+        parts: dict[str, Any] = {"sampling": dict(old.sampling) if old else {}}  # Any: as TOML gives them
+        new = parse_prompt(prompt, parts | {"user": user or "", "system": system or ""}, self.syntax, prompt)
+        if old is not None:
+            new = dataclasses.replace(
+                new,
+                user=new.user if user is not None else old.user,
+                system=new.system if system is not None else old.system,
+            )
+        return _checked(dataclasses.replace(self, prompts={**self.prompts, prompt: new}))
+
+    def prompt(self, phase: PolicyPhase, mode: Mode) -> PhasePrompt | None:
+        """The prompt of a phase; None for `sample` where the conversation itself goes to the policy.
+
+        Raises:
+            PromptError: the pack has no such prompt in this mode.
+        """
+        revision = self.prompts.get(f"{phase}_revision") if mode == "revision" else None
+        found = revision or self.prompts.get(phase)
+        if found is None and phase != "sample":
+            raise PromptError(f"Prompt pack {self.name!r} has no {phase}.toml.")
+        if mode == "revision" and found is not None and "worst" in found.variables:
+            raise PromptError(
+                f"Prompt pack {self.name!r} can't run mode 'revision': its {phase!r} prompt shows the worst response.",
+                hint=f"Add {phase}_revision.toml without the variable 'worst'.",
+            )
+        return found
+
+    def check_mode(self, mode: Mode, *, preference: str = "") -> None:
+        """Make sure, before anything is paid for, that the pack can run `mode` and use the preference.
+
+        Raises:
+            PromptError: it can't.
+        """
+        if mode == "bon":
+            self.prompt("sample", mode)
+            return
+        used = [self.prompt(phase, mode) for phase in _PHASES]
+        if preference and not any(prompt is not None and "preference" in prompt.variables for prompt in used):
+            raise PromptError(
+                f"Prompt pack {self.name!r} does not use 'preference': the preference {preference!r} would be lost.",
+                hint="Put $preference into its loss, gradient and update prompts, or use another pack.",
+            )
+
+    def render(self, prompt: PhasePrompt, values: Mapping[str, str]) -> list[BaseMessage]:
+        """The messages of one request."""
+        messages: list[BaseMessage] = []
+        if prompt.system is not None:
+            messages.append(SystemMessage(prompt.system.render(values)))
+        messages.append(HumanMessage(prompt.user.render(values)))
+        return messages
+
+    def values(self, conversation: Sequence[BaseMessage], *, query: str, preference: str) -> dict[str, str]:
+        """The variables that every phase has."""
+        return {
+            "query": query,
+            "conversation": self.conversation.render(conversation),
+            "preference": self.preference.render({"preference": preference}) if preference else "",
+        }
+
+
+def pack_roots() -> list[Path]:
+    """Where packs are: in the installed package, or beside it in a source tree."""
+    package = Path(str(resources.files("tpo_graph")))
+    return [root for root in (package / "prompts", package.parent / "prompts") if root.is_dir()]
+
+
+def available_packs() -> list[str]:
+    """Names of the packs that come with the package."""
+    return sorted(
+        {folder.name for root in pack_roots() for folder in root.iterdir() if (folder / "pack.toml").is_file()}
+    )
+
+
+def pack_folder(name: str | Path) -> Path:
+    """The folder of a pack: one that comes with the package, or a path.
+
+    Raises:
+        PromptError: there is none.
+    """
+    if isinstance(name, str) and name in available_packs():
+        return next(root / name for root in pack_roots() if (root / name / "pack.toml").is_file())
+    folder = Path(name).expanduser()
+    if (folder / "pack.toml").is_file():
+        return folder
+    raise PromptError(
+        f"No prompt pack {str(name)!r}: neither one of {', '.join(available_packs())} nor a folder with a pack.toml.",
+        hint="`tpo-graph prompts copy tpo DIR` makes one to edit.",
+    )
+
+
+def _read_pack(folder: Path) -> PromptPack:
+    head = _read_toml(folder / "pack.toml")
+    refuse_unknown(head, _PACK_KEYS, "pack.toml")
+    base = _base_pack(head, folder)
+    syntax = head.get("syntax", base.syntax if base else "both")
+    if syntax not in get_args(Syntax):
+        raise PromptError(f"pack.toml: syntax {syntax!r} is unknown; allowed: {', '.join(get_args(Syntax))}.")
+    prompts = dict(base.prompts) if base else {}
+    for file in sorted(folder.glob("*.toml")):
+        if file.name == "pack.toml":
+            continue
+        if file.stem not in PROMPT_NAMES:
+            raise PromptError(
+                f"{file.name} in prompt pack {folder.name!r} is no phase; allowed: {', '.join(PROMPT_NAMES)}."
+            )
+        prompts[file.stem] = parse_prompt(file.stem, _read_toml(file), syntax, file.name)
+    talk = parse_conversation(head.get("conversation", {}), syntax)
+    wording = head.get("preference", "$preference" if syntax != "braces" else "{{preference}}")
+    pack = PromptPack(
+        name=folder.name,
+        description=str(head.get("description", base.description if base else "")),
+        prompts=prompts,
+        open_tag=_tag(head, "open_tag", base),
+        close_tag=_tag(head, "close_tag", base),
+        preference=base.preference
+        if base and "preference" not in head
+        else Template.parse(wording, allowed={"preference"}, where="pack.toml (preference)", syntax=syntax),
+        conversation=base.conversation if base and "conversation" not in head else talk,
+        syntax=syntax,
+    )
+    return _checked(pack)
+
+
+def _base_pack(head: Mapping[str, Any], folder: Path) -> PromptPack | None:
+    if "extends" not in head:
+        return None
+    beside = folder.parent / str(head["extends"])
+    other = beside if (beside / "pack.toml").is_file() else pack_folder(str(head["extends"]))
+    if other.resolve() == folder.resolve():
+        raise PromptError(f"Prompt pack {folder.name!r} extends itself.")
+    return _read_pack(other)
+
+
+def _tag(head: Mapping[str, Any], key: str, base: PromptPack | None) -> str:
+    tag = head.get(key, getattr(base, key, None))
+    if not isinstance(tag, str) or not tag.strip():
+        raise PromptError(f"pack.toml: {key} must be a text that is not blank, not {tag!r}.")
+    return tag
+
+
+def _checked(pack: PromptPack) -> PromptPack:
+    for phase in ("loss", "gradient", "update"):
+        if phase not in pack.prompts:
+            raise PromptError(f"Prompt pack {pack.name!r} has no {phase}.toml.")
+    for name, prompt in pack.prompts.items():
+        for choice in needed_variables(name):
+            if not choice & prompt.variables:
+                raise PromptError(f"{name}.toml of prompt pack {pack.name!r} must use {' or '.join(sorted(choice))}.")
+        if name.startswith("update"):
+            _check_tags(pack, name, prompt)
+    return pack
+
+
+def _check_tags(pack: PromptPack, name: str, prompt: PhasePrompt) -> None:
+    """The policy must be told the opening tag: by variable, or in the pack's own words."""
+    written = prompt.user.literal + (prompt.system.literal if prompt.system else "")
+    if "open_tag" not in prompt.variables and pack.open_tag not in written:
+        raise PromptError(
+            f"{name}.toml of prompt pack {pack.name!r} must use open_tag or hold the tag {pack.open_tag!r} itself."
+        )
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise PromptError(f"{path} can't be read: {error}.") from error

@@ -1,0 +1,254 @@
+"""The knobs of a run, validated. `TPOSettings` is the graph's context schema.
+
+A setting has one name everywhere: in Python, as a CLI flag (`--max-requests`), as an environment variable
+(`TPO_MAX_REQUESTS`), in TOML and in LangGraph Studio.
+"""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Self, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from tpo_graph.errors import ConfigurationError
+from tpo_graph.types import Mode
+
+__all__ = ["PolicyPhase", "Sampling", "TPOSettings"]
+
+PolicyPhase: TypeAlias = Literal["sample", "loss", "gradient", "update"]
+"""The phases in which the policy (or the critic) is asked."""
+
+_SAMPLING_KNOBS = ("temperature", "top_p", "max_new_tokens", "stop")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How one phase samples. None leaves a knob to the provider.
+
+    Attributes:
+        temperature: 0 or more.
+        top_p: nucleus mass in (0, 1].
+        max_new_tokens: completion tokens at most.
+        stop: texts at which the completion ends; they are not part of it.
+        explicit: names of the knobs that a person has set, so that they are never dropped.
+    """
+
+    temperature: float | None = None
+    top_p: float | None = None
+    max_new_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    explicit: frozenset[str] = field(default_factory=frozenset)
+
+
+def _knob(default: Any, description: str, *nodes: str, **bounds: Any) -> Any:  # Any: pydantic's Field is typed so
+    """A field that LangGraph Studio shows beside the nodes that it belongs to."""
+    return Field(default, description=description, json_schema_extra={"langgraph_nodes": list(nodes)}, **bounds)
+
+
+def _temperature(node: str) -> Any:  # Any: pydantic's Field is typed so
+    text = f"Sampling temperature of the {node} phase; none leaves it to the provider."
+    return _knob(0.7, text, node, ge=0, le=2)
+
+
+def _top_p(node: str, default: float) -> Any:  # Any: pydantic's Field is typed so
+    text = f"Nucleus sampling mass of the {node} phase; none leaves it to the provider."
+    return _knob(default, text, node, gt=0, le=1)
+
+
+def _max_new_tokens(node: str) -> Any:  # Any: pydantic's Field is typed so
+    text = f"Completion tokens of the {node} phase at most; none leaves it to the provider."
+    return _knob(2048, text, node, ge=1)
+
+
+def _stop(node: str) -> Any:  # Any: pydantic's Field is typed so
+    return _knob((), f"Texts at which a completion of the {node} phase ends.", node)
+
+
+class TPOSettings(BaseModel):
+    """Everything that a run lets you choose, with the TPO paper's D2-N5 as default.
+
+    Given at build, these are the graph's defaults; given as the `context` of a call, only the fields that are
+    named there override them.
+
+    Raises:
+        ConfigurationError: from the class methods, when a value is out of range or a name is unknown. Building
+            an object directly raises pydantic's `ValidationError`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    n: int = _knob(5, "N: how many candidates each sampling draws.", "sample", "update", ge=1, le=1024)
+    depth: int = _knob(2, "D: how many steps of loss, gradient and update at most.", "select", ge=0, le=1000)
+    mode: Mode = _knob(
+        "tpo", "tpo: best against worst; revision: the best alone; bon: best of N, no steps.", "select", "loss"
+    )
+    preference: str = _knob(
+        "", "What the answer is to satisfy, in words; it reaches loss, gradient and update.", "loss", "update"
+    )
+    seed: int | None = _knob(None, "Seed of the run; each request gets one that is derived from it.", "sample", ge=0)
+    tolerance: float = _knob(
+        0.0, "Converged when the best reward gained less than this in each of the last steps; 0 is off.", "select", ge=0
+    )
+    patience: int = _knob(1, "How many such steps in a row end the run.", "select", ge=1)
+    target_reward: float | None = _knob(None, "Stop as soon as the best reward is at least this.", "select")
+    max_requests: int | None = _knob(
+        None, "No step begins that would take the requests of the run over this.", "select", ge=1
+    )
+    max_tokens: int | None = _knob(
+        None, "No step begins once the run has used this many tokens, prompts included.", "select", ge=1
+    )
+    max_seconds: float | None = _knob(None, "No step begins once the run has worked this long.", "select", gt=0)
+    open_tag: str | None = _knob(None, "Text before a revised response; none takes the prompt pack's.", "update")
+    close_tag: str | None = _knob(None, "Text after a revised response; none takes the prompt pack's.", "update")
+    max_shown_tokens: int = _knob(
+        2048, "Tokens of a response that a prompt shows at most; cache and answer keep all.", "loss", "update", ge=1
+    )
+    keep_truncated: bool = _knob(
+        False, "Take a revision that ended before its closing tag as a candidate all the same.", "update"
+    )
+    on_failure: Literal["stop", "raise"] = _knob(
+        "stop",
+        "When policy or reward model fail after the first candidates are scored: end with the best so far, or raise "
+        "(a checkpointed run can then be resumed).",
+        "select",
+    )
+
+    sample_temperature: float | None = _temperature("sample")
+    sample_top_p: float | None = _top_p("sample", 0.95)
+    sample_max_new_tokens: int | None = _max_new_tokens("sample")
+    sample_stop: tuple[str, ...] = _stop("sample")
+    loss_temperature: float | None = _temperature("loss")
+    loss_top_p: float | None = _top_p("loss", 0.99)
+    loss_max_new_tokens: int | None = _max_new_tokens("loss")
+    loss_stop: tuple[str, ...] = _stop("loss")
+    gradient_temperature: float | None = _temperature("gradient")
+    gradient_top_p: float | None = _top_p("gradient", 0.99)
+    gradient_max_new_tokens: int | None = _max_new_tokens("gradient")
+    gradient_stop: tuple[str, ...] = _stop("gradient")
+    update_temperature: float | None = _temperature("update")
+    update_top_p: float | None = _top_p("update", 0.95)
+    update_max_new_tokens: int | None = _max_new_tokens("update")
+    update_stop: tuple[str, ...] = _stop("update")
+
+    @field_validator("preference")
+    @classmethod
+    def _strip_preference(cls, value: str) -> str:
+        return value.strip()
+
+    @field_validator("open_tag", "close_tag")
+    @classmethod
+    def _tag_is_not_blank(cls, value: str | None) -> str | None:
+        if value is not None and not value.strip():
+            raise ValueError("a tag must have at least one character that is not white space")
+        return value
+
+    @field_validator("sample_stop", "loss_stop", "gradient_stop", "update_stop")
+    @classmethod
+    def _stop_texts_are_not_empty(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if "" in value:
+            raise ValueError("a stop text must not be empty")
+        return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _none_as_a_word(cls, data: Any) -> Any:  # Any: this is the raw input, before validation
+        """Let `none` stand for None where text is all there is: flags, variables, Studio's fields."""
+        if not isinstance(data, Mapping):
+            return data
+        optional = {name for name, info in cls.model_fields.items() if _takes_none(info.annotation)}
+        words = {"none", "null"}
+        return {
+            name: None if name in optional and isinstance(value, str) and value.lower() in words else value
+            for name, value in data.items()
+        }
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any]) -> Self:  # Any: values are what validation is for
+        """Validate a mapping, with this package's own error.
+
+        Raises:
+            ConfigurationError: names every field at fault and what is allowed there.
+        """
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            raise _explain(error, cls) from error
+
+    @classmethod
+    def load(cls, path: str | Path | None = None, **explicit: Any) -> Self:  # Any: values are what validation is for
+        """Settings from all sources: `explicit` beats `TPO_*` variables, which beat the TOML file.
+
+        Args:
+            path: a TOML file with settings at its top level; None reads none.
+            **explicit: settings by name.
+
+        Raises:
+            ConfigurationError: a value or a name that can't be used, or a file that can't be read.
+        """
+        merged: dict[str, Any] = {} if path is None else _read_toml(Path(path))
+        try:
+            merged |= _Environment().model_dump(exclude_unset=True)
+        except ValidationError as error:
+            raise _explain(error, cls, prefix="TPO_") from error
+        return cls.parse(merged | explicit)
+
+    def overridden_by(self, context: "TPOSettings | Mapping[str, Any] | None") -> "TPOSettings":
+        """These settings with the fields that `context` names in place of their own.
+
+        Raises:
+            ConfigurationError: a value or a name in `context` that can't be used.
+        """
+        if context is None:
+            return self
+        named = context.model_dump(exclude_unset=True) if isinstance(context, TPOSettings) else dict(context)
+        if not named:
+            return self
+        return TPOSettings.parse(self.model_dump(exclude_unset=True) | named)
+
+    def sampling(self, phase: PolicyPhase, recommended: Mapping[str, Any] | None = None) -> Sampling:
+        """How `phase` samples: what was set here, else what the prompt pack recommends, else the default."""
+        recommended = recommended or {}
+        explicit = frozenset(k for k in _SAMPLING_KNOBS if f"{phase}_{k}" in self.model_fields_set)
+        values = {
+            knob: getattr(self, f"{phase}_{knob}") if knob in explicit or knob not in recommended else recommended[knob]
+            for knob in _SAMPLING_KNOBS
+        }
+        return Sampling(**values, explicit=explicit)
+
+
+class _Environment(BaseSettings, TPOSettings):
+    """The same fields, read from `TPO_*` variables alone."""
+
+    model_config = SettingsConfigDict(env_prefix="TPO_", frozen=True, extra="ignore", env_ignore_empty=True)
+
+
+def _takes_none(annotation: Any) -> bool:  # Any: an annotation is any type form
+    return type(None) in getattr(annotation, "__args__", ())
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigurationError(f"Settings file {str(path)!r} can't be read: {error.strerror}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"Settings file {str(path)!r} is not valid TOML: {error}.") from error
+
+
+def _explain(error: ValidationError, cls: type[TPOSettings], *, prefix: str = "") -> ConfigurationError:
+    parts = []
+    unknown = False
+    for problem in error.errors():
+        name = ".".join(str(part) for part in problem["loc"])
+        shown = prefix + name.upper() if prefix and not name.startswith(prefix) else name
+        if problem["type"] == "extra_forbidden":
+            unknown = True
+            parts.append(f"Unknown setting {shown!r}.")
+        else:
+            where = f"Setting {shown}={problem['input']!r}: " if name else ""
+            parts.append(f"{where}{problem['msg'].removeprefix('Value error, ')}.")
+    hint = f"Settings are: {', '.join(cls.model_fields)}." if unknown else ""
+    return ConfigurationError(" ".join(parts), hint=hint)

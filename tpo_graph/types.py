@@ -1,0 +1,151 @@
+"""The records that a run is made of: TypedDicts of plain values.
+
+Nothing here is a dataclass, a pydantic object, a numpy scalar or a tensor, so that a checkpoint reads
+back as what was written and an edit in LangGraph Studio keeps its type.
+"""
+
+from typing import Literal, TypeAlias, TypedDict
+
+__all__ = [
+    "Candidate",
+    "FailureReason",
+    "FailureRecord",
+    "Mode",
+    "Phase",
+    "PhaseUsage",
+    "PreferencePair",
+    "ScoredCandidate",
+    "StepRecord",
+    "StopReason",
+    "Usage",
+]
+
+Mode: TypeAlias = Literal["tpo", "revision", "bon"]
+"""`tpo` compares best and worst; `revision` shows no rejected response; `bon` stops after the first score."""
+
+Phase: TypeAlias = Literal["sample", "score", "select", "loss", "gradient", "update"]
+"""A node of the graph. The policy is asked in `sample`, `loss`, `gradient` and `update`."""
+
+StopReason: TypeAlias = Literal[
+    "depth",  # D steps are done
+    "converged",  # the best reward gained less than `tolerance` in each of the last `patience` steps
+    "target",  # the best reward reached `target_reward`
+    "budget",  # the next step would not fit into `max_requests`, `max_tokens` or `max_seconds`
+    "no_preference",  # all rewards are equal: there is no pair to learn from
+    "updates_failed",  # no revision of a step could be used, twice
+    "policy_failed",  # the policy failed after the first candidates were scored
+    "reward_failed",  # the reward model failed after the first candidates were scored
+    "bon",  # best of N ends after the first score
+]
+
+FailureReason: TypeAlias = Literal[
+    "request_failed",  # the provider raised; `detail` has its message
+    "empty",  # no text, or white space alone
+    "no_tags",  # a revision without the opening tag
+    "not_closed",  # a revision without the closing tag
+    "truncated",  # a revision that ended at the token limit
+    "tool_calls",  # the policy called a tool and wrote no text
+    "not_finite",  # the reward was NaN or infinite
+    "scoring_failed",  # the reward model raised; `detail` has its message
+]
+
+
+class Candidate(TypedDict):
+    """One response of the policy.
+
+    Attributes:
+        id: unique within the run.
+        step: the step that drew it; 0 is the first sampling.
+        text: the response, exactly as it may become the answer.
+        truncated: the policy stopped at its token limit.
+    """
+
+    id: str
+    step: int
+    text: str
+    truncated: bool
+
+
+class ScoredCandidate(Candidate):
+    """A candidate with its reward (a finite float, higher is better)."""
+
+    reward: float
+
+
+class PreferencePair(TypedDict):
+    """The best and the worst candidate of the whole cache ("chosen" and "rejected" in prompts)."""
+
+    best: ScoredCandidate
+    worst: ScoredCandidate
+
+
+class FailureRecord(TypedDict):
+    """A response or a request that could not be used, and why. Nothing that was paid for goes unrecorded.
+
+    Attributes:
+        phase: where it happened.
+        step: in which step.
+        reason: one of `FailureReason`.
+        detail: the provider's message, or "".
+        text: the text that could not be used, or "".
+    """
+
+    phase: Phase
+    step: int
+    reason: FailureReason
+    detail: str
+    text: str
+
+
+class StepRecord(TypedDict):
+    """What one step did; a run's trajectory is a list of these.
+
+    Attributes:
+        step: 0 for the first sampling, then 1..D.
+        best_id: id of the best candidate of the whole cache after this step.
+        best_reward: its reward; never falls from one step to the next.
+        worst_reward: the lowest reward of the whole cache.
+        mean_reward: mean reward of the candidates that this step added; None when it added none.
+        candidates: how many scored candidates this step added.
+        failures: how many responses and requests of this step could not be used.
+        requests: requests to the policy and the critic in this step.
+        input_tokens: prompt tokens of this step, as the provider counts them.
+        output_tokens: completion tokens of this step.
+        seconds: wall time since the step before was selected (for step 0: since the run began).
+        loss: the textual loss that led to this step's candidates; "" for step 0.
+        gradient: the textual gradient that led to them; "" for step 0.
+    """
+
+    step: int
+    best_id: str
+    best_reward: float
+    worst_reward: float
+    mean_reward: float | None
+    candidates: int
+    failures: int
+    requests: int
+    input_tokens: int
+    output_tokens: int
+    seconds: float
+    loss: str
+    gradient: str
+
+
+class PhaseUsage(TypedDict):
+    """What one phase has used so far.
+
+    Attributes:
+        requests: requests that were sent, the refused ones included.
+        input_tokens: prompt tokens; a prompt that one request shares among N completions counts once.
+        output_tokens: completion tokens of all N.
+        seconds: wall time spent in the phase.
+    """
+
+    requests: int
+    input_tokens: int
+    output_tokens: int
+    seconds: float
+
+
+Usage: TypeAlias = dict[str, PhaseUsage]
+"""`PhaseUsage` by phase name."""
