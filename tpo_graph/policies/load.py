@@ -1,0 +1,141 @@
+"""A policy by name."""
+
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from tpo_graph.errors import ConfigurationError, MissingDependencyError, PolicyError
+
+if TYPE_CHECKING:
+    from langchain_core.language_models import BaseChatModel
+
+__all__ = ["load_policy"]
+
+_SERVERS = ("vllm", "sglang", "llamacpp", "server")
+_FORMS = (
+    '"local"',
+    '"local:model.gguf"',
+    '"openai:gpt-4o-mini"',
+    '"vllm:http://127.0.0.1:8000/v1#model"',
+    '"sglang:..."',
+    '"llamacpp:..."',
+    '"server:..." (any other OpenAI-compatible one)',
+    'any name of init_chat_model, as in "anthropic:claude-haiku-4-5"',
+)
+_HINT = f"A policy is one of: {', '.join(_FORMS)}."
+
+
+def load_policy(name: str, **options: Any) -> "BaseChatModel":  # Any: each chat model class has its own options
+    """A chat model by name.
+
+    Args:
+        name: `local` is the embedded Gemma 3 270M, `local:FILE` another GGUF file in the same engine;
+            `openai:MODEL`; `vllm:URL#MODEL` and the like for an OpenAI-compatible server (without `#MODEL` the
+            one model that the server has); anything else goes to LangChain's `init_chat_model`.
+        **options: arguments of the chat model, as in `timeout=60`; for `local` those of `start_embedded_server`.
+
+    Returns:
+        The model. Its `metadata["tpo_prompts"]` names the prompt pack that suits it, where it is not `tpo`.
+        Models of OpenAI-compatible servers can be used from one event loop after another.
+
+    Raises:
+        ConfigurationError: the name can't be understood, or a key is missing.
+        MissingDependencyError: a package that the name needs is not installed.
+        PolicyError: the server does not answer, or the embedded model does not start.
+    """
+    scheme, _, rest = name.strip().partition(":")
+    if not scheme:
+        raise ConfigurationError("The name of the policy is empty.", hint=_HINT)
+    if scheme == "local":
+        return _embedded(rest or None, options)
+    if scheme in _SERVERS:
+        return _served(name, rest, options)
+    if scheme == "openai" and rest:
+        return _openai(name, {"model": rest, **options})
+    return _by_langchain(name, options)
+
+
+def _embedded(gguf: str | None, options: dict[str, Any]) -> "BaseChatModel":
+    from tpo_graph.policies.embedded import start_embedded_server
+
+    server = start_embedded_server(gguf, **options)
+    return _openai(
+        "local",
+        {
+            "model": server.model,
+            "base_url": server.base_url,
+            "api_key": server.api_key,
+            "max_retries": 0,
+            "metadata": {"tpo_prompts": "tpo" if server.has_chat_template else "base"},
+        },
+    )
+
+
+def _served(name: str, rest: str, options: dict[str, Any]) -> "BaseChatModel":
+    url, _, model = rest.partition("#")
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        raise ConfigurationError(
+            f"The policy {name!r} has no address that begins with http:// or https://.",
+            hint='Write it as "vllm:http://127.0.0.1:8000/v1#model".',
+        )
+    # a server of one's own rarely has a key; the client wants some text all the same
+    key = options.pop("api_key", None) or os.environ.get("OPENAI_API_KEY") or "none"
+    model = model or _only_model(url, key)
+    return _openai(name, {"model": model, "base_url": url, "api_key": key, **options})
+
+
+def _only_model(url: str, key: str) -> str:
+    """The one model that a server has."""
+    import openai
+
+    try:
+        with openai.OpenAI(base_url=url, api_key=key, max_retries=1, timeout=10) as client:
+            models = [model.id for model in client.models.list()]
+    except openai.OpenAIError as error:
+        raise PolicyError(
+            f"The server at {url} does not tell its models: {error}.",
+            hint="Is it running, and does the address end as its documentation says (often /v1)?",
+        ) from error
+    if len(models) != 1:
+        raise ConfigurationError(
+            f"The server at {url} has {len(models)} models: {', '.join(models)}.", hint=f"Name one: {url}#MODEL."
+        )
+    return models[0]
+
+
+def _openai(name: str, options: dict[str, Any]) -> "BaseChatModel":
+    from langchain_openai import ChatOpenAI
+
+    from tpo_graph.policies.transport import loop_safe
+
+    if "api_key" not in options and not os.environ.get("OPENAI_API_KEY"):
+        raise ConfigurationError(
+            f"The policy {name!r} needs an API key and OPENAI_API_KEY is not set.",
+            hint="Set it, or use a policy that needs none, as in --policy local.",
+        )
+    return loop_safe(_build(name, lambda: ChatOpenAI(**options)))
+
+
+def _by_langchain(name: str, options: dict[str, Any]) -> "BaseChatModel":
+    try:
+        from langchain.chat_models import init_chat_model
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"The policy {name!r} needs LangChain's init_chat_model.",
+            hint=f'Install it with: pip install "tpo-graph[langchain]", or use another. {_HINT}',
+        ) from error
+    from tpo_graph.policies.transport import loop_safe
+
+    return loop_safe(_build(name, lambda: init_chat_model(name, **options)))
+
+
+def _build(name: str, make: "Callable[[], BaseChatModel]") -> "BaseChatModel":
+    """Call a chat model's constructor with its errors mapped to ours."""
+    try:
+        return make()
+    except ImportError as error:
+        raise MissingDependencyError(f"The policy {name!r} needs a package that is missing: {error}.") from error
+    except Exception as error:  # each integration has errors of its own for a missing key or a bad option
+        raise ConfigurationError(f"The policy {name!r} can't be made: {error}", hint=_HINT) from error

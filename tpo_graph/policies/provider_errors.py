@@ -1,0 +1,61 @@
+"""What an error of a model provider means: how its kinds are told apart, and what to do about each."""
+
+import re
+from collections.abc import Set as AbstractSet
+
+from tpo_graph.errors import ConfigurationError
+
+__all__ = ["hint_for", "may_refuse_n", "one_line", "refused_knob", "status_of"]
+
+_NOT_TAKEN = frozenset({400, 404, 405, 413, 422, 501})
+_HINTS = {
+    400: "Set a knob to none to leave it to the provider, as in sample_temperature=none.",
+    401: "Check the API key: the provider does not accept it.",
+    403: "Check the API key: the provider does not accept it.",
+    404: "Check the model name and the address: the provider does not know them.",
+    422: "Set a knob to none to leave it to the provider, as in sample_temperature=none.",
+    429: "The provider limits the rate or the quota: wait, or ask for less at a time.",
+}
+
+
+def status_of(error: BaseException) -> int | None:
+    """The HTTP status of an error of any client library, where it has one."""
+    status = getattr(error, "status_code", None) or getattr(getattr(error, "response", None), "status_code", None)
+    return status if isinstance(status, int) else None
+
+
+def may_refuse_n(error: object) -> bool:
+    """Whether a failed request for several completions may be one that asks for too many."""
+    if isinstance(error, (TypeError, ValueError, NotImplementedError)) and not isinstance(error, ConfigurationError):
+        return True
+    return isinstance(error, Exception) and status_of(error) in _NOT_TAKEN
+
+
+def refused_knob(error: Exception, knobs: AbstractSet[str]) -> str | None:
+    """The one of `knobs` that the provider says it does not take, or None."""
+    if status_of(error) not in (400, 422):
+        return None
+    text = str(error)
+    # of two that a provider does not take together, top_p goes first
+    order = [("top_p", ("top_p",)), ("temperature", ("temperature",)), ("max_new_tokens", ("max_tokens",))]
+    for knob, words in order:
+        if knob in knobs and any(re.search(rf"\b{word}\b", text) for word in words):
+            return knob
+    return None
+
+
+def one_line(error: BaseException) -> str:
+    """An error as one line: its kind and what it says."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}".rstrip(": .") if text else type(error).__name__
+
+
+def hint_for(error: Exception) -> str:
+    """What a person can do about a provider's error; "" where there is nothing to say."""
+    hint = _HINTS.get(status_of(error) or 0, "")
+    if hint:
+        return hint
+    name = type(error).__name__
+    if "Timeout" in name:
+        return "The provider did not answer in time: try again, or raise the model's timeout."
+    return "Is the server running, and is its address right?" if "Connect" in name else ""

@@ -1,0 +1,1 @@
+"""Reward models: every way to score an answer."""

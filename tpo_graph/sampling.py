@@ -1,0 +1,296 @@
+"""N completions from any LangChain chat model, for the price of one request where the provider can.
+
+What a provider takes is found out as it is used, and remembered: how many completions a request may ask for, and
+which sampling knobs it refuses.
+"""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.outputs import ChatGeneration, LLMResult
+from langchain_core.runnables import Runnable, RunnableBinding
+from langchain_core.runnables.config import ensure_config
+
+from tpo_graph.accounting import Stopwatch, no_usage
+from tpo_graph.errors import ConfigurationError, PolicyError
+from tpo_graph.policies.provider_errors import hint_for, may_refuse_n, one_line, refused_knob
+from tpo_graph.policies.transport import loop_safe
+from tpo_graph.settings import Sampling
+from tpo_graph.types import PhaseUsage
+
+__all__ = ["Completion", "Draw", "Policy", "Sampler"]
+
+Policy: TypeAlias = Runnable[Any, Any]  # Any: LangChain types a chat model's input and output so, once bound or wrapped
+"""A chat model, or one with arguments bound, fallbacks or retries around it."""
+
+# the first of these that a model has as a field takes the knob
+_FIELDS: Mapping[str, tuple[str, ...]] = {
+    "temperature": ("temperature",),
+    "top_p": ("top_p",),
+    "max_new_tokens": ("max_tokens", "max_output_tokens", "num_predict", "max_new_tokens"),
+    "seed": ("seed",),
+}
+_CUT_SHORT = frozenset({"length", "max_tokens", "max_output_tokens"})
+_MOST_SEEDS = 2**31 - 1
+_NOSTREAM = "nostream"  # LangGraph's tag: keeps drafts out of the message stream of the answer
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One completion.
+
+    Attributes:
+        text: what was written, "" where there was no text.
+        truncated: the policy stopped at its token limit.
+        ended_by_stop: the provider ended it by itself or at a stop text.
+        tool_calls: it calls a tool.
+    """
+
+    text: str
+    truncated: bool
+    ended_by_stop: bool
+    tool_calls: bool
+
+
+@dataclass
+class Draw:
+    """What came of asking for N completions.
+
+    Attributes:
+        completions: those that came, at most N.
+        usage: what they cost.
+        errors: one for each request that failed for good.
+    """
+
+    completions: list[Completion] = field(default_factory=list)
+    usage: PhaseUsage = field(default_factory=no_usage)
+    errors: list[Exception] = field(default_factory=list)
+
+
+class Sampler:
+    """Draws completions from one policy, and remembers what its provider takes.
+
+    Args:
+        policy: a chat model, also bound (`bind`, `with_config`) or wrapped (`with_fallbacks`, `with_retry`).
+
+    Raises:
+        ConfigurationError: `policy` is neither.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        if not isinstance(policy, Runnable):
+            raise ConfigurationError(
+                f"The policy must be a LangChain chat model, not {type(policy).__name__!r}.",
+                hint='load_policy("openai:gpt-4o-mini") makes one.',
+            )
+        self.policy = policy
+        self._model, self._bound, self._config = _unwrap(policy)
+        if self._model is not None:
+            self._model = loop_safe(self._model)
+        self._most: int | None = None if self._takes("n") else 1  # completions a request; None: no limit is known
+        self._refused: set[str] = set()  # knobs that the provider refuses
+
+    @property
+    def tokenize(self) -> Any:  # Any: LangChain's field is an optional callable
+        """The policy's own tokenizer (`custom_get_token_ids`), or None."""
+        return getattr(self._model, "custom_get_token_ids", None)
+
+    async def draw(
+        self, messages: Sequence[BaseMessage], n: int, sampling: Sampling, *, seed: int | None = None
+    ) -> Draw:
+        """Ask for `n` completions.
+
+        Args:
+            messages: what the policy is shown.
+            n: how many, 1 or more.
+            sampling: temperature and the like.
+            seed: of the first request; further ones count up from it. None sends none.
+
+        Returns:
+            What came. Some of N failing is no error; `errors` tells.
+
+        Raises:
+            PolicyError: nothing came; the cause is the last failure.
+            ConfigurationError: a knob was set that this policy has no way to take.
+        """
+        draw = Draw()
+        sent = 0
+        most = self._most
+        with Stopwatch() as watch:
+            while (missing := n - len(draw.completions) - len(draw.errors)) > 0:
+                sizes = _pieces(missing, most)
+                requests = [
+                    self._request(list(messages), size, sampling, _shift(seed, sent + place), draw.usage)
+                    for place, size in enumerate(sizes)
+                ]
+                sent += len(sizes)
+                outcomes = await asyncio.gather(*requests, return_exceptions=True)
+                refused = []
+                for size, outcome in zip(sizes, outcomes, strict=True):
+                    if isinstance(outcome, list):
+                        draw.completions += outcome
+                        # fewer than asked for: the rest is asked for in pieces of what came
+                        most = self._most = most if len(outcome) >= size else len(outcome)
+                    elif size > 1 and may_refuse_n(outcome):
+                        refused.append(size)
+                    elif isinstance(outcome, ConfigurationError) or not isinstance(outcome, Exception):
+                        raise outcome
+                    else:
+                        draw.errors += [outcome] * size
+                if refused:
+                    # remembered once a smaller piece is taken: then it was n that the provider refused
+                    most = max(1, min(refused) // 2)
+        draw.completions = draw.completions[:n]
+        draw.usage["seconds"] = watch.seconds
+        if not draw.completions:
+            raise self._error(draw.errors[-1]) from draw.errors[-1]
+        return draw
+
+    async def _request(
+        self, messages: list[BaseMessage], n: int, sampling: Sampling, seed: int | None, usage: PhaseUsage
+    ) -> list[Completion]:
+        """One request; asks again without a knob of which the provider says that it does not take it."""
+        while True:
+            knobs = self._knobs(sampling, seed)
+            usage["requests"] += 1
+            try:
+                return await self._ask(messages, n, knobs, sampling.stop, usage)
+            except Exception as error:  # any provider's; what is not about a knob goes on to `draw`
+                knob = refused_knob(error, knobs.keys() - sampling.explicit - {"seed"})
+                if knob is None:
+                    raise
+                self._refused.add(knob)
+
+    async def _ask(
+        self, messages: list[BaseMessage], n: int, knobs: Mapping[str, Any], stop: tuple[str, ...], usage: PhaseUsage
+    ) -> list[Completion]:
+        config = ensure_config(self._config)
+        tags = [*(config.get("tags") or []), _NOSTREAM]
+        if self._model is None:
+            message = await self.policy.ainvoke(
+                messages, {**config, "tags": tags}, **({"stop": list(stop)} if stop else {})
+            )
+            if not isinstance(message, AIMessage):
+                raise ConfigurationError(f"The policy returned {type(message).__name__!r}, not a message.")
+            _count(usage, [message], None)
+            return [_completion(ChatGeneration(message=message))]
+        fields = {self._field(name): value for name, value in knobs.items()}
+        # a copy, and not keyword arguments: every chat model reads its fields, few take the same arguments
+        model = self._model.model_copy(update=fields | self._fixed(n))
+        result: LLMResult = await model.agenerate(
+            [messages],
+            stop=list(stop) or self._bound.get("stop"),
+            callbacks=config.get("callbacks"),
+            tags=tags,
+            metadata=config.get("metadata"),
+            **{name: value for name, value in self._bound.items() if name not in ("n", "stop", "stream")},
+        )
+        generations = [made for made in result.generations[0] if isinstance(made, ChatGeneration)]
+        _count(usage, [made.message for made in generations], result.llm_output)
+        if not generations:
+            raise PolicyError("The provider returned no completion.")
+        return [_completion(made) for made in generations]
+
+    def _fixed(self, n: int) -> dict[str, Any]:
+        """Fields that sampling depends on: no cached text twice, no N completions merged into one stream."""
+        fixed: dict[str, Any] = {"cache": False, "disable_streaming": True}
+        if self._takes("streaming"):
+            fixed["streaming"] = False
+        if self._takes("n"):
+            fixed["n"] = n if n > 1 else None if _allows_none(self._model, "n") else 1
+        return fixed
+
+    def _knobs(self, sampling: Sampling, seed: int | None) -> dict[str, Any]:
+        """The knobs to set; a default is left out where the model has no such field."""
+        wanted = {
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "max_new_tokens": sampling.max_new_tokens,
+            "seed": seed,
+        }
+        knobs = {}
+        for name, value in wanted.items():
+            if value is None or name in self._refused:
+                continue
+            target = self._field(name)
+            if not target:
+                if name in sampling.explicit:
+                    raise ConfigurationError(
+                        f"{type(self._model or self.policy).__name__} has no way to take {name}={value}.",
+                        hint="Leave that setting out, and set it on the model itself.",
+                    )
+                continue
+            # the model's own limit is kept unless a person set another for this phase
+            if name == "max_new_tokens" and name not in sampling.explicit and getattr(self._model, target, None):
+                continue
+            knobs[name] = value
+        return knobs
+
+    def _field(self, knob: str) -> str:
+        return next((name for name in _FIELDS[knob] if self._takes(name)), "")
+
+    def _takes(self, name: str) -> bool:
+        return self._model is not None and name in type(self._model).model_fields
+
+    def _error(self, cause: Exception) -> PolicyError:
+        if isinstance(cause, PolicyError):
+            return cause
+        return PolicyError(f"The policy failed: {one_line(cause)}.", hint=hint_for(cause))
+
+
+def _unwrap(policy: Policy) -> tuple[BaseChatModel | None, dict[str, Any], Any]:
+    """The chat model inside `bind` and `with_config`, its bound arguments, and its config; None when it is not one."""
+    bound: dict[str, Any] = {}
+    config: Any = {}
+    inner: Any = policy  # Any: RunnableBinding.bound is a Runnable of any kind
+    while isinstance(inner, RunnableBinding):
+        bound = {**inner.kwargs, **bound}
+        config = {**inner.config, **config}
+        inner = inner.bound
+    return (inner, bound, config) if isinstance(inner, BaseChatModel) else (None, {}, {})
+
+
+def _pieces(n: int, most: int | None) -> list[int]:
+    """`n` as sizes of requests of at most `most` completions."""
+    if most is None or n <= most:
+        return [n]
+    return [most] * (n // most) + ([n % most] if n % most else [])
+
+
+def _shift(seed: int | None, by: int) -> int | None:
+    return None if seed is None else (seed + by) % _MOST_SEEDS
+
+
+def _completion(generation: ChatGeneration) -> Completion:
+    message = generation.message
+    told = {**(generation.generation_info or {}), **message.response_metadata}
+    finish = str(told.get("finish_reason") or told.get("stop_reason") or told.get("done_reason") or "").lower()
+    return Completion(
+        text=message.text,
+        truncated=finish in _CUT_SHORT,
+        ended_by_stop=finish not in _CUT_SHORT,
+        tool_calls=bool(getattr(message, "tool_calls", None)),
+    )
+
+
+def _count(usage: PhaseUsage, messages: Sequence[BaseMessage], llm_output: Mapping[str, Any] | None) -> None:
+    """Add a request's tokens. With n > 1 each message repeats the usage of all; `llm_output` has it once."""
+    told = (llm_output or {}).get("token_usage") or {}
+    if told.get("prompt_tokens") is not None or told.get("completion_tokens") is not None:
+        usage["input_tokens"] += told.get("prompt_tokens") or 0
+        usage["output_tokens"] += told.get("completion_tokens") or 0
+        return
+    each = [message.usage_metadata for message in messages if isinstance(message, AIMessage) and message.usage_metadata]
+    if not each:
+        return
+    usage["input_tokens"] += each[0]["input_tokens"]
+    repeated = len(each) > 1 and all(one == each[0] for one in each)
+    usage["output_tokens"] += each[0]["output_tokens"] if repeated else sum(one["output_tokens"] for one in each)
+
+
+def _allows_none(model: BaseChatModel | None, name: str) -> bool:
+    return model is not None and type(None) in getattr(type(model).model_fields[name].annotation, "__args__", ())

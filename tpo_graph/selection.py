@@ -1,0 +1,92 @@
+"""Decisions of the loop, as pure functions: who is best and worst, and whether the run is over."""
+
+import itertools
+from collections.abc import Sequence
+
+from tpo_graph.accounting import total
+from tpo_graph.settings import TPOSettings
+from tpo_graph.types import FailureRecord, PreferencePair, ScoredCandidate, StepRecord, StopReason, Usage
+
+__all__ = ["has_converged", "preference_pair", "step_was_lost", "stop_reason"]
+
+
+def preference_pair(cache: Sequence[ScoredCandidate]) -> PreferencePair:
+    """The best and the worst candidate of the cache; ties go to the earliest (TPO paper, section 3).
+
+    Raises:
+        ValueError: the cache is empty.
+    """
+    if not cache:
+        raise ValueError("a pair can't be selected from an empty cache")
+    # max and min keep the first of equals
+    return PreferencePair(
+        best=max(cache, key=lambda candidate: candidate["reward"]),
+        worst=min(cache, key=lambda candidate: candidate["reward"]),
+    )
+
+
+def has_converged(trajectory: Sequence[StepRecord], *, tolerance: float, patience: int) -> bool:
+    """Whether the best reward gained less than `tolerance` in each of the last `patience` steps."""
+    if tolerance <= 0 or len(trajectory) <= patience:
+        return False
+    best = [record["best_reward"] for record in trajectory[-patience - 1 :]]
+    return all(after - before < tolerance for before, after in itertools.pairwise(best))
+
+
+def step_was_lost(failures: Sequence[FailureRecord], step: int) -> bool:
+    """Whether loss or gradient of `step` failed, so that there is nothing to revise by."""
+    return any(failure["step"] == step and failure["phase"] in ("loss", "gradient") for failure in failures)
+
+
+def stop_reason(  # noqa: PLR0911  # one return for each reason, in the order in which they count
+    trajectory: Sequence[StepRecord],
+    settings: TPOSettings,
+    usage: Usage,
+    *,
+    failures: Sequence[FailureRecord] = (),
+) -> StopReason | None:
+    """Why the run is over after the last record of the trajectory, or None when it goes on.
+
+    Args:
+        trajectory: one record a step, at least one.
+        settings: the settings of this call.
+        usage: what the run has used so far.
+        failures: what could not be used so far.
+    """
+    last = trajectory[-1]
+    step = last["step"]
+    if settings.mode == "bon":
+        return "bon"
+    if step > 0 and last["candidates"] == 0:
+        return _why_nothing_came(failures, step)
+    if settings.target_reward is not None and last["best_reward"] >= settings.target_reward:
+        return "target"
+    if step >= settings.depth:
+        return "depth"
+    if settings.mode == "tpo" and last["best_reward"] == last["worst_reward"]:
+        return "no_preference"
+    if has_converged(trajectory, tolerance=settings.tolerance, patience=settings.patience):
+        return "converged"
+    if _budget_is_spent(trajectory, settings, usage):
+        return "budget"
+    return None
+
+
+def _why_nothing_came(failures: Sequence[FailureRecord], step: int) -> StopReason:
+    mine = [failure for failure in failures if failure["step"] == step]
+    if any(failure["phase"] == "score" for failure in mine):
+        return "reward_failed"
+    if step_was_lost(mine, step):
+        return "policy_failed"
+    unusable = [failure for failure in mine if failure["reason"] != "request_failed"]
+    return "updates_failed" if unusable or not mine else "policy_failed"
+
+
+def _budget_is_spent(trajectory: Sequence[StepRecord], settings: TPOSettings, usage: Usage) -> bool:
+    used = total(usage)
+    # a step is loss, gradient and as many requests as drawing N took the last time
+    draws = trajectory[-1]["requests"] - (2 if trajectory[-1]["step"] > 0 else 0)
+    next_step = 2 + max(1, draws)
+    limits = settings.max_requests, settings.max_tokens, settings.max_seconds
+    spent = used["requests"] + next_step - 1, used["input_tokens"] + used["output_tokens"], used["seconds"]
+    return any(limit is not None and value >= limit for limit, value in zip(limits, spent, strict=True))

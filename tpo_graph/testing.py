@@ -1,0 +1,121 @@
+"""Fakes with known answers, for the tests of this package and of yours.
+
+A chat model that follows a script, and a reward model that looks rewards up in a table.
+"""
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+from langchain_core.callbacks import CallbackManagerForLLMRun
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.outputs import ChatGeneration, ChatResult
+from pydantic import Field, PrivateAttr
+
+from tpo_graph.errors import RewardError
+
+__all__ = ["ScriptedChatModel", "TableReward"]
+
+Reply: TypeAlias = str | AIMessage | Exception
+Script: TypeAlias = Sequence[Reply] | Callable[[Sequence[BaseMessage], int], Reply]
+
+
+class ScriptedChatModel(BaseChatModel):
+    """A chat model that gives the replies of a script, in order, and records what it was asked.
+
+    Example:
+        >>> model = ScriptedChatModel(["first", "second"])
+        >>> model.invoke("hi").content, model.invoke("hi").content
+        ('first', 'second')
+
+    Attributes:
+        script: replies in order (an exception is raised), or a function of the messages and the running number
+            of the reply.
+        requests: the messages of every request so far.
+        temperature: what the last copy of the model was told; recorded in `knobs` by request.
+    """
+
+    script: Any = Field(repr=False)  # Any: `Script`, which pydantic can't validate
+    temperature: float | None = None
+    top_p: float | None = None
+    max_tokens: int | None = None
+    seed: int | None = None
+    requests: list[list[BaseMessage]] = Field(default_factory=list, repr=False)
+    knobs: list[dict[str, Any]] = Field(default_factory=list, repr=False)  # Any: knob values
+    _lock: Any = PrivateAttr(default_factory=threading.Lock)  # Any: a lock's type is private in threading
+
+    def __init__(self, script: Script, **fields: Any) -> None:  # Any: pydantic's
+        super().__init__(**{"script": script, **fields})
+
+    @property
+    def _llm_type(self) -> str:
+        return "scripted"
+
+    def _generate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,  # noqa: ARG002  # LangChain's signature
+        **kwargs: Any,  # Any: LangChain's own
+    ) -> ChatResult:
+        # copies of the model share these lists, so a script goes on across them
+        with self._lock:
+            number = len(self.requests)
+            self.requests.append(messages)
+            told = {name: getattr(self, name) for name in ("temperature", "top_p", "max_tokens", "seed")}
+            self.knobs.append({**told, "stop": stop, **kwargs})
+        reply = self.script(messages, number) if callable(self.script) else self._next(number)
+        if isinstance(reply, Exception):
+            raise reply
+        message = reply if isinstance(reply, AIMessage) else AIMessage(reply)
+        if message.usage_metadata is None:
+            asked, wrote = sum(len(each.text.split()) for each in messages), len(message.text.split())
+            usage = {"input_tokens": asked, "output_tokens": wrote, "total_tokens": asked + wrote}
+            message = message.model_copy(update={"usage_metadata": usage})
+        return ChatResult(generations=[ChatGeneration(message=message)])
+
+    def _next(self, number: int) -> Reply:
+        if number >= len(self.script):
+            raise AssertionError(f"The script has {len(self.script)} replies and was asked for one more.")
+        reply: Reply = self.script[number]
+        return reply
+
+
+class TableReward:
+    """A reward model that looks a response's reward up.
+
+    Example:
+        >>> import asyncio
+        >>> asyncio.run(TableReward({"good": 1.0}, default=0.0).score([], ["good", "other"]))
+        [1.0, 0.0]
+
+    Attributes:
+        calls: the responses of every call so far.
+    """
+
+    def __init__(self, table: Mapping[str, float] | Callable[[str], float], *, default: float | None = None) -> None:
+        self.table = table
+        self.default = default
+        self.calls: list[list[str]] = []
+
+    async def score(
+        self,
+        messages: Sequence[BaseMessage],  # noqa: ARG002  # the protocol's signature
+        responses: Sequence[str],
+    ) -> list[float]:
+        """Rewards from the table.
+
+        Raises:
+            RewardError: a response is not in the table and there is no default.
+        """
+        self.calls.append(list(responses))
+        return [self._look_up(response) for response in responses]
+
+    def _look_up(self, response: str) -> float:
+        if callable(self.table):
+            return self.table(response)
+        reward = self.table.get(response, self.default)
+        if reward is None:
+            raise RewardError(f"The table has no reward for {response!r}.")
+        return reward
