@@ -1,0 +1,1 @@
+"""The TPO loop as a LangGraph workflow."""

@@ -1,0 +1,115 @@
+"""One async body for each node, callable from sync code too.
+
+`invoke` and `stream` run nodes in plain threads. A new event loop for every call would break pooled HTTP
+connections, so all sync calls of a process share one loop in a daemon thread (a second one when a node itself
+calls a graph synchronously, and so on).
+"""
+
+import asyncio
+import contextvars
+import inspect
+import os
+import threading
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+from langchain_core.runnables import Runnable, RunnableConfig
+from langgraph.config import get_store, get_stream_writer
+from langgraph.runtime import get_runtime
+
+__all__ = ["AsyncNode", "run_coroutine"]
+
+T = TypeVar("T")
+NodeBody = Callable[..., Awaitable[Mapping[str, Any] | None]]  # Any: a partial state
+
+_lock = threading.Lock()
+_loops: list[asyncio.AbstractEventLoop] = []
+_thread = threading.local()
+
+
+def _forget_loops() -> None:
+    """A forked child has none of its parent's threads."""
+    _loops.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_loops)
+
+
+def _loop_for_this_thread() -> asyncio.AbstractEventLoop:
+    """A running loop that is not the one of the calling thread."""
+    level = getattr(_thread, "level", -1) + 1
+    with _lock:
+        if level == len(_loops):
+            loop = asyncio.new_event_loop()
+            threading.Thread(target=_serve, args=(loop, level), name=f"tpo-graph-loop-{level}", daemon=True).start()
+            _loops.append(loop)
+        return _loops[level]
+
+
+def _serve(loop: asyncio.AbstractEventLoop, level: int) -> None:
+    _thread.level = level
+    asyncio.set_event_loop(loop)
+    loop.run_forever()
+
+
+def run_coroutine(coroutine: Coroutine[Any, Any, T]) -> T:  # Any: what a coroutine yields and is sent
+    """Run a coroutine on the shared loop, in the caller's context, and wait for its result.
+
+    An exception in the waiting thread (Ctrl-C) cancels the coroutine.
+    """
+    loop = _loop_for_this_thread()
+    context = contextvars.copy_context()
+    outcome: Future[T] = Future()
+
+    def start() -> None:
+        task = loop.create_task(coroutine, context=context)
+        task.add_done_callback(finish)
+        outcome.task = task  # type: ignore[attr-defined]  # so that the waiting side can cancel it
+
+    def finish(task: asyncio.Task[T]) -> None:
+        if task.cancelled():
+            outcome.cancel()
+        elif (error := task.exception()) is not None:
+            outcome.set_exception(error)
+        else:
+            outcome.set_result(task.result())
+
+    loop.call_soon_threadsafe(start)
+    try:
+        return outcome.result()
+    except BaseException:
+        task = getattr(outcome, "task", None)
+        if task is not None:
+            loop.call_soon_threadsafe(task.cancel)
+        raise
+
+
+class AsyncNode(Runnable[Any, Any]):  # Any: a state and a partial state
+    """A node of an async function `(state, runtime) -> partial state` that sync runs can call as well.
+
+    The function may take what LangGraph gives to a node, by name: `runtime`, `config`, `writer`, `store`.
+    """
+
+    def __init__(self, body: NodeBody, name: str) -> None:
+        self.body = body
+        self.name = name
+        self._extras = [name for name in inspect.signature(body).parameters if name in _EXTRAS]
+
+    async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **_: Any) -> Any:  # Any: as above
+        """Run the function on the current loop."""
+        extras = {name: config if name == "config" else _EXTRAS[name]() for name in self._extras}
+        return await self.body(input, **extras)
+
+    def invoke(self, input: Any, config: RunnableConfig | None = None, **_: Any) -> Any:  # Any: as above
+        """Run the same function on the shared loop."""
+        return run_coroutine(self.ainvoke(input, config))
+
+
+_EXTRAS: Mapping[str, Callable[[], Any]] = {  # Any: whatever LangGraph gives
+    "runtime": get_runtime,
+    "config": lambda: None,
+    "writer": get_stream_writer,
+    "store": get_store,
+}

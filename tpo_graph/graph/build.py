@@ -1,0 +1,145 @@
+"""Builds the graph: six nodes, wired as in the paper's figure."""
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from langgraph.graph import END, START, StateGraph
+from langgraph.graph.state import CompiledStateGraph
+
+from tpo_graph.errors import ConfigurationError
+from tpo_graph.graph.bridge import AsyncNode
+from tpo_graph.graph.nodes import gradient_node, loss_node, sample_node, score_node, select_node, update_node
+from tpo_graph.graph.routing import route_after_select
+from tpo_graph.graph.state import TPOInput, TPOState
+from tpo_graph.prompt_store import PromptPack
+from tpo_graph.rewards.base import RewardModel
+from tpo_graph.sampling import Policy, Sampler
+from tpo_graph.settings import TPOSettings
+
+__all__ = ["build_tpo_graph", "create_tpo_graph"]
+
+TPOStateGraph: TypeAlias = StateGraph[TPOState, TPOSettings, TPOInput, TPOState]
+TPOGraph: TypeAlias = CompiledStateGraph[TPOState, TPOSettings, TPOInput, TPOState]
+
+
+def build_tpo_graph(
+    policy: Policy,
+    reward_model: RewardModel,
+    *,
+    critic: Policy | None = None,
+    prompts: PromptPack | str | Path | None = None,
+    nodes: Mapping[str, Any] | None = None,  # Any: whatever LangGraph takes as a node
+    settings: TPOSettings | None = None,
+) -> TPOStateGraph:
+    """The TPO loop as a graph that is not compiled yet, so that nodes can be put beside its own.
+
+    Example:
+        >>> from tpo_graph.testing import ScriptedChatModel, TableReward
+        >>> graph = build_tpo_graph(ScriptedChatModel(["hello"]), TableReward({"hello": 1.0}))
+        >>> sorted(graph.nodes)
+        ['gradient', 'loss', 'sample', 'score', 'select', 'update']
+
+    Args:
+        policy: the model that answers and revises (M in the paper).
+        reward_model: scores every candidate (R in the paper).
+        critic: writes loss and gradient; the policy when None.
+        prompts: a pack, its name or its folder; None takes the one that suits the policy.
+        nodes: replacements by name, as in `{"loss": my_node}`: async or sync functions of
+            `(state, runtime) -> partial state`, or any Runnable.
+        settings: defaults for every run; None reads the `TPO_*` variables. A call's `context` overrides what it
+            names.
+
+    Raises:
+        ConfigurationError: the policy is no chat model, the reward model has no `score`, or a name in `nodes`
+            is not a node.
+        PromptError: the pack is incomplete or can't run the mode.
+    """
+    settings = TPOSettings.load() if settings is None else settings
+    pack = _pack(prompts, policy)
+    pack.check_mode(settings.mode, preference=settings.preference)
+    if not callable(getattr(reward_model, "score", None)):
+        raise ConfigurationError(
+            f"A reward model has a method score(messages, responses), and {type(reward_model).__name__!r} has none.",
+            hint='load_reward("local") makes one.',
+        )
+    actor = Sampler(policy)
+    judge = actor if critic is None or critic is policy else Sampler(critic)
+    bodies: dict[str, Any] = {  # Any: as for `nodes`
+        "sample": sample_node(actor, pack, settings),
+        "score": score_node(reward_model, settings),
+        "select": select_node(settings),
+        "loss": loss_node(judge, pack, settings),
+        "gradient": gradient_node(judge, pack, settings),
+        "update": update_node(actor, pack, settings),
+    }
+    for name in nodes or {}:
+        if name not in bodies:
+            raise ConfigurationError(f"Unknown node {name!r}; allowed: {', '.join(bodies)}.")
+    bodies |= nodes or {}
+
+    graph: TPOStateGraph = StateGraph(TPOState, context_schema=TPOSettings, input_schema=TPOInput)
+    for name, body in bodies.items():
+        graph.add_node(name, AsyncNode(body, name) if inspect.iscoroutinefunction(body) else body)
+    graph.add_edge(START, "sample")
+    graph.add_edge("sample", "score")
+    graph.add_edge("score", "select")
+    graph.add_conditional_edges("select", route_after_select, {"loss": "loss", END: END})
+    graph.add_edge("loss", "gradient")
+    graph.add_edge("gradient", "update")
+    graph.add_edge("update", "score")
+    return graph
+
+
+def create_tpo_graph(
+    policy: Policy,
+    reward_model: RewardModel,
+    *,
+    critic: Policy | None = None,
+    prompts: PromptPack | str | Path | None = None,
+    nodes: Mapping[str, Any] | None = None,  # Any: whatever LangGraph takes as a node
+    settings: TPOSettings | None = None,
+    **compile_options: Any,  # Any: LangGraph's own
+) -> TPOGraph:
+    """The TPO loop, compiled and ready to run.
+
+    Example:
+        >>> from tpo_graph.testing import ScriptedChatModel, TableReward
+        >>> reward_model = TableReward({"4": 1.0, "5": -1.0})
+        >>> graph = create_tpo_graph(ScriptedChatModel(["4", "5"]), reward_model)
+        >>> graph.invoke({"query": "2 + 2?"}, context={"mode": "bon", "n": 2})["answer"]
+        '4'
+
+    A run takes 3 + 5 D supersteps. Inside an LCEL chain langchain-core sets a recursion limit of 25, which ends
+    runs of D >= 5: call the graph there with `config={"recursion_limit": 4 + 5 * D}`.
+
+    Args:
+        policy: see `build_tpo_graph`, as for all others up to `settings`.
+        reward_model: see there.
+        critic: see there.
+        prompts: see there.
+        nodes: see there.
+        settings: see there.
+        **compile_options: go to `StateGraph.compile`, as in `checkpointer=InMemorySaver()`.
+
+    Raises:
+        ConfigurationError: see `build_tpo_graph`.
+        PromptError: see there.
+    """
+    graph = build_tpo_graph(policy, reward_model, critic=critic, prompts=prompts, nodes=nodes, settings=settings)
+    return graph.compile(**{"name": "tpo", **compile_options})
+
+
+def _pack(prompts: PromptPack | str | Path | None, policy: Policy) -> PromptPack:
+    if isinstance(prompts, PromptPack):
+        return prompts
+    return PromptPack.load(prompts if prompts is not None else _suited_pack(policy))
+
+
+def _suited_pack(policy: Policy) -> str:
+    """The pack that `load_policy` noted on the model; `tpo` for all others."""
+    inner: Any = policy  # Any: a bound model holds a Runnable of any kind
+    while hasattr(inner, "bound"):
+        inner = inner.bound
+    return str((getattr(inner, "metadata", None) or {}).get("tpo_prompts", "tpo"))

@@ -1,0 +1,63 @@
+"""select: the best and the worst of the whole cache, the step's record, and whether the run is over."""
+
+from typing import Any
+
+from langchain_core.messages import AIMessage
+from langgraph.runtime import Runtime
+
+from tpo_graph.accounting import total
+from tpo_graph.graph.bridge import NodeBody
+from tpo_graph.graph.phase import effective_settings
+from tpo_graph.graph.state import TPOState
+from tpo_graph.selection import preference_pair, stop_reason
+from tpo_graph.settings import TPOSettings
+from tpo_graph.types import PreferencePair, StepRecord
+
+__all__ = ["select_node"]
+
+
+def select_node(settings: TPOSettings) -> NodeBody:
+    """The node that picks chosen and rejected from the whole cache (TPO paper, section 3) and ends the run.
+
+    It appends the step's record to the trajectory. When the run is over it writes `stop_reason`, `answer` and the
+    answer's message.
+    """
+
+    async def select(state: TPOState, runtime: Runtime[TPOSettings]) -> dict[str, Any]:  # Any: a partial state
+        chosen = effective_settings(settings, runtime)
+        pair = preference_pair(state["cache"])
+        record = _record(state, pair)
+        failures = state.get("failures", [])
+        reason = stop_reason([*state["trajectory"], record], chosen, state["usage"], failures=failures)
+        best = pair["best"]
+        update = {"best": best, "worst": pair["worst"], "trajectory": [record], "stop_reason": reason}
+        if reason is None:
+            return update
+        told = {"tpo": {"reward": best["reward"], "steps": record["step"], "stop_reason": reason}}
+        return update | {
+            "answer": best["text"],
+            "messages": [AIMessage(best["text"], response_metadata=told)],
+        }
+
+    return select
+
+
+def _record(state: TPOState, pair: PreferencePair) -> StepRecord:
+    step, before = state["step"], state["trajectory"]
+    new = [candidate["reward"] for candidate in state["cache"] if candidate["step"] == step]
+    used = total(state["usage"])
+    return StepRecord(
+        step=step,
+        best_id=pair["best"]["id"],
+        best_reward=pair["best"]["reward"],
+        worst_reward=pair["worst"]["reward"],
+        mean_reward=sum(new) / len(new) if new else None,
+        candidates=len(new),
+        failures=sum(failure["step"] == step for failure in state.get("failures", [])),
+        requests=used["requests"] - sum(record["requests"] for record in before),
+        input_tokens=used["input_tokens"] - sum(record["input_tokens"] for record in before),
+        output_tokens=used["output_tokens"] - sum(record["output_tokens"] for record in before),
+        seconds=max(0.0, used["seconds"] - sum(record["seconds"] for record in before)),
+        loss=state.get("loss", ""),
+        gradient=state.get("gradient", ""),
+    )

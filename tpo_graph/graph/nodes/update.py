@@ -1,0 +1,80 @@
+"""update: the policy writes N revised candidates from the best one, the loss and the gradient."""
+
+from typing import Any
+
+from langchain_core.messages import BaseMessage
+from langgraph.runtime import Runtime
+
+from tpo_graph.accounting import add_usage, no_usage
+from tpo_graph.errors import PolicyError
+from tpo_graph.graph.bridge import NodeBody
+from tpo_graph.graph.phase import PhaseRequest, effective_settings, failure, request_failures
+from tpo_graph.graph.state import TPOState
+from tpo_graph.prompt_store import PromptPack
+from tpo_graph.revision_tags import Extraction, extract_revision
+from tpo_graph.sampling import Completion, Sampler
+from tpo_graph.selection import step_was_lost
+from tpo_graph.settings import TPOSettings
+from tpo_graph.types import Candidate, FailureReason, FailureRecord, Usage
+
+__all__ = ["update_node"]
+
+
+def update_node(policy: Sampler, prompts: PromptPack, settings: TPOSettings) -> NodeBody:
+    """The node that draws N revisions (TPO paper, section 3) and cuts them out of their tags.
+
+    When none of them can be used it asks once more. What can't be used is recorded with its text.
+    """
+
+    async def update(state: TPOState, runtime: Runtime[TPOSettings]) -> dict[str, Any]:  # Any: a partial state
+        request = PhaseRequest("update", state, effective_settings(settings, runtime), prompts)
+        done: dict[str, Any] = {"step": request.step, "pending": []}  # Any: a partial state
+        if step_was_lost(state.get("failures", []), request.step):
+            return done
+        messages = request.messages(policy, list(state["messages"]))
+        usage: Usage = {"update": no_usage()}
+        failures: list[FailureRecord] = []
+        pending: list[Candidate] = []
+        for attempt in (0, 1):
+            try:
+                draw = await request.draw(policy, messages, request.settings.n, attempt=attempt)
+            except PolicyError as error:
+                if request.settings.on_failure == "raise":
+                    raise
+                failures.append(failure("update", request.step, "request_failed", str(error)))
+                break
+            usage = add_usage(usage, {"update": draw.usage})
+            failures += request_failures("update", request.step, draw)
+            for completion in draw.completions:
+                text, problem = _revision(completion, request, messages)
+                if problem is None:
+                    name = f"{request.step}-{len(pending)}"
+                    pending.append(Candidate(id=name, step=request.step, text=text, truncated=completion.truncated))
+                else:
+                    failures.append(failure("update", request.step, problem, text=completion.text))
+            if pending:
+                break
+        return done | {"pending": pending, "usage": usage, "failures": failures}
+
+    return update
+
+
+def _revision(completion: Completion, request: PhaseRequest, messages: list[BaseMessage]) -> Extraction:
+    """The revised response in a completion, or what is wrong with it."""
+    if completion.tool_calls and not completion.text.strip():
+        return Extraction("", "tool_calls")
+    open_tag, close_tag = request.tags()
+    prompt = request.prompts.prompt("update", request.settings.mode)
+    stops = request.settings.sampling("update", prompt.sampling if prompt else None).stop
+    found = extract_revision(
+        completion.text,
+        open_tag=open_tag,
+        close_tag=close_tag,
+        opened=messages[-1].text.rstrip().endswith(open_tag.rstrip()),
+        closed=completion.ended_by_stop and any(close_tag.startswith(stop) for stop in stops),
+        keep_truncated=request.settings.keep_truncated,
+    )
+    problem: FailureReason | None = found.problem
+    if problem == "not_closed" and completion.truncated:
+        problem = "truncated"
+    return Extraction(found.text, problem)

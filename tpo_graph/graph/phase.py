@@ -1,0 +1,130 @@
+"""What the nodes that ask a model have in common: the prompt of their phase, one text or N, and records of failures."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from langchain_core.messages import BaseMessage
+from langgraph.runtime import Runtime
+
+from tpo_graph.accounting import add_usage, no_usage
+from tpo_graph.conversation import cut_to_tokens, last_query
+from tpo_graph.errors import PolicyError
+from tpo_graph.graph.state import TPOState
+from tpo_graph.prompt_store import PromptPack
+from tpo_graph.sampling import Draw, Sampler
+from tpo_graph.settings import PolicyPhase, TPOSettings
+from tpo_graph.types import FailureReason, FailureRecord, Phase, PhaseUsage
+
+__all__ = ["PhaseRequest", "critique", "effective_settings", "failure", "request_failures"]
+
+_SEEDS_PER_STEP = 10_000
+_SEEDS_PER_ATTEMPT = 2_000
+_FIRST_SEED: Mapping[PolicyPhase, int] = {"sample": 0, "loss": 4_000, "gradient": 5_000, "update": 6_000}
+
+
+def effective_settings(defaults: TPOSettings, runtime: Runtime[TPOSettings] | None) -> TPOSettings:
+    """The settings of this call: those given at build, with what its context names in their place."""
+    return defaults.overridden_by(runtime.context if runtime is not None else None)
+
+
+@dataclass(frozen=True)
+class PhaseRequest:
+    """What one phase of one step is about to ask.
+
+    Attributes:
+        phase: which phase.
+        state: the state before it.
+        settings: the settings of this call.
+        prompts: the prompt pack.
+    """
+
+    phase: PolicyPhase
+    state: TPOState
+    settings: TPOSettings
+    prompts: PromptPack
+
+    @property
+    def step(self) -> int:
+        """The step that this request belongs to."""
+        return 0 if self.phase == "sample" else self.state["step"] + 1
+
+    def tags(self) -> tuple[str, str]:
+        """The opening and the closing tag of revised responses."""
+        return self.settings.open_tag or self.prompts.open_tag, self.settings.close_tag or self.prompts.close_tag
+
+    def messages(self, sampler: Sampler, conversation: list[BaseMessage]) -> list[BaseMessage]:
+        """The messages of the request; the conversation itself where the pack has no prompt for the phase."""
+        prompt = self.prompts.prompt(self.phase, self.settings.mode)
+        if prompt is None:
+            return conversation
+        return self.prompts.render(prompt, self._values(sampler, conversation, prompt.variables))
+
+    async def draw(self, sampler: Sampler, messages: list[BaseMessage], n: int, *, attempt: int = 0) -> Draw:
+        """Send it."""
+        prompt = self.prompts.prompt(self.phase, self.settings.mode)
+        sampling = self.settings.sampling(self.phase, prompt.sampling if prompt else None)
+        return await sampler.draw(messages, n, sampling, seed=self._seed(attempt))
+
+    def _seed(self, attempt: int) -> int | None:
+        """A seed of its own for every request of a run, so that no two draw the same."""
+        if self.settings.seed is None:
+            return None
+        place = _FIRST_SEED[self.phase] + attempt * _SEEDS_PER_ATTEMPT + self.step * _SEEDS_PER_STEP
+        return (self.settings.seed + place) % (2**31 - 1)
+
+    def _values(self, sampler: Sampler, conversation: list[BaseMessage], used: frozenset[str]) -> dict[str, str]:
+        settings, state = self.settings, self.state
+        values = self.prompts.values(conversation, query=last_query(conversation), preference=settings.preference)
+        values["open_tag"], values["close_tag"] = self.tags()
+        if self.phase == "sample":
+            return values
+        shown = settings.max_shown_tokens
+        values["best"] = cut_to_tokens(state["best"]["text"], shown, sampler.tokenize)
+        if settings.mode != "revision":
+            values["worst"] = cut_to_tokens(state["worst"]["text"], shown, sampler.tokenize)
+        values["loss"], values["gradient"] = state.get("loss", ""), state.get("gradient", "")
+        if "loss_prompt" in used and (loss := self.prompts.prompt("loss", settings.mode)) is not None:
+            values["loss_prompt"] = loss.user.render(values)
+        return values
+
+
+async def critique(sampler: Sampler, request: PhaseRequest) -> tuple[str, PhaseUsage, list[FailureRecord]]:
+    """One text from the critic, for loss and gradient. An empty one is asked for once more.
+
+    Returns:
+        The text, "" when there is none; what it cost; what could not be used.
+
+    Raises:
+        PolicyError: the critic failed and the settings say `on_failure="raise"`.
+    """
+    conversation: list[BaseMessage] = list(request.state["messages"])
+    messages = request.messages(sampler, conversation)
+    used = {"": no_usage()}
+    failures: list[FailureRecord] = []
+    for attempt in (0, 1):
+        try:
+            draw = await request.draw(sampler, messages, 1, attempt=attempt)
+        except PolicyError as error:
+            if request.settings.on_failure == "raise":
+                raise
+            return "", used[""], [failure(request.phase, request.step, "request_failed", str(error))]
+        used = add_usage(used, {"": draw.usage})
+        text = draw.completions[0].text.strip()
+        if text:
+            return text, used[""], []
+        failures.append(failure(request.phase, request.step, "empty"))
+    if request.settings.on_failure == "raise":
+        raise PolicyError(f"The critic wrote nothing in phase {request.phase!r} of step {request.step}, twice.")
+    return "", used[""], failures
+
+
+def failure(phase: Phase, step: int, reason: FailureReason, detail: str = "", text: str = "") -> FailureRecord:
+    """A record of something that could not be used."""
+    return FailureRecord(phase=phase, step=step, reason=reason, detail=detail, text=text)
+
+
+def request_failures(phase: Phase, step: int, draw: Draw) -> list[FailureRecord]:
+    """Records of the requests of a draw that failed."""
+    return [
+        failure(phase, step, "request_failed", f"{type(error).__name__}: {error}".strip(": ")) for error in draw.errors
+    ]

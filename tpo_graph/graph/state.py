@@ -1,0 +1,61 @@
+"""The state of a run: plain values, each with one writer, and the reducers that keep what is appended."""
+
+import operator
+from typing import Annotated, TypedDict
+
+from langchain_core.messages import AnyMessage
+from langgraph.channels import EphemeralValue
+from langgraph.graph.message import add_messages
+
+from tpo_graph.accounting import add_usage
+from tpo_graph.types import Candidate, FailureRecord, ScoredCandidate, StepRecord, StopReason, Usage
+
+__all__ = ["TPOInput", "TPOState"]
+
+
+class TPOInput(TypedDict, total=False):
+    """What a run begins with: a conversation, a query, or a conversation and the query that follows it.
+
+    Attributes:
+        messages: the conversation in any form that LangChain takes.
+        query: a plain user message, put at the end of the conversation.
+    """
+
+    messages: Annotated[list[AnyMessage], add_messages]
+    query: str
+
+
+class TPOState(TypedDict, total=False):
+    """Everything that a run knows.
+
+    Attributes:
+        messages: the conversation; `select` appends the answer as an AIMessage.
+        query: the plain user message of the input; gone once `sample` has put it into `messages`.
+        pending: candidates that were drawn and wait for their reward.
+        cache: every scored candidate of the run, append only.
+        step: how many steps are done.
+        best: the best candidate of the cache ("chosen").
+        worst: the worst one ("rejected").
+        loss: this step's textual loss.
+        gradient: this step's textual gradient.
+        trajectory: one record a step.
+        failures: responses and requests that could not be used, append only.
+        usage: requests, tokens and seconds by phase.
+        stop_reason: why the run ended; None while it goes on.
+        answer: the text of the best candidate, once the run has ended.
+    """
+
+    messages: Annotated[list[AnyMessage], add_messages]
+    query: Annotated[str, EphemeralValue]
+    pending: list[Candidate]
+    cache: Annotated[list[ScoredCandidate], operator.add]
+    step: int
+    best: ScoredCandidate
+    worst: ScoredCandidate
+    loss: str
+    gradient: str
+    trajectory: Annotated[list[StepRecord], operator.add]
+    failures: Annotated[list[FailureRecord], operator.add]
+    usage: Annotated[Usage, add_usage]
+    stop_reason: StopReason | None
+    answer: str
