@@ -112,8 +112,8 @@ class PromptPack:
             )
         return found
 
-    def check_mode(self, mode: Mode, *, preference: str = "") -> None:
-        """Make sure, before anything is paid for, that the pack can run `mode` and use the preference.
+    def check_mode(self, mode: Mode, *, preference: str = "", open_tag: str | None = None) -> None:
+        """Make sure, before anything is paid for, that the pack can run `mode` with this preference and tag.
 
         Raises:
             PromptError: it can't.
@@ -122,6 +122,13 @@ class PromptPack:
             self.prompt("sample", mode)
             return
         used = [self.prompt(phase, mode) for phase in _PHASES]
+        update = self.prompt("update", mode)
+        if open_tag not in (None, self.open_tag) and update is not None and "open_tag" not in update.variables:
+            raise PromptError(
+                f"Prompt pack {self.name!r} asks for the tag {self.open_tag!r} in its own words, so the setting "
+                f"open_tag={open_tag!r} would find nothing.",
+                hint="Leave the setting out, or use $open_tag and $close_tag in the update prompt.",
+            )
         if preference and not any(prompt is not None and "preference" in prompt.variables for prompt in used):
             raise PromptError(
                 f"Prompt pack {self.name!r} does not use 'preference': the preference {preference!r} would be lost.",

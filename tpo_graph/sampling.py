@@ -5,6 +5,7 @@ which sampling knobs it refuses.
 """
 
 import asyncio
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -36,6 +37,7 @@ _FIELDS: Mapping[str, tuple[str, ...]] = {
 }
 _CUT_SHORT = frozenset({"length", "max_tokens", "max_output_tokens"})
 _MOST_SEEDS = 2**31 - 1
+_MOST_COPIES = 64
 _NOSTREAM = "nostream"  # LangGraph's tag: keeps drafts out of the message stream of the answer
 
 
@@ -92,6 +94,7 @@ class Sampler:
         if self._model is not None:
             self._model = loop_safe(self._model)
         self._most: int | None = None if self._takes("n") else 1  # completions a request; None: no limit is known
+        self._copies: dict[tuple[tuple[str, Any], ...], BaseChatModel] = {}  # the latest ones, by their fields
         self._refused: set[str] = set()  # knobs that the provider refuses
 
     @property
@@ -178,9 +181,7 @@ class Sampler:
                 raise ConfigurationError(f"The policy returned {type(message).__name__!r}, not a message.")
             _count(usage, [message], None)
             return [_completion(ChatGeneration(message=message))]
-        fields = {self._field(name): value for name, value in knobs.items()}
-        # a copy, and not keyword arguments: every chat model reads its fields, few take the same arguments
-        model = self._model.model_copy(update=fields | self._fixed(n))
+        model = self._told({self._field(name): value for name, value in knobs.items()} | self._fixed(n))
         result: LLMResult = await model.agenerate(
             [messages],
             stop=list(stop) or self._bound.get("stop"),
@@ -194,6 +195,21 @@ class Sampler:
         if not generations:
             raise PolicyError("The provider returned no completion.")
         return [_completion(made) for made in generations]
+
+    def _told(self, fields: dict[str, Any]) -> BaseChatModel:  # Any: values of any field
+        """A copy of the model with these fields; every chat model reads its fields, few take the same arguments.
+
+        Copies are kept, because LangChain describes a model to its callbacks once for each instance.
+        """
+        if self._model is None:  # pragma: no cover  # only chat models get here
+            raise TypeError("not a chat model")
+        key = tuple(fields.items())
+        model = self._copies.pop(key, None) or self._model.model_copy(update=fields)
+        self._copies[key] = model
+        if len(self._copies) > _MOST_COPIES:
+            with contextlib.suppress(StopIteration, KeyError):
+                del self._copies[next(iter(self._copies))]
+        return model
 
     def _fixed(self, n: int) -> dict[str, Any]:
         """Fields that sampling depends on: no cached text twice, no N completions merged into one stream."""

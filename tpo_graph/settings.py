@@ -8,7 +8,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -74,11 +74,11 @@ class TPOSettings(BaseModel):
     named there override them.
 
     Raises:
-        ConfigurationError: from the class methods, when a value is out of range or a name is unknown. Building
-            an object directly raises pydantic's `ValidationError`.
+        ConfigurationError: a value is out of range or a name is unknown; the message says what is allowed.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    shown_prefix: ClassVar[str] = ""
 
     n: int = _knob(5, "N: how many candidates each sampling draws.", "sample", "update", ge=1, le=1024)
     depth: int = _knob(2, "D: how many steps of loss, gradient and update at most.", "select", ge=0, le=1000)
@@ -133,6 +133,14 @@ class TPOSettings(BaseModel):
     update_max_new_tokens: int | None = _max_new_tokens("update")
     update_stop: tuple[str, ...] = _stop("update")
 
+    if not TYPE_CHECKING:  # type checkers keep the fields as the signature
+
+        def __init__(self, **values) -> None:  # noqa: ANN003
+            try:
+                super().__init__(**values)
+            except ValidationError as error:
+                raise _explain(error, type(self)) from error
+
     @field_validator("preference")
     @classmethod
     def _strip_preference(cls, value: str) -> str:
@@ -166,18 +174,6 @@ class TPOSettings(BaseModel):
         }
 
     @classmethod
-    def parse(cls, values: Mapping[str, Any]) -> Self:  # Any: values are what validation is for
-        """Validate a mapping, with this package's own error.
-
-        Raises:
-            ConfigurationError: names every field at fault and what is allowed there.
-        """
-        try:
-            return cls.model_validate(dict(values))
-        except ValidationError as error:
-            raise _explain(error, cls) from error
-
-    @classmethod
     def load(cls, path: str | Path | None = None, **explicit: Any) -> Self:  # Any: values are what validation is for
         """Settings from all sources: `explicit` beats `TPO_*` variables, which beat the TOML file.
 
@@ -189,11 +185,8 @@ class TPOSettings(BaseModel):
             ConfigurationError: a value or a name that can't be used, or a file that can't be read.
         """
         merged: dict[str, Any] = {} if path is None else _read_toml(Path(path))
-        try:
-            merged |= _Environment().model_dump(exclude_unset=True)
-        except ValidationError as error:
-            raise _explain(error, cls, prefix="TPO_") from error
-        return cls.parse(merged | explicit)
+        merged |= _Environment().model_dump(exclude_unset=True)
+        return cls(**(merged | explicit))
 
     def overridden_by(self, context: "TPOSettings | Mapping[str, Any] | None") -> "TPOSettings":
         """These settings with the fields that `context` names in place of their own.
@@ -206,7 +199,7 @@ class TPOSettings(BaseModel):
         named = context.model_dump(exclude_unset=True) if isinstance(context, TPOSettings) else dict(context)
         if not named:
             return self
-        return TPOSettings.parse(self.model_dump(exclude_unset=True) | named)
+        return TPOSettings(**(self.model_dump(exclude_unset=True) | named))
 
     def sampling(self, phase: PolicyPhase, recommended: Mapping[str, Any] | None = None) -> Sampling:
         """How `phase` samples: what was set here, else what the prompt pack recommends, else the default."""
@@ -223,6 +216,7 @@ class _Environment(BaseSettings, TPOSettings):
     """The same fields, read from `TPO_*` variables alone."""
 
     model_config = SettingsConfigDict(env_prefix="TPO_", frozen=True, extra="ignore", env_ignore_empty=True)
+    shown_prefix: ClassVar[str] = "TPO_"
 
 
 def _takes_none(annotation: Any) -> bool:  # Any: an annotation is any type form
@@ -238,12 +232,12 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise ConfigurationError(f"Settings file {str(path)!r} is not valid TOML: {error}.") from error
 
 
-def _explain(error: ValidationError, cls: type[TPOSettings], *, prefix: str = "") -> ConfigurationError:
+def _explain(error: ValidationError, cls: type[TPOSettings]) -> ConfigurationError:
     parts = []
     unknown = False
     for problem in error.errors():
         name = ".".join(str(part) for part in problem["loc"])
-        shown = prefix + name.upper() if prefix and not name.startswith(prefix) else name
+        shown = cls.shown_prefix + name.upper() if cls.shown_prefix else name
         if problem["type"] == "extra_forbidden":
             unknown = True
             parts.append(f"Unknown setting {shown!r}.")

@@ -58,7 +58,7 @@ def build_tpo_graph(
     """
     settings = TPOSettings.load() if settings is None else settings
     pack = _pack(prompts, policy)
-    pack.check_mode(settings.mode, preference=settings.preference)
+    pack.check_mode(settings.mode, preference=settings.preference, open_tag=settings.open_tag)
     if not callable(getattr(reward_model, "score", None)):
         raise ConfigurationError(
             f"A reward model has a method score(messages, responses), and {type(reward_model).__name__!r} has none.",

@@ -1,16 +1,24 @@
 """The state of a run: plain values, each with one writer, and the reducers that keep what is appended."""
 
-import operator
-from typing import Annotated, TypedDict
+from collections.abc import Sequence
+from typing import Annotated, TypedDict, TypeVar
 
 from langchain_core.messages import AnyMessage
-from langgraph.channels import EphemeralValue
+from langgraph.channels import DeltaChannel, EphemeralValue
 from langgraph.graph.message import add_messages
 
 from tpo_graph.accounting import add_usage
 from tpo_graph.types import Candidate, FailureRecord, ScoredCandidate, StepRecord, StopReason, Usage
 
 __all__ = ["TPOInput", "TPOState"]
+
+
+T = TypeVar("T")
+
+
+def append(kept: list[T] | None, writes: Sequence[list[T]]) -> list[T]:
+    """The reducer of what is only appended to: all writes of a superstep, in order, behind what is kept."""
+    return [*(kept or []), *(item for write in writes for item in write)]
 
 
 class TPOInput(TypedDict, total=False):
@@ -48,14 +56,15 @@ class TPOState(TypedDict, total=False):
     messages: Annotated[list[AnyMessage], add_messages]
     query: Annotated[str, EphemeralValue]
     pending: list[Candidate]
-    cache: Annotated[list[ScoredCandidate], operator.add]
+    # a checkpoint then holds what a step added, not the whole list again: its size is linear in the text
+    cache: Annotated[list[ScoredCandidate], DeltaChannel(append)]
     step: int
     best: ScoredCandidate
     worst: ScoredCandidate
     loss: str
     gradient: str
-    trajectory: Annotated[list[StepRecord], operator.add]
-    failures: Annotated[list[FailureRecord], operator.add]
+    trajectory: Annotated[list[StepRecord], DeltaChannel(append)]
+    failures: Annotated[list[FailureRecord], DeltaChannel(append)]
     usage: Annotated[Usage, add_usage]
     stop_reason: StopReason | None
     answer: str
