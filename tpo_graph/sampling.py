@@ -54,8 +54,8 @@ class Completion:
 
     text: str
     truncated: bool
-    ended_by_stop: bool
-    tool_calls: bool
+    ended_by_stop: bool = True
+    tool_calls: bool = False
 
 
 @dataclass

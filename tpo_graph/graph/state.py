@@ -27,10 +27,12 @@ class TPOInput(TypedDict, total=False):
     Attributes:
         messages: the conversation in any form that LangChain takes.
         query: a plain user message, put at the end of the conversation.
+        drafts: responses that are there already; they are candidates of step 0, and the policy draws the rest of N.
     """
 
     messages: Annotated[list[AnyMessage], add_messages]
     query: str
+    drafts: list[str]
 
 
 class TPOState(TypedDict, total=False):
@@ -39,6 +41,7 @@ class TPOState(TypedDict, total=False):
     Attributes:
         messages: the conversation; `select` appends the answer as an AIMessage.
         query: the plain user message of the input; gone once `sample` has put it into `messages`.
+        drafts: responses of the input; gone once `sample` has put them into `pending`.
         pending: candidates that were drawn and wait for their reward.
         cache: every scored candidate of the run, append only.
         step: how many steps are done.
@@ -55,6 +58,7 @@ class TPOState(TypedDict, total=False):
 
     messages: Annotated[list[AnyMessage], add_messages]
     query: Annotated[str, EphemeralValue]
+    drafts: Annotated[list[str], EphemeralValue]
     pending: list[Candidate]
     # a checkpoint then holds what a step added, not the whole list again: its size is linear in the text
     cache: Annotated[list[ScoredCandidate], DeltaChannel(append)]

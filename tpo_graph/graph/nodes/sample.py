@@ -11,7 +11,7 @@ from tpo_graph.graph.bridge import NodeBody
 from tpo_graph.graph.phase import PhaseRequest, effective_settings, failure, request_failures
 from tpo_graph.graph.state import TPOState
 from tpo_graph.prompt_store import PromptPack
-from tpo_graph.sampling import Completion, Sampler
+from tpo_graph.sampling import Completion, Draw, Sampler
 from tpo_graph.settings import TPOSettings
 from tpo_graph.types import Candidate, FailureRecord
 
@@ -31,10 +31,13 @@ def sample_node(policy: Sampler, prompts: PromptPack, settings: TPOSettings) -> 
         conversation: list[BaseMessage] = [*state.get("messages", []), *query]
         _check_conversation(conversation)
         request = PhaseRequest("sample", state, chosen, prompts)
-        draw = await request.draw(policy, request.messages(policy, conversation), chosen.n)
+        drafts = [Completion(text, truncated=False) for text in state.get("drafts") or []]
+        draw = Draw()
+        if len(drafts) < chosen.n:
+            draw = await request.draw(policy, request.messages(policy, conversation), chosen.n - len(drafts))
         pending: list[Candidate] = []
         failures = request_failures("sample", 0, draw)
-        for completion in draw.completions:
+        for completion in drafts + draw.completions:
             text = completion.text.strip()
             if text:
                 pending.append(Candidate(id=f"0-{len(pending)}", step=0, text=text, truncated=completion.truncated))
