@@ -25,6 +25,8 @@ from tpo_graph.errors import (
 if TYPE_CHECKING:
     from tpo_graph.graph.build import build_tpo_graph, create_tpo_graph
     from tpo_graph.graph.state import TPOState
+    from tpo_graph.langchain.chat_model import ChatTPO
+    from tpo_graph.langchain.middleware import TPOMiddleware
     from tpo_graph.policies.load import load_policy
     from tpo_graph.prompt_store import PromptPack
     from tpo_graph.rewards.base import RewardModel
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BudgetError",
     "Candidate",
+    "ChatTPO",
     "ConfigurationError",
     "JournalError",
     "MissingDependencyError",
@@ -44,6 +47,7 @@ __all__ = [
     "RewardError",
     "RewardModel",
     "TPOError",
+    "TPOMiddleware",
     "TPOSettings",
     "TPOState",
     "build_tpo_graph",
@@ -55,8 +59,10 @@ __all__ = [
 # imported when first used: LangGraph and LangChain take most of a second
 _LAZY = {
     "Candidate": "tpo_graph.types",
+    "ChatTPO": "tpo_graph.langchain.chat_model",
     "PromptPack": "tpo_graph.prompt_store",
     "RewardModel": "tpo_graph.rewards.base",
+    "TPOMiddleware": "tpo_graph.langchain.middleware",
     "TPOSettings": "tpo_graph.settings",
     "TPOState": "tpo_graph.graph.state",
     "build_tpo_graph": "tpo_graph.graph.build",

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tpo_graph.types import Candidate
+    from tpo_graph.types import Candidate, PhaseUsage
 
 __all__ = [
     "BudgetError",
@@ -61,7 +61,15 @@ class PromptError(TPOError, ValueError):
 
 
 class PolicyError(TPOError):
-    """The policy or the critic gave no usable response."""
+    """The policy or the critic gave no usable response.
+
+    Attributes:
+        usage: what the failed requests cost, where it is known.
+    """
+
+    def __init__(self, message: str, *, hint: str = "", usage: "PhaseUsage | None" = None) -> None:
+        super().__init__(message, hint=hint)
+        self.usage = usage
 
 
 class RewardError(TPOError):

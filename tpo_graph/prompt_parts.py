@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
 from tpo_graph.conversation import ConversationFormat
-from tpo_graph.errors import PromptError
+from tpo_graph.prompt_files import ConversationTable, PromptFile, Role
 from tpo_graph.template import Syntax, Template
 
 __all__ = [
@@ -14,8 +14,8 @@ __all__ = [
     "PromptName",
     "needed_variables",
     "parse_conversation",
+    "parse_preference",
     "parse_prompt",
-    "refuse_unknown",
 ]
 
 PromptName: TypeAlias = Literal[
@@ -44,12 +44,7 @@ _NEEDED: Mapping[str, tuple[frozenset[str], ...]] = {
     "gradient": (frozenset({"loss"}),),
     "update": (frozenset({"gradient"}),),
 }
-_SAMPLING_TYPES: Mapping[str, tuple[type, ...]] = {
-    "temperature": (int, float),
-    "top_p": (int, float),
-    "max_new_tokens": (int,),
-    "stop": (list,),
-}
+_ROLE_WORDS: Mapping[Role, str] = {"system": "System", "user": "User", "assistant": "Assistant", "tool": "Tool"}
 
 
 @dataclass(frozen=True)
@@ -64,7 +59,7 @@ class PhasePrompt:
 
     user: Template
     system: Template | None
-    sampling: Mapping[str, Any]  # values are checked against _SAMPLING_TYPES
+    sampling: Mapping[str, Any]  # Any: values of the settings of the same names
 
     @property
     def variables(self) -> frozenset[str]:
@@ -78,56 +73,48 @@ def needed_variables(name: str) -> tuple[frozenset[str], ...]:
     return tuple(choice for choice in _NEEDED[phase] if name == phase or choice != {"worst"})
 
 
-def parse_prompt(name: str, table: Mapping[str, Any], syntax: Syntax, where: str) -> PhasePrompt:
-    """One phase's prompt from the table of its file.
+def parse_prompt(name: str, file: PromptFile, syntax: Syntax, where: str) -> PhasePrompt:
+    """One phase's prompt from its file.
 
     Raises:
-        PromptError: a part is missing, unknown or not as it must be.
+        PromptError: a variable is unknown, or not allowed in this phase.
     """
-    refuse_unknown(table, {"user", "system", "sampling"}, where)
     phase = name.removesuffix("_revision")
     allowed = _ALLOWED[phase] - ({"worst"} if name != phase else set())
-    if not isinstance(table.get("user"), str):
-        raise PromptError(f"{where} has no text `user`.")
-    system = table.get("system", "")
-    sampling = table.get("sampling", {})
-    _check_sampling(sampling, where)
-    return PhasePrompt(
-        user=Template.parse(table["user"], allowed=allowed, where=f"{where} (user)", syntax=syntax),
-        system=Template.parse(system, allowed=allowed, where=f"{where} (system)", syntax=syntax) if system else None,
-        sampling={key: tuple(value) if key == "stop" else value for key, value in sampling.items()},
-    )
+    user = Template.parse(file.user, allowed=allowed, where=f"{where} (user)", syntax=syntax)
+    system = None
+    if file.system:
+        system = Template.parse(file.system, allowed=allowed, where=f"{where} (system)", syntax=syntax)
+    sampling = file.sampling.model_dump(exclude_none=True)
+    if "stop" in sampling:
+        sampling["stop"] = tuple(sampling["stop"])
+    return PhasePrompt(user=user, system=system, sampling=sampling)
 
 
-def _check_sampling(sampling: Mapping[str, Any], where: str) -> None:
-    refuse_unknown(sampling, set(_SAMPLING_TYPES), f"{where} [sampling]")
-    for key, value in sampling.items():
-        if not isinstance(value, _SAMPLING_TYPES[key]) or isinstance(value, bool):
-            raise PromptError(f"{where} [sampling]: {key} = {value!r} is not a {_SAMPLING_TYPES[key][-1].__name__}.")
+def parse_preference(text: str | None, syntax: Syntax) -> Template:
+    """How a preference is worded; None is the preference itself.
+
+    Raises:
+        PromptError: a variable is unknown.
+    """
+    text = text if text is not None else "{{preference}}" if syntax == "braces" else "$preference"
+    return Template.parse(text, allowed={"preference"}, where="pack.toml (preference)", syntax=syntax)
 
 
-def parse_conversation(table: Mapping[str, Any], syntax: Syntax) -> ConversationFormat:
+def parse_conversation(table: ConversationTable, syntax: Syntax) -> ConversationFormat:
     """The conversation format from its table in pack.toml.
 
     Raises:
-        PromptError: a key or a variable is unknown.
+        PromptError: a variable is unknown.
     """
-    refuse_unknown(table, {"single", "turn", "separator", "roles"}, "pack.toml [conversation]")
     role, content = ("{{role}}", "{{content}}") if syntax == "braces" else ("$role", "$content")
     where = "pack.toml [conversation]"
-    roles = {"system": "System", "user": "User", "assistant": "Assistant", "tool": "Tool"}
+    single, turn = table.single, table.turn
+    single = content if single is None else single
+    turn = f"{role}: {content}" if turn is None else turn
     return ConversationFormat(
-        single=Template.parse(table.get("single", content), allowed={"content"}, where=where, syntax=syntax),
-        turn=Template.parse(
-            table.get("turn", f"{role}: {content}"), allowed={"role", "content"}, where=where, syntax=syntax
-        ),
-        separator=table.get("separator", "\n\n"),
-        roles=roles | table.get("roles", {}),
+        single=Template.parse(single, allowed={"content"}, where=where, syntax=syntax),
+        turn=Template.parse(turn, allowed={"role", "content"}, where=where, syntax=syntax),
+        separator=table.separator,
+        roles={role: table.roles.get(role, word) for role, word in _ROLE_WORDS.items()},
     )
-
-
-def refuse_unknown(table: Mapping[str, Any], known: set[str], where: str) -> None:
-    """Raise a PromptError for a key that is not known."""
-    for key in table:
-        if key not in known:
-            raise PromptError(f"{where}: unknown key {key!r}; allowed: {', '.join(sorted(known))}.")

@@ -6,25 +6,25 @@ each phase: `sample`, `loss`, `gradient`, `update`, and with `_revision` behind 
 """
 
 import dataclasses
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from langchain_core.messages import BaseMessage, HumanMessage, SystemMessage
 
 from tpo_graph.conversation import ConversationFormat
 from tpo_graph.errors import PromptError
+from tpo_graph.prompt_files import ConversationTable, PackFile, PromptFile, parse_table, read_file
 from tpo_graph.prompt_parts import (
     PROMPT_NAMES,
     PhasePrompt,
     PromptName,
     needed_variables,
     parse_conversation,
+    parse_preference,
     parse_prompt,
-    refuse_unknown,
 )
 from tpo_graph.settings import PolicyPhase
 from tpo_graph.template import Syntax, Template
@@ -33,7 +33,6 @@ from tpo_graph.types import Mode
 __all__ = ["PhasePrompt", "PromptPack", "available_packs", "pack_folder"]
 
 _PHASES: tuple[PolicyPhase, ...] = get_args(PolicyPhase)
-_PACK_KEYS = {"description", "extends", "syntax", "open_tag", "close_tag", "preference", "conversation"}
 
 
 @dataclass(frozen=True)
@@ -85,13 +84,13 @@ class PromptPack:
         old = self.prompts.get(prompt)
         if user is None and old is None:
             raise PromptError(f"Prompt pack {self.name!r} has no {prompt!r} yet: give its user part.")
-        parts: dict[str, Any] = {"sampling": dict(old.sampling) if old else {}}  # Any: as TOML gives them
-        new = parse_prompt(prompt, parts | {"user": user or "", "system": system or ""}, self.syntax, prompt)
+        file = parse_table({"user": user or "", "system": system}, PromptFile, prompt)
+        new = parse_prompt(prompt, file, self.syntax, prompt)
         if old is not None:
-            new = dataclasses.replace(
-                new,
+            new = PhasePrompt(
                 user=new.user if user is not None else old.user,
                 system=new.system if system is not None else old.system,
+                sampling=old.sampling,
             )
         return _checked(dataclasses.replace(self, prompts={**self.prompts, prompt: new}))
 
@@ -182,13 +181,10 @@ def pack_folder(name: str | Path) -> Path:
     )
 
 
-def _read_pack(folder: Path) -> PromptPack:
-    head = _read_toml(folder / "pack.toml")
-    refuse_unknown(head, _PACK_KEYS, "pack.toml")
-    base = _base_pack(head, folder)
-    syntax = head.get("syntax", base.syntax if base else "both")
-    if syntax not in get_args(Syntax):
-        raise PromptError(f"pack.toml: syntax {syntax!r} is unknown; allowed: {', '.join(get_args(Syntax))}.")
+def _read_pack(folder: Path, extending: tuple[Path, ...] = ()) -> PromptPack:
+    head = read_file(folder / "pack.toml", PackFile)
+    base = _base_pack(head.extends, folder, (*extending, folder.resolve())) if head.extends else None
+    syntax = head.syntax or (base.syntax if base else "both")
     prompts = dict(base.prompts) if base else {}
     for file in sorted(folder.glob("*.toml")):
         if file.name == "pack.toml":
@@ -197,39 +193,37 @@ def _read_pack(folder: Path) -> PromptPack:
             raise PromptError(
                 f"{file.name} in prompt pack {folder.name!r} is no phase; allowed: {', '.join(PROMPT_NAMES)}."
             )
-        prompts[file.stem] = parse_prompt(file.stem, _read_toml(file), syntax, file.name)
-    talk = parse_conversation(head.get("conversation", {}), syntax)
-    wording = head.get("preference", "$preference" if syntax != "braces" else "{{preference}}")
-    pack = PromptPack(
-        name=folder.name,
-        description=str(head.get("description", base.description if base else "")),
-        prompts=prompts,
-        open_tag=_tag(head, "open_tag", base),
-        close_tag=_tag(head, "close_tag", base),
-        preference=base.preference
-        if base and "preference" not in head
-        else Template.parse(wording, allowed={"preference"}, where="pack.toml (preference)", syntax=syntax),
-        conversation=base.conversation if base and "conversation" not in head else talk,
-        syntax=syntax,
+        prompts[file.stem] = parse_prompt(file.stem, read_file(file, PromptFile), syntax, file.name)
+    open_tag, close_tag = head.open_tag or (base and base.open_tag), head.close_tag or (base and base.close_tag)
+    if not open_tag or not close_tag:
+        raise PromptError(f"pack.toml of prompt pack {folder.name!r} must have open_tag and close_tag.")
+    inherits_preference = base is not None and head.preference is None
+    inherits_conversation = base is not None and head.conversation is None
+    return _checked(
+        PromptPack(
+            name=folder.name,
+            description=head.description or (base.description if base else ""),
+            prompts=prompts,
+            open_tag=open_tag,
+            close_tag=close_tag,
+            preference=base.preference if base and inherits_preference else parse_preference(head.preference, syntax),
+            conversation=base.conversation
+            if base and inherits_conversation
+            else parse_conversation(head.conversation or ConversationTable(), syntax),
+            syntax=syntax,
+        )
     )
-    return _checked(pack)
 
 
-def _base_pack(head: Mapping[str, Any], folder: Path) -> PromptPack | None:
-    if "extends" not in head:
-        return None
-    beside = folder.parent / str(head["extends"])
-    other = beside if (beside / "pack.toml").is_file() else pack_folder(str(head["extends"]))
-    if other.resolve() == folder.resolve():
+def _base_pack(name: str, folder: Path, extending: tuple[Path, ...]) -> PromptPack:
+    """The pack that the one in `folder` extends: a folder beside it, or one that comes with the package."""
+    beside = folder.parent / name
+    # a folder that is called like a pack of ours may extend that one
+    is_itself = beside.resolve() == folder.resolve() and name in available_packs()
+    other = beside if (beside / "pack.toml").is_file() and not is_itself else pack_folder(name)
+    if other.resolve() in extending:
         raise PromptError(f"Prompt pack {folder.name!r} extends itself.")
-    return _read_pack(other)
-
-
-def _tag(head: Mapping[str, Any], key: str, base: PromptPack | None) -> str:
-    tag = head.get(key, getattr(base, key, None))
-    if not isinstance(tag, str) or not tag.strip():
-        raise PromptError(f"pack.toml: {key} must be a text that is not blank, not {tag!r}.")
-    return tag
+    return _read_pack(other, extending)
 
 
 def _checked(pack: PromptPack) -> PromptPack:
@@ -252,10 +246,3 @@ def _check_tags(pack: PromptPack, name: str, prompt: PhasePrompt) -> None:
         raise PromptError(
             f"{name}.toml of prompt pack {pack.name!r} must use open_tag or hold the tag {pack.open_tag!r} itself."
         )
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise PromptError(f"{path} can't be read: {error}.") from error

@@ -42,11 +42,12 @@ def extract_revision(
         closed: the provider ended the completion at the closing tag and left it out.
         keep_truncated: take what follows the opening tag although nothing closes it.
     """
-    text = f"{open_tag}{completion}" if opened else completion
+    # a model may repeat the tag that the prompt ended with, and a server may keep the stop text
+    text = f"{open_tag}{completion}" if opened and not completion.lstrip().startswith(open_tag) else completion
     start = text.find(open_tag)
     if start < 0:
         return Extraction("", "empty" if not text.strip() else "no_tags")
-    text = f"{text}{close_tag}" if closed else text
+    text = f"{text}{close_tag}" if closed and not text.rstrip().endswith(close_tag) else text
     inner = _last_block(text, open_tag, close_tag)
     if inner is None:
         inner = text[start + len(open_tag) :]

@@ -6,35 +6,26 @@ which sampling knobs it refuses.
 
 import asyncio
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, LLMResult
-from langchain_core.runnables import Runnable, RunnableBinding
-from langchain_core.runnables.config import ensure_config
+from langchain_core.runnables import Runnable, RunnableBinding, RunnableConfig
+from langchain_core.runnables.config import ensure_config, merge_configs
 
 from tpo_graph.accounting import Stopwatch, no_usage
 from tpo_graph.errors import ConfigurationError, PolicyError
-from tpo_graph.policies.provider_errors import hint_for, may_refuse_n, one_line, refused_knob
+from tpo_graph.policies.knobs import Policy, change_models, completion_fields, knob_fields, takes, usable_knobs
+from tpo_graph.policies.provider_errors import hint_for, may_refuse_n, one_line, refused_knob, smaller_n
 from tpo_graph.policies.transport import loop_safe
 from tpo_graph.settings import Sampling
 from tpo_graph.types import PhaseUsage
 
 __all__ = ["Completion", "Draw", "Policy", "Sampler"]
 
-Policy: TypeAlias = Runnable[Any, Any]  # Any: LangChain types a chat model's input and output so, once bound or wrapped
-"""A chat model, or one with arguments bound, fallbacks or retries around it."""
-
-# the first of these that a model has as a field takes the knob
-_FIELDS: Mapping[str, tuple[str, ...]] = {
-    "temperature": ("temperature",),
-    "top_p": ("top_p",),
-    "max_new_tokens": ("max_tokens", "max_output_tokens", "num_predict", "max_new_tokens"),
-    "seed": ("seed",),
-}
 _CUT_SHORT = frozenset({"length", "max_tokens", "max_output_tokens"})
 _MOST_SEEDS = 2**31 - 1
 _MOST_COPIES = 64
@@ -65,7 +56,7 @@ class Draw:
     Attributes:
         completions: those that came, at most N.
         usage: what they cost.
-        errors: one for each request that failed for good.
+        errors: one for each completion whose request failed for good.
     """
 
     completions: list[Completion] = field(default_factory=list)
@@ -89,18 +80,21 @@ class Sampler:
                 f"The policy must be a LangChain chat model, not {type(policy).__name__!r}.",
                 hint='load_policy("openai:gpt-4o-mini") makes one.',
             )
-        self.policy = policy
-        self._model, self._bound, self._config = _unwrap(policy)
-        if self._model is not None:
-            self._model = loop_safe(self._model)
-        self._most: int | None = None if self._takes("n") else 1  # completions a request; None: no limit is known
+        self.policy = change_models(policy, loop_safe)
+        self._model, self._bound, self._config = _unwrap(self.policy)
+        # completions a request; None: no limit is known
+        self._most: int | None = None if self._model is not None and takes(self._model, "n") else 1
         self._copies: dict[tuple[tuple[str, Any], ...], BaseChatModel] = {}  # the latest ones, by their fields
         self._refused: set[str] = set()  # knobs that the provider refuses
 
     @property
-    def tokenize(self) -> Any:  # Any: LangChain's field is an optional callable
+    def tokenize(self) -> Callable[[str], list[int]] | None:
         """The policy's own tokenizer (`custom_get_token_ids`), or None."""
         return getattr(self._model, "custom_get_token_ids", None)
+
+    def requests_for(self, n: int) -> int:
+        """The fewest requests that `n` completions take, as far as is known."""
+        return len(_pieces(n, self._most))
 
     async def draw(
         self, messages: Sequence[BaseMessage], n: int, sampling: Sampling, *, seed: int | None = None
@@ -117,40 +111,41 @@ class Sampler:
             What came. Some of N failing is no error; `errors` tells.
 
         Raises:
-            PolicyError: nothing came; the cause is the last failure.
+            PolicyError: nothing came; the cause is the last failure, and `usage` tells what was spent.
             ConfigurationError: a knob was set that this policy has no way to take.
         """
         draw = Draw()
         sent = 0
-        most = self._most
+        most, probing = self._most, False
         with Stopwatch() as watch:
             while (missing := n - len(draw.completions) - len(draw.errors)) > 0:
-                sizes = _pieces(missing, most)
+                # after a refusal one piece tells whether it was n that was refused
+                sizes = _pieces(missing, most)[: 1 if probing else None]
                 requests = [
                     self._request(list(messages), size, sampling, _shift(seed, sent + place), draw.usage)
                     for place, size in enumerate(sizes)
                 ]
                 sent += len(sizes)
-                outcomes = await asyncio.gather(*requests, return_exceptions=True)
-                refused = []
-                for size, outcome in zip(sizes, outcomes, strict=True):
+                refusals = []
+                for size, outcome in zip(sizes, await asyncio.gather(*requests, return_exceptions=True), strict=True):
                     if isinstance(outcome, list):
                         draw.completions += outcome
-                        # fewer than asked for: the rest is asked for in pieces of what came
-                        most = self._most = most if len(outcome) >= size else len(outcome)
+                        if len(outcome) < size or probing:
+                            most = self._most = min(self._most or size, size, len(outcome))
+                        probing = False
                     elif size > 1 and may_refuse_n(outcome):
-                        refused.append(size)
+                        refusals.append(smaller_n(outcome, size))
                     elif isinstance(outcome, ConfigurationError) or not isinstance(outcome, Exception):
                         raise outcome
                     else:
-                        draw.errors += [outcome] * size
-                if refused:
-                    # remembered once a smaller piece is taken: then it was n that the provider refused
-                    most = max(1, min(refused) // 2)
+                        # a probe of one that fails as well: it was not n, and nothing else will help
+                        draw.errors += [outcome] * (missing if probing else size)
+                if refusals:
+                    most, probing = min(refusals), True
         draw.completions = draw.completions[:n]
         draw.usage["seconds"] = watch.seconds
         if not draw.completions:
-            raise self._error(draw.errors[-1]) from draw.errors[-1]
+            raise _failed(draw) from draw.errors[-1]
         return draw
 
     async def _request(
@@ -158,10 +153,10 @@ class Sampler:
     ) -> list[Completion]:
         """One request; asks again without a knob of which the provider says that it does not take it."""
         while True:
-            knobs = self._knobs(sampling, seed)
+            knobs = usable_knobs(sampling, seed, self._refused)
             usage["requests"] += 1
             try:
-                return await self._ask(messages, n, knobs, sampling.stop, usage)
+                return await self._ask(messages, n, knobs, sampling, usage)
             except Exception as error:  # any provider's; what is not about a knob goes on to `draw`
                 knob = refused_knob(error, knobs.keys() - sampling.explicit - {"seed"})
                 if knob is None:
@@ -169,24 +164,25 @@ class Sampler:
                 self._refused.add(knob)
 
     async def _ask(
-        self, messages: list[BaseMessage], n: int, knobs: Mapping[str, Any], stop: tuple[str, ...], usage: PhaseUsage
+        self, messages: list[BaseMessage], n: int, knobs: Mapping[str, float], sampling: Sampling, usage: PhaseUsage
     ) -> list[Completion]:
-        config = ensure_config(self._config)
-        tags = [*(config.get("tags") or []), _NOSTREAM]
+        config = merge_configs(ensure_config(), self._config, {"tags": [_NOSTREAM]})
+
+        def told(model: BaseChatModel) -> BaseChatModel:
+            return self._copy(model, knob_fields(model, knobs, sampling.explicit) | completion_fields(model, n))
+
         if self._model is None:
-            message = await self.policy.ainvoke(
-                messages, {**config, "tags": tags}, **({"stop": list(stop)} if stop else {})
-            )
+            stop = {"stop": list(sampling.stop)} if sampling.stop else {}
+            message = await change_models(self.policy, told).ainvoke(messages, config, **stop)
             if not isinstance(message, AIMessage):
                 raise ConfigurationError(f"The policy returned {type(message).__name__!r}, not a message.")
             _count(usage, [message], None)
             return [_completion(ChatGeneration(message=message))]
-        model = self._told({self._field(name): value for name, value in knobs.items()} | self._fixed(n))
-        result: LLMResult = await model.agenerate(
+        result: LLMResult = await told(self._model).agenerate(
             [messages],
-            stop=list(stop) or self._bound.get("stop"),
+            stop=list(sampling.stop) or self._bound.get("stop"),
             callbacks=config.get("callbacks"),
-            tags=tags,
+            tags=config.get("tags"),
             metadata=config.get("metadata"),
             **{name: value for name, value in self._bound.items() if name not in ("n", "stop", "stream")},
         )
@@ -196,76 +192,35 @@ class Sampler:
             raise PolicyError("The provider returned no completion.")
         return [_completion(made) for made in generations]
 
-    def _told(self, fields: dict[str, Any]) -> BaseChatModel:  # Any: values of any field
-        """A copy of the model with these fields; every chat model reads its fields, few take the same arguments.
-
-        Copies are kept, because LangChain describes a model to its callbacks once for each instance.
-        """
-        if self._model is None:  # pragma: no cover  # only chat models get here
-            raise TypeError("not a chat model")
+    def _copy(self, model: BaseChatModel, fields: dict[str, Any]) -> BaseChatModel:  # Any: values of any field
+        """A copy of the model with these fields, kept: LangChain describes a model to callbacks once an instance."""
+        if model is not self._model:
+            return model.model_copy(update=fields)
         key = tuple(fields.items())
-        model = self._copies.pop(key, None) or self._model.model_copy(update=fields)
-        self._copies[key] = model
+        copy = self._copies.pop(key, None) or model.model_copy(update=fields)
+        self._copies[key] = copy
         if len(self._copies) > _MOST_COPIES:
             with contextlib.suppress(StopIteration, KeyError):
                 del self._copies[next(iter(self._copies))]
-        return model
-
-    def _fixed(self, n: int) -> dict[str, Any]:
-        """Fields that sampling depends on: no cached text twice, no N completions merged into one stream."""
-        fixed: dict[str, Any] = {"cache": False, "disable_streaming": True}
-        if self._takes("streaming"):
-            fixed["streaming"] = False
-        if self._takes("n"):
-            fixed["n"] = n if n > 1 else None if _allows_none(self._model, "n") else 1
-        return fixed
-
-    def _knobs(self, sampling: Sampling, seed: int | None) -> dict[str, Any]:
-        """The knobs to set; a default is left out where the model has no such field."""
-        wanted = {
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "max_new_tokens": sampling.max_new_tokens,
-            "seed": seed,
-        }
-        knobs = {}
-        for name, value in wanted.items():
-            if value is None or name in self._refused:
-                continue
-            target = self._field(name)
-            if not target:
-                if name in sampling.explicit:
-                    raise ConfigurationError(
-                        f"{type(self._model or self.policy).__name__} has no way to take {name}={value}.",
-                        hint="Leave that setting out, and set it on the model itself.",
-                    )
-                continue
-            # the model's own limit is kept unless a person set another for this phase
-            if name == "max_new_tokens" and name not in sampling.explicit and getattr(self._model, target, None):
-                continue
-            knobs[name] = value
-        return knobs
-
-    def _field(self, knob: str) -> str:
-        return next((name for name in _FIELDS[knob] if self._takes(name)), "")
-
-    def _takes(self, name: str) -> bool:
-        return self._model is not None and name in type(self._model).model_fields
-
-    def _error(self, cause: Exception) -> PolicyError:
-        if isinstance(cause, PolicyError):
-            return cause
-        return PolicyError(f"The policy failed: {one_line(cause)}.", hint=hint_for(cause))
+        return copy
 
 
-def _unwrap(policy: Policy) -> tuple[BaseChatModel | None, dict[str, Any], Any]:
+def _failed(draw: Draw) -> PolicyError:
+    cause = draw.errors[-1]
+    if isinstance(cause, PolicyError):
+        cause.usage = draw.usage
+        return cause
+    return PolicyError(f"The policy failed: {one_line(cause)}.", hint=hint_for(cause), usage=draw.usage)
+
+
+def _unwrap(policy: Policy) -> tuple[BaseChatModel | None, dict[str, Any], RunnableConfig]:  # Any: bound arguments
     """The chat model inside `bind` and `with_config`, its bound arguments, and its config; None when it is not one."""
     bound: dict[str, Any] = {}
-    config: Any = {}
+    config: RunnableConfig = {}
     inner: Any = policy  # Any: RunnableBinding.bound is a Runnable of any kind
     while isinstance(inner, RunnableBinding):
         bound = {**inner.kwargs, **bound}
-        config = {**inner.config, **config}
+        config = merge_configs(inner.config, config)
         inner = inner.bound
     return (inner, bound, config) if isinstance(inner, BaseChatModel) else (None, {}, {})
 
@@ -306,7 +261,3 @@ def _count(usage: PhaseUsage, messages: Sequence[BaseMessage], llm_output: Mappi
     usage["input_tokens"] += each[0]["input_tokens"]
     repeated = len(each) > 1 and all(one == each[0] for one in each)
     usage["output_tokens"] += each[0]["output_tokens"] if repeated else sum(one["output_tokens"] for one in each)
-
-
-def _allows_none(model: BaseChatModel | None, name: str) -> bool:
-    return model is not None and type(None) in getattr(type(model).model_fields[name].annotation, "__args__", ())

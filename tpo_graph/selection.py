@@ -7,7 +7,7 @@ from tpo_graph.accounting import total
 from tpo_graph.settings import TPOSettings
 from tpo_graph.types import FailureRecord, PreferencePair, ScoredCandidate, StepRecord, StopReason, Usage
 
-__all__ = ["has_converged", "preference_pair", "step_was_lost", "stop_reason"]
+__all__ = ["fits_budget", "has_converged", "preference_pair", "step_was_lost", "stop_reason"]
 
 
 def preference_pair(cache: Sequence[ScoredCandidate]) -> PreferencePair:
@@ -36,6 +36,14 @@ def has_converged(trajectory: Sequence[StepRecord], *, tolerance: float, patienc
 def step_was_lost(failures: Sequence[FailureRecord], step: int) -> bool:
     """Whether loss or gradient of `step` failed, so that there is nothing to revise by."""
     return any(failure["step"] == step and failure["phase"] in ("loss", "gradient") for failure in failures)
+
+
+def fits_budget(settings: TPOSettings, usage: Usage, requests: int) -> bool:
+    """Whether `requests` more stay within the budget, of which tokens and seconds must not be used up yet."""
+    used = total(usage)
+    limits = settings.max_requests, settings.max_tokens, settings.max_seconds
+    spent = used["requests"] + requests - 1, used["input_tokens"] + used["output_tokens"], used["seconds"]
+    return all(limit is None or value < limit for limit, value in zip(limits, spent, strict=True))
 
 
 def stop_reason(  # noqa: PLR0911  # one return for each reason, in the order in which they count
@@ -74,7 +82,7 @@ def stop_reason(  # noqa: PLR0911  # one return for each reason, in the order in
 
 def _why_nothing_came(failures: Sequence[FailureRecord], step: int) -> StopReason:
     mine = [failure for failure in failures if failure["step"] == step]
-    if any(failure["phase"] == "score" for failure in mine):
+    if any(failure["reason"] == "scoring_failed" for failure in mine):
         return "reward_failed"
     if step_was_lost(mine, step):
         return "policy_failed"
@@ -83,10 +91,6 @@ def _why_nothing_came(failures: Sequence[FailureRecord], step: int) -> StopReaso
 
 
 def _budget_is_spent(trajectory: Sequence[StepRecord], settings: TPOSettings, usage: Usage) -> bool:
-    used = total(usage)
     # a step is loss, gradient and as many requests as drawing N took the last time
     draws = trajectory[-1]["requests"] - (2 if trajectory[-1]["step"] > 0 else 0)
-    next_step = 2 + max(1, draws)
-    limits = settings.max_requests, settings.max_tokens, settings.max_seconds
-    spent = used["requests"] + next_step - 1, used["input_tokens"] + used["output_tokens"], used["seconds"]
-    return any(limit is not None and value >= limit for limit, value in zip(limits, spent, strict=True))
+    return not fits_budget(settings, usage, 2 + max(1, draws))

@@ -4,6 +4,7 @@ A setting has one name everywhere: in Python, as a CLI flag (`--max-requests`), 
 (`TPO_MAX_REQUESTS`), in TOML and in LangGraph Studio.
 """
 
+import json
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -77,7 +78,7 @@ class TPOSettings(BaseModel):
         ConfigurationError: a value is out of range or a name is unknown; the message says what is allowed.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     shown_prefix: ClassVar[str] = ""
 
     n: int = _knob(5, "N: how many candidates each sampling draws.", "sample", "update", ge=1, le=1024)
@@ -153,6 +154,14 @@ class TPOSettings(BaseModel):
             raise ValueError("a tag must have at least one character that is not white space")
         return value
 
+    @field_validator("sample_stop", "loss_stop", "gradient_stop", "update_stop", mode="before")
+    @classmethod
+    def _stop_may_be_one_text(cls, value: Any) -> Any:  # Any: this is the raw input, before validation
+        """Take `END` and `["END", "STOP"]` where text is all there is."""
+        if not isinstance(value, str):
+            return value
+        return json.loads(value) if value.lstrip().startswith("[") else (value,)
+
     @field_validator("sample_stop", "loss_stop", "gradient_stop", "update_stop")
     @classmethod
     def _stop_texts_are_not_empty(cls, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -167,11 +176,7 @@ class TPOSettings(BaseModel):
         if not isinstance(data, Mapping):
             return data
         optional = {name for name, info in cls.model_fields.items() if _takes_none(info.annotation)}
-        words = {"none", "null"}
-        return {
-            name: None if name in optional and isinstance(value, str) and value.lower() in words else value
-            for name, value in data.items()
-        }
+        return {name: _from_word(value, name in optional) for name, value in data.items()}
 
     @classmethod
     def load(cls, path: str | Path | None = None, **explicit: Any) -> Self:  # Any: values are what validation is for
@@ -215,8 +220,14 @@ class TPOSettings(BaseModel):
 class _Environment(BaseSettings, TPOSettings):
     """The same fields, read from `TPO_*` variables alone."""
 
-    model_config = SettingsConfigDict(env_prefix="TPO_", frozen=True, extra="ignore", env_ignore_empty=True)
+    model_config = SettingsConfigDict(
+        env_prefix="TPO_", frozen=True, extra="ignore", env_ignore_empty=True, enable_decoding=False
+    )
     shown_prefix: ClassVar[str] = "TPO_"
+
+
+def _from_word(value: Any, optional: bool) -> Any:  # Any: as above
+    return None if optional and isinstance(value, str) and value.lower() in ("none", "null") else value
 
 
 def _takes_none(annotation: Any) -> bool:  # Any: an annotation is any type form

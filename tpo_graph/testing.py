@@ -8,9 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from langchain_core.callbacks import CallbackManagerForLLMRun
-from langchain_core.language_models import BaseChatModel
+from langchain_core.language_models import BaseChatModel, LanguageModelInput
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
+from langchain_core.runnables import Runnable
+from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import Field, PrivateAttr
 
 from tpo_graph.errors import RewardError
@@ -74,6 +76,17 @@ class ScriptedChatModel(BaseChatModel):
             usage = {"input_tokens": asked, "output_tokens": wrote, "total_tokens": asked + wrote}
             message = message.model_copy(update={"usage_metadata": usage})
         return ChatResult(generations=[ChatGeneration(message=message)])
+
+    def bind_tools(
+        self,
+        tools: Sequence[Any],  # Any: whatever LangChain takes as a tool
+        *,
+        tool_choice: str | None = None,
+        **kwargs: Any,  # Any: LangChain's own
+    ) -> Runnable[LanguageModelInput, AIMessage]:
+        """Bind tools; the script decides whether they are called, and `knobs` records them."""
+        formatted = [convert_to_openai_tool(tool) for tool in tools]
+        return self.bind(tools=formatted, **({"tool_choice": tool_choice} if tool_choice else {}), **kwargs)
 
     def _next(self, number: int) -> Reply:
         if number >= len(self.script):

@@ -4,7 +4,10 @@ Nothing here is a dataclass, a pydantic object, a numpy scalar or a tensor, so t
 back as what was written and an edit in LangGraph Studio keeps its type.
 """
 
-from typing import Literal, TypeAlias, TypedDict
+from typing import Literal, TypeAlias
+
+# the one of typing has no field information that pydantic can read before Python 3.12
+from typing_extensions import TypedDict
 
 __all__ = [
     "Candidate",

@@ -25,7 +25,8 @@ NodeBody = Callable[..., Awaitable[Mapping[str, Any] | None]]  # Any: a partial 
 
 _lock = threading.Lock()
 _loops: list[asyncio.AbstractEventLoop] = []
-_thread = threading.local()
+# which of the loops the code runs on; a context variable, because LangGraph copies the context into its threads
+_level: contextvars.ContextVar[int] = contextvars.ContextVar("tpo_graph_loop_level", default=-1)
 
 
 def _forget_loops() -> None:
@@ -37,21 +38,24 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_loops)
 
 
-def _loop_for_this_thread() -> asyncio.AbstractEventLoop:
-    """A running loop that is not the one of the calling thread."""
-    level = getattr(_thread, "level", -1) + 1
+def _running_loop(level: int) -> asyncio.AbstractEventLoop:
     with _lock:
         if level == len(_loops):
             loop = asyncio.new_event_loop()
-            threading.Thread(target=_serve, args=(loop, level), name=f"tpo-graph-loop-{level}", daemon=True).start()
+            threading.Thread(target=_serve, args=(loop,), name=f"tpo-graph-loop-{level}", daemon=True).start()
             _loops.append(loop)
         return _loops[level]
 
 
-def _serve(loop: asyncio.AbstractEventLoop, level: int) -> None:
-    _thread.level = level
+def _serve(loop: asyncio.AbstractEventLoop) -> None:
     asyncio.set_event_loop(loop)
     loop.run_forever()
+
+
+class _EndOfCaller(Exception):  # noqa: N818  # not an error: it carries one to the waiting thread
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(str(error))
+        self.error = error
 
 
 def run_coroutine(coroutine: Coroutine[Any, Any, T]) -> T:  # Any: what a coroutine yields and is sent
@@ -59,12 +63,22 @@ def run_coroutine(coroutine: Coroutine[Any, Any, T]) -> T:  # Any: what a corout
 
     An exception in the waiting thread (Ctrl-C) cancels the coroutine.
     """
-    loop = _loop_for_this_thread()
+    # a loop that nothing up the call chain is waiting on
+    level = _level.get() + 1
+    loop = _running_loop(level)
     context = contextvars.copy_context()
+    context.run(_level.set, level)
     outcome: Future[T] = Future()
 
+    async def guarded() -> T:
+        try:
+            return await coroutine
+        except (SystemExit, KeyboardInterrupt) as error:
+            # asyncio would end the shared loop with these; they belong to the caller
+            raise _EndOfCaller(error) from error
+
     def start() -> None:
-        task = loop.create_task(coroutine, context=context)
+        task = loop.create_task(guarded(), context=context)
         task.add_done_callback(finish)
         outcome.task = task  # type: ignore[attr-defined]  # so that the waiting side can cancel it
 
@@ -72,7 +86,7 @@ def run_coroutine(coroutine: Coroutine[Any, Any, T]) -> T:  # Any: what a corout
         if task.cancelled():
             outcome.cancel()
         elif (error := task.exception()) is not None:
-            outcome.set_exception(error)
+            outcome.set_exception(error.error if isinstance(error, _EndOfCaller) else error)
         else:
             outcome.set_result(task.result())
 

@@ -18,7 +18,7 @@ from tpo_graph.rewards.base import RewardModel
 from tpo_graph.sampling import Policy, Sampler
 from tpo_graph.settings import TPOSettings
 
-__all__ = ["build_tpo_graph", "create_tpo_graph"]
+__all__ = ["build_tpo_graph", "create_tpo_graph", "pack_for"]
 
 TPOStateGraph: TypeAlias = StateGraph[TPOState, TPOSettings, TPOInput, TPOState]
 TPOGraph: TypeAlias = CompiledStateGraph[TPOState, TPOSettings, TPOInput, TPOState]
@@ -57,7 +57,7 @@ def build_tpo_graph(
         PromptError: the pack is incomplete or can't run the mode.
     """
     settings = TPOSettings.load() if settings is None else settings
-    pack = _pack(prompts, policy)
+    pack = pack_for(prompts, policy)
     pack.check_mode(settings.mode, preference=settings.preference, open_tag=settings.open_tag)
     if not callable(getattr(reward_model, "score", None)):
         raise ConfigurationError(
@@ -131,7 +131,12 @@ def create_tpo_graph(
     return graph.compile(**{"name": "tpo", **compile_options})
 
 
-def _pack(prompts: PromptPack | str | Path | None, policy: Policy) -> PromptPack:
+def pack_for(prompts: PromptPack | str | Path | None, policy: Policy) -> PromptPack:
+    """The prompt pack that is meant: the one given, by itself, name or folder, else the one that suits the policy.
+
+    Raises:
+        PromptError: there is no such pack, or it is incomplete.
+    """
     if isinstance(prompts, PromptPack):
         return prompts
     return PromptPack.load(prompts if prompts is not None else _suited_pack(policy))

@@ -23,8 +23,17 @@ _FIRST_SEED: Mapping[PolicyPhase, int] = {"sample": 0, "loss": 4_000, "gradient"
 
 
 def effective_settings(defaults: TPOSettings, runtime: Runtime[TPOSettings] | None) -> TPOSettings:
-    """The settings of this call: those given at build, with what its context names in their place."""
-    return defaults.overridden_by(runtime.context if runtime is not None else None)
+    """The settings of this call: those given at build, with what its context names in their place.
+
+    As a node of another graph, this one sees that graph's context: of a mapping the names that are settings
+    count, anything else is not ours to read.
+    """
+    context: object = runtime.context if runtime is not None else None
+    if isinstance(context, TPOSettings):
+        return defaults.overridden_by(context)
+    if isinstance(context, Mapping):
+        return defaults.overridden_by({name: context[name] for name in TPOSettings.model_fields if name in context})
+    return defaults
 
 
 @dataclass(frozen=True)
@@ -107,7 +116,8 @@ async def critique(sampler: Sampler, request: PhaseRequest) -> tuple[str, PhaseU
         except PolicyError as error:
             if request.settings.on_failure == "raise":
                 raise
-            return "", used[""], [failure(request.phase, request.step, "request_failed", str(error))]
+            used = add_usage(used, {"": error.usage or no_usage()})
+            return "", used[""], [*failures, failure(request.phase, request.step, "request_failed", str(error))]
         used = add_usage(used, {"": draw.usage})
         text = draw.completions[0].text.strip()
         if text:

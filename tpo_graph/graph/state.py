@@ -1,13 +1,15 @@
 """The state of a run: plain values, each with one writer, and the reducers that keep what is appended."""
 
 from collections.abc import Sequence
-from typing import Annotated, TypedDict, TypeVar
+from typing import Annotated, TypeVar
 
 from langchain_core.messages import AnyMessage
 from langgraph.channels import DeltaChannel, EphemeralValue
 from langgraph.graph.message import add_messages
+from typing_extensions import TypedDict
 
 from tpo_graph.accounting import add_usage
+from tpo_graph.rewards.overoptimization import OveroptimizationWarning
 from tpo_graph.types import Candidate, FailureRecord, ScoredCandidate, StepRecord, StopReason, Usage
 
 __all__ = ["TPOInput", "TPOState"]
@@ -52,6 +54,7 @@ class TPOState(TypedDict, total=False):
         trajectory: one record a step.
         failures: responses and requests that could not be used, append only.
         usage: requests, tokens and seconds by phase.
+        warnings: signs that the reward rose and the answers did not get better; written when the run ends.
         stop_reason: why the run ended; None while it goes on.
         answer: the text of the best candidate, once the run has ended.
     """
@@ -70,5 +73,6 @@ class TPOState(TypedDict, total=False):
     trajectory: Annotated[list[StepRecord], DeltaChannel(append)]
     failures: Annotated[list[FailureRecord], DeltaChannel(append)]
     usage: Annotated[Usage, add_usage]
+    warnings: list[OveroptimizationWarning]
     stop_reason: StopReason | None
     answer: str

@@ -1,13 +1,15 @@
 """What an error of a model provider means: how its kinds are told apart, and what to do about each."""
 
 import re
+from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
 
 from tpo_graph.errors import ConfigurationError
 
-__all__ = ["hint_for", "may_refuse_n", "one_line", "refused_knob", "status_of"]
+__all__ = ["hint_for", "may_refuse_n", "one_line", "refused_knob", "smaller_n", "status_of"]
 
-_NOT_TAKEN = frozenset({400, 404, 405, 413, 422, 501})
+# what servers answer to more completions than they give; 404 is a wrong model or address
+_NOT_TAKEN = frozenset({400, 413, 422, 501})
 _HINTS = {
     400: "Set a knob to none to leave it to the provider, as in sample_temperature=none.",
     401: "Check the API key: the provider does not accept it.",
@@ -16,6 +18,13 @@ _HINTS = {
     422: "Set a knob to none to leave it to the provider, as in sample_temperature=none.",
     429: "The provider limits the rate or the quota: wait, or ask for less at a time.",
 }
+# of two that a provider does not take together, top_p goes first
+_KNOB_WORDS = {
+    "top_p": ("top_p",),
+    "temperature": ("temperature",),
+    "max_new_tokens": ("max_tokens", "max_completion_tokens", "max_output_tokens"),
+}
+_NO_SERVER = "Is the server running, and is its address right?"
 
 
 def status_of(error: BaseException) -> int | None:
@@ -26,19 +35,24 @@ def status_of(error: BaseException) -> int | None:
 
 def may_refuse_n(error: object) -> bool:
     """Whether a failed request for several completions may be one that asks for too many."""
-    if isinstance(error, (TypeError, ValueError, NotImplementedError)) and not isinstance(error, ConfigurationError):
+    if isinstance(error, TypeError | ValueError | NotImplementedError) and not isinstance(error, ConfigurationError):
         return True
     return isinstance(error, Exception) and status_of(error) in _NOT_TAKEN
+
+
+def smaller_n(error: object, n: int) -> int:
+    """How many completions to ask for after `n` were refused: the most that the error names, else half."""
+    named = [int(number) for number in re.findall(r"\b\d{1,4}\b", str(error)) if 0 < int(number) < n]
+    return max(named, default=n // 2)
 
 
 def refused_knob(error: Exception, knobs: AbstractSet[str]) -> str | None:
     """The one of `knobs` that the provider says it does not take, or None."""
     if status_of(error) not in (400, 422):
         return None
-    text = str(error)
-    # of two that a provider does not take together, top_p goes first
-    order = [("top_p", ("top_p",)), ("temperature", ("temperature",)), ("max_new_tokens", ("max_tokens",))]
-    for knob, words in order:
+    # OpenAI's errors name the parameter; a text may also repeat the request
+    text = getattr(error, "param", None) or str(error)
+    for knob, words in _KNOB_WORDS.items():
         if knob in knobs and any(re.search(rf"\b{word}\b", text) for word in words):
             return knob
     return None
@@ -46,6 +60,8 @@ def refused_knob(error: Exception, knobs: AbstractSet[str]) -> str | None:
 
 def one_line(error: BaseException) -> str:
     """An error as one line: its kind and what it says."""
+    if _is_refused_connection(error):
+        return "the connection was refused"
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}".rstrip(": .") if text else type(error).__name__
 
@@ -55,7 +71,25 @@ def hint_for(error: Exception) -> str:
     hint = _HINTS.get(status_of(error) or 0, "")
     if hint:
         return hint
+    if _is_refused_connection(error):
+        return _NO_SERVER
     name = type(error).__name__
     if "Timeout" in name:
         return "The provider did not answer in time: try again, or raise the model's timeout."
-    return "Is the server running, and is its address right?" if "Connect" in name else ""
+    return _NO_SERVER if "Connect" in name else ""
+
+
+def _is_refused_connection(error: BaseException) -> bool:
+    """Whether there is no server; aiohttp's transport tells that as a timeout, so its causes are looked at."""
+    return any(
+        isinstance(cause, ConnectionRefusedError) or type(cause).__name__.startswith("ClientConnector")
+        for cause in _causes(error)
+    )
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__

@@ -5,7 +5,9 @@ from typing import Protocol, runtime_checkable
 
 from langchain_core.messages import BaseMessage
 
-__all__ = ["RewardModel"]
+from tpo_graph.types import PhaseUsage
+
+__all__ = ["RewardModel", "UsageReportingReward"]
 
 
 @runtime_checkable
@@ -28,5 +30,25 @@ class RewardModel(Protocol):
 
         Raises:
             RewardError: when nothing can be scored.
+        """
+        ...
+
+
+@runtime_checkable
+class UsageReportingReward(RewardModel, Protocol):
+    """A reward model that asks a language model itself: it tells what that costs, and can use a preference."""
+
+    async def score_with_usage(
+        self, messages: Sequence[BaseMessage], responses: Sequence[str], *, preference: str = ""
+    ) -> tuple[list[float], PhaseUsage]:
+        """Score as `score` does.
+
+        Args:
+            messages: as for `score`.
+            responses: as for `score`.
+            preference: what the answer is to satisfy, in words; the same throughout a run. "" for none.
+
+        Returns:
+            The rewards, and the requests and tokens that they cost.
         """
         ...

@@ -6,7 +6,8 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from langgraph.runtime import Runtime
 from langgraph.types import Overwrite
 
-from tpo_graph.errors import ConfigurationError, PolicyError
+from tpo_graph.accounting import no_usage
+from tpo_graph.errors import BudgetError, ConfigurationError, PolicyError
 from tpo_graph.graph.bridge import NodeBody
 from tpo_graph.graph.phase import PhaseRequest, effective_settings, failure, request_failures
 from tpo_graph.graph.state import TPOState
@@ -31,10 +32,11 @@ def sample_node(policy: Sampler, prompts: PromptPack, settings: TPOSettings) -> 
         conversation: list[BaseMessage] = [*state.get("messages", []), *query]
         _check_conversation(conversation)
         request = PhaseRequest("sample", state, chosen, prompts)
-        drafts = [Completion(text, truncated=False) for text in state.get("drafts") or []]
+        drafts = [Completion(text, truncated=False) for text in state.get("drafts") or [] if text.strip()]
         draw = Draw()
-        if len(drafts) < chosen.n:
-            draw = await request.draw(policy, request.messages(policy, conversation), chosen.n - len(drafts))
+        if (rest := chosen.n - len(drafts)) > 0:
+            _check_budget(chosen, policy.requests_for(rest))
+            draw = await _draw_rest(request, policy, request.messages(policy, conversation), rest, bool(drafts))
         pending: list[Candidate] = []
         failures = request_failures("sample", 0, draw)
         for completion in drafts + draw.completions:
@@ -49,7 +51,8 @@ def sample_node(policy: Sampler, prompts: PromptPack, settings: TPOSettings) -> 
                 hint="A policy that answers with tool calls alone, or with empty texts, can't be optimised.",
             )
         return {
-            "messages": query,
+            # a plain value: the stream of messages then has the answer alone, not the query again
+            "messages": [{"role": "user", "content": message.text} for message in query],
             "pending": pending,
             "cache": Overwrite([]),
             "step": 0,
@@ -58,11 +61,24 @@ def sample_node(policy: Sampler, prompts: PromptPack, settings: TPOSettings) -> 
             "trajectory": Overwrite([]),
             "failures": Overwrite(failures),
             "usage": Overwrite({"sample": draw.usage}),
+            "warnings": [],
             "stop_reason": None,
             "answer": "",
         }
 
     return sample
+
+
+async def _draw_rest(
+    request: PhaseRequest, policy: Sampler, messages: list[BaseMessage], n: int, has_drafts: bool
+) -> Draw:
+    """Draw N, or what is missing of it: then a policy that fails leaves the drafts to go on with."""
+    try:
+        return await request.draw(policy, messages, n)
+    except PolicyError as error:
+        if not has_drafts or request.settings.on_failure == "raise":
+            raise
+        return Draw(usage=error.usage or no_usage(), errors=[error])
 
 
 def _unusable(completion: Completion) -> FailureRecord:
@@ -89,5 +105,20 @@ def _check_conversation(conversation: list[BaseMessage]) -> None:
             "The conversation ends with an assistant message, so there is nothing to answer.",
             hint="Put a user message at its end.",
         )
-    if not last.content:
+    if not last.text.strip() and not _has_other_content(last):
         raise ConfigurationError("The last message of the conversation is empty.", hint="Give a question or a task.")
+
+
+def _has_other_content(message: BaseMessage) -> bool:
+    """Whether there is more than text in it: an image, say."""
+    return not isinstance(message.content, str) and any(
+        isinstance(block, dict) and block.get("type") != "text" for block in message.content
+    )
+
+
+def _check_budget(settings: TPOSettings, requests: int) -> None:
+    if settings.max_requests is not None and requests > settings.max_requests:
+        raise BudgetError(
+            f"The first {settings.n} candidates take {requests} requests, and max_requests is {settings.max_requests}.",
+            hint="Raise max_requests, or draw fewer candidates.",
+        )

