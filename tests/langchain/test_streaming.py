@@ -1,0 +1,291 @@
+"""What is streamed, what is not, and where the inner run stands in a trace."""
+
+import asyncio
+
+import pytest
+from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.messages import AIMessageChunk
+from langchain_core.runnables import RunnableLambda
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.graph import START, MessagesState, StateGraph
+
+from tests.tpo_script import number_reward, scripted_policy
+from tpo_graph.langchain.chat_model import ChatTPO
+from tpo_graph.testing import ScriptedChatModel, TableReward
+
+BETA = pytest.mark.filterwarnings("ignore::langchain_core._api.beta_decorator.LangChainBetaWarning")
+
+
+def chat(**options):
+    return ChatTPO(**{"policy": scripted_policy(), "reward": number_reward(), **options})
+
+
+def outer_graph(model, *, sync=False, **compile_options):
+    """A graph of one node that asks the model, as people write it."""
+
+    async def ask(state):
+        return {"messages": [await model.ainvoke(state["messages"])]}
+
+    def ask_sync(state):
+        return {"messages": [model.invoke(state["messages"])]}
+
+    builder = StateGraph(MessagesState)
+    builder.add_node("ask", ask_sync if sync else ask)
+    builder.add_edge(START, "ask")
+    return builder.compile(**compile_options)
+
+
+ASKED = {"messages": [("user", "q")]}
+
+
+def test_the_answer_comes_in_pieces_and_the_last_one_tells_the_rest():
+    text = "  two  words\nand more "
+    model = ChatTPO(policy=ScriptedChatModel([text]), reward=TableReward({}, default=0.0), n=1, mode="bon")
+    chunks = list(model.stream("q"))
+    assert [chunk.text for chunk in chunks] == ["two  ", "words\n", "and ", "more"]
+    assert [bool(chunk.usage_metadata) for chunk in chunks] == [False, False, False, True]
+    assert chunks[-1].response_metadata["tpo"]["stop_reason"] == "bon"
+    assert chunks[-1].chunk_position == "last"
+    whole = sum(chunks[1:], chunks[0])
+    assert isinstance(whole, AIMessageChunk)
+    assert len({chunk.id for chunk in chunks}) == 1
+
+
+async def test_async_pieces_are_the_same():
+    whole = None
+    async for chunk in chat().astream("q"):
+        whole = chunk if whole is None else whole + chunk
+    assert (whole.text, whole.response_metadata["tpo"]["steps"]) == ("rev 18", 2)
+
+
+def test_streaming_can_be_switched_off():
+    assert len(list(chat(disable_streaming=True).stream("q"))) == 1
+
+
+def test_a_stream_can_be_left_early():
+    stream = chat().stream("q")
+    assert next(stream).text == "rev "
+    stream.close()
+
+
+async def test_an_async_stream_can_be_left_early():
+    stream = chat().astream("q")
+    assert (await anext(stream)).text == "rev "
+    await stream.aclose()
+
+
+def texts_by_place(parts):
+    """The texts of a message stream, by the namespace that they came from."""
+    texts = {}
+    for namespace, (message, _) in parts:
+        texts.setdefault(len(namespace), []).append(message.text)
+    return texts
+
+
+@pytest.mark.parametrize("sync", [False, True], ids=["async node", "sync node"])
+def test_no_draft_leaks_into_the_message_stream_of_a_graph(sync):
+    parts = list(outer_graph(chat(), sync=True).stream(ASKED, stream_mode="messages", subgraphs=True)) if sync else None
+
+    async def collect():
+        stream = outer_graph(chat()).astream(ASKED, stream_mode="messages", subgraphs=True)
+        return [part async for part in stream]
+
+    parts = parts or asyncio.run(collect())
+    texts = texts_by_place(parts)
+    assert [text for text in texts.pop(0) if text] == ["rev ", "18"]
+    # the graph inside says nothing at all, not even the answer again
+    assert texts == {}
+
+
+def test_no_draft_leaks_when_the_node_itself_streams():
+    model = chat()
+
+    def ask(state):
+        whole = None
+        for chunk in model.stream(state["messages"]):
+            whole = chunk if whole is None else whole + chunk
+        return {"messages": [whole]}
+
+    builder = StateGraph(MessagesState)
+    builder.add_node("ask", ask)
+    builder.add_edge(START, "ask")
+    parts = builder.compile().stream(ASKED, stream_mode="messages", subgraphs=True)
+    texts = texts_by_place(parts)
+    assert [text for text in texts.pop(0) if text] == ["rev ", "18"]
+    assert texts == {}
+
+
+def test_the_inner_graph_can_be_watched_with_subgraphs():
+    parts = list(outer_graph(chat(depth=1), sync=True).stream(ASKED, stream_mode="updates", subgraphs=True))
+    inner = [next(iter(update)) for namespace, update in parts if namespace]
+    assert inner == ["sample", "score", "select", "loss", "gradient", "update", "score", "select"]
+
+
+async def test_events_stream_the_answer_and_tell_the_steps():
+    answer, steps, leaked = [], [], []
+    async for event in chat().astream_events("q", version="v2"):
+        if event["event"] == "on_chat_model_stream":
+            (answer if event["name"] == "ChatTPO" else leaked).append(event["data"]["chunk"].text)
+        if event["event"] == "on_custom_event":
+            steps.append((event["name"], event["data"]["step"], event["data"]["best_reward"]))
+    assert "".join(answer) == "rev 18"
+    assert steps == [("tpo_step", 0, 4.0), ("tpo_step", 1, 11.0), ("tpo_step", 2, 18.0)]
+    assert leaked == []
+
+
+async def test_steps_are_told_before_the_answer_begins():
+    order = []
+    async for event in chat(depth=1).astream_events("q", version="v2"):
+        if event["event"] == "on_custom_event" or (
+            event["event"] == "on_chat_model_stream" and event["name"] == "ChatTPO"
+        ):
+            order.append(event["event"])
+    assert order[:2] == ["on_custom_event"] * 2
+    assert "on_custom_event" not in order[2:]
+
+
+@pytest.mark.parametrize("sync", [False, True], ids=["async", "sync"])
+def test_steps_are_in_the_custom_stream_of_a_graph(sync):
+    async def collect():
+        return [part async for part in outer_graph(chat()).astream(ASKED, stream_mode="custom")]
+
+    parts = list(outer_graph(chat(), sync=True).stream(ASKED, stream_mode="custom")) if sync else asyncio.run(collect())
+    assert [part["tpo_step"]["best_reward"] for part in parts] == [4.0, 11.0, 18.0]
+
+
+@BETA
+async def test_the_newer_protocol_streams_the_answer_alone():
+    stream = await chat().astream_events("q", version="v3")
+    assert "".join([delta async for delta in stream.text]) == "rev 18"
+    message = await stream.output
+    assert message.usage_metadata["output_tokens"] == 40
+    assert message.response_metadata["tpo"]["reward"] == 18.0
+
+
+@BETA
+async def test_the_newer_protocol_of_a_graph_streams_the_answer_alone():
+    run = await outer_graph(chat()).astream_events(ASKED, version="v3")
+    texts = [await message.text async for message in run.messages]
+    assert texts == ["rev 18"]
+
+
+class Tree(BaseCallbackHandler):
+    """Remembers each run's parent."""
+
+    def __init__(self):
+        self.names, self.parents, self.ended = {}, {}, []
+
+    def on_chat_model_start(self, serialized, messages, *, run_id, parent_run_id=None, **kwargs):
+        self._add(run_id, parent_run_id, serialized["id"][-1])
+
+    def on_chain_start(self, serialized, inputs, *, run_id, parent_run_id=None, **kwargs):
+        self._add(run_id, parent_run_id, kwargs.get("name"))
+
+    def on_llm_end(self, response, *, run_id, **kwargs):
+        self.ended.append(self.names[run_id])
+
+    def _add(self, run_id, parent, name):
+        self.names[run_id], self.parents[run_id] = name, parent
+
+    def path(self, name):
+        """Names from the outermost run down to the first one of this name."""
+        run, path = next(run for run, known in self.names.items() if known == name), []
+        while run is not None:
+            path.append(self.names[run])
+            run = self.parents[run]
+        return path[::-1]
+
+
+def call(way, runnable, config):
+    async def consume():
+        async for _ in runnable.astream("q", config):
+            pass
+
+    return {
+        "invoke": lambda: runnable.invoke("q", config),
+        "stream": lambda: list(runnable.stream("q", config)),
+        "batch": lambda: runnable.batch(["q"], config),
+        "ainvoke": lambda: asyncio.run(runnable.ainvoke("q", config)),
+        "astream": lambda: asyncio.run(consume()),
+    }[way]()
+
+
+WAYS = ["invoke", "stream", "batch", "ainvoke", "astream"]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_inner_run_is_traced_under_the_model(way):
+    tree = Tree()
+    call(way, chat(mode="bon"), {"callbacks": [tree]})
+    assert tree.path("ScriptedChatModel") == ["ChatTPO", "tpo", "sample", "ScriptedChatModel"]
+    assert tree.ended[-1] == "ChatTPO"
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_and_inside_a_chain(way):
+    tree = Tree()
+    chain = RunnableLambda(lambda text: text).with_config(run_name="first") | chat(mode="bon")
+    call(way, chain, {"callbacks": [tree]})
+    assert tree.path("ScriptedChatModel") == ["RunnableSequence", "ChatTPO", "tpo", "sample", "ScriptedChatModel"]
+
+
+async def test_and_in_a_graph_that_streams_messages():
+    tree = Tree()
+    stream = outer_graph(chat(mode="bon")).astream(ASKED, {"callbacks": [tree]}, stream_mode="messages")
+    assert [part async for part in stream]
+    assert tree.path("ScriptedChatModel")[-4:] == ["ChatTPO", "tpo", "sample", "ScriptedChatModel"]
+
+
+async def test_and_under_events():
+    tree = Tree()
+    async for _ in chat(mode="bon").astream_events("q", {"callbacks": [tree]}, version="v2"):
+        pass
+    assert tree.path("ScriptedChatModel") == ["ChatTPO", "tpo", "sample", "ScriptedChatModel"]
+
+
+def test_the_id_of_a_run_is_kept_when_it_is_given():
+    from uuid import uuid4
+
+    tree, run_id = Tree(), uuid4()
+    list(chat(mode="bon").stream("q", {"callbacks": [tree], "run_id": run_id}))
+    assert tree.names[run_id] == "ChatTPO"
+
+
+def test_tags_and_metadata_reach_the_policy():
+    seen = []
+
+    class Handler(BaseCallbackHandler):
+        def on_chat_model_start(self, serialized, messages, *, tags=None, metadata=None, **kwargs):
+            seen.append((serialized["id"][-1], tags, metadata["who"]))
+
+    config = {"callbacks": [Handler()], "tags": ["mine"], "metadata": {"who": "me"}}
+    list(chat(mode="bon", n=1).stream("q", config))
+    assert [(name, "mine" in tags, who) for name, tags, who in seen] == [
+        ("ChatTPO", True, "me"),
+        ("ScriptedChatModel", True, "me"),
+    ]
+
+
+async def test_it_does_not_write_into_the_thread_of_the_graph_around_it():
+    saver = InMemorySaver()
+    graph = outer_graph(chat(), checkpointer=saver)
+    config = {"configurable": {"thread_id": "t"}}
+    await graph.ainvoke(ASKED, config)
+    await graph.ainvoke(ASKED, config)
+    namespaces = {each.config["configurable"]["checkpoint_ns"] for each in saver.list(None)}
+    assert namespaces == {""}
+    assert len((await graph.aget_state(config)).values["messages"]) == 4
+
+
+async def test_two_models_in_one_node():
+    model = chat()
+
+    async def ask(state):
+        answers = await asyncio.gather(*(model.ainvoke(state["messages"]) for _ in range(3)))
+        return {"messages": answers}
+
+    builder = StateGraph(MessagesState)
+    builder.add_node("ask", ask)
+    builder.add_edge(START, "ask")
+    result = await builder.compile().ainvoke(ASKED)
+    assert [message.text.split()[0] for message in result["messages"][1:]] == ["rev"] * 3

@@ -1,0 +1,134 @@
+"""bind_tools: tool calls come back untouched, a final text is optimised."""
+
+import asyncio
+
+import pytest
+from langchain_core.callbacks import get_usage_metadata_callback
+from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
+from langchain_core.tools import tool
+
+from tests.langchain.tool_policy import calling, tool_policy
+from tests.tpo_script import number_reward, phases_asked, scripted_policy
+from tpo_graph import ConfigurationError, PolicyError
+from tpo_graph.langchain.chat_model import ChatTPO
+
+
+@tool
+def look_up(word: str) -> str:
+    """Look a word up."""
+    return f"meaning of {word}"
+
+
+def with_tools(policy, *, tool_choice=None, **options):
+    return ChatTPO(policy=policy, reward=number_reward(), **options).bind_tools([look_up], tool_choice=tool_choice)
+
+
+@pytest.mark.parametrize("way", ["invoke", "ainvoke", "stream"])
+def test_a_tool_call_comes_back_untouched(way):
+    policy = tool_policy(calling(word="tree"))
+    model = with_tools(policy)
+    if way == "stream":
+        chunks = list(model.stream("q"))
+        answer = sum(chunks[1:], chunks[0])
+    else:
+        answer = model.invoke("q") if way == "invoke" else asyncio.run(model.ainvoke("q"))
+    assert answer.tool_calls == [{"name": "look_up", "args": {"word": "tree"}, "id": "call-1", "type": "tool_call"}]
+    assert (answer.content, answer.id) == ("", "provider-id")
+    assert answer.usage_metadata == {"input_tokens": 7, "output_tokens": 3, "total_tokens": 10}
+    assert answer.response_metadata["finish_reason"] == "tool_calls"
+    assert "tpo" not in answer.response_metadata
+    assert len(policy.requests) == 1
+
+
+def test_the_policy_gets_the_tools_as_they_are_bound():
+    policy = tool_policy(calling())
+    with_tools(policy, tool_choice="any").invoke("q")
+    (knobs,) = policy.knobs
+    assert knobs["tools"][0]["function"]["name"] == "look_up"
+    assert knobs["tool_choice"] == "any"
+
+
+def test_a_text_is_a_candidate_and_the_rest_of_n_is_drawn_with_the_tools():
+    policy = tool_policy("draft 3")
+    answer = with_tools(policy, n=4, mode="bon").invoke("q")
+    assert (answer.text, len(policy.requests)) == ("draft 3", 4)
+    assert [bool(knobs.get("tools")) for knobs in policy.knobs] == [True] * 4
+    asked = sum(len(message.text.split()) for messages in policy.requests for message in messages)
+    assert answer.usage_metadata["input_tokens"] == asked
+    assert answer.usage_metadata["output_tokens"] == 2 * 4
+
+
+def test_no_other_phase_gets_the_tools():
+    policy = tool_policy("draft 3")
+    with_tools(policy, n=2, depth=1).invoke("q")
+    given = [(phase, bool(knobs.get("tools"))) for phase, knobs in zip(phases_asked(policy), policy.knobs, strict=True)]
+    assert given == [
+        ("sample", True), ("sample", True), ("loss", False), ("gradient", False), ("update", False), ("update", False)
+    ]  # fmt: skip
+
+
+def test_candidates_that_call_tools_after_a_text_are_recorded():
+    policy = tool_policy("draft 3", calling(), "cand 1")
+    answer = with_tools(policy, n=3, mode="bon").invoke("q")
+    (record,) = answer.response_metadata["tpo"]["trajectory"]
+    assert (answer.text, record["candidates"], record["failures"]) == ("draft 3", 2, 1)
+
+
+def test_a_whole_turn_with_a_tool():
+    policy = tool_policy(calling(word="tree"), "draft 1")
+    model = with_tools(policy, n=2, depth=1)
+    asked = [HumanMessage("What is a tree?")]
+    called = model.invoke(asked)
+    answer = model.invoke([*asked, called, ToolMessage(look_up.invoke({"word": "tree"}), tool_call_id="call-1")])
+    assert answer.text == "rev 6"
+    assert [message.type for message in policy.requests[1]] == ["human", "ai", "tool"]
+
+
+def test_explicit_knobs_hold_for_the_first_reply_too():
+    policy = tool_policy(calling())
+    with_tools(policy, temperature=0.3).invoke("q", stop=["END"])
+    assert (policy.knobs[0]["temperature"], policy.knobs[0]["stop"]) == (0.3, ["END"])
+
+
+def test_tools_go_to_the_model_inside_a_wrapped_policy():
+    policy = tool_policy(calling())
+    with_tools(policy.bind(user="me").with_retry()).invoke("q")
+    assert (policy.knobs[0]["user"], bool(policy.knobs[0]["tools"])) == ("me", True)
+
+
+def test_a_policy_with_fallbacks_takes_tools():
+    answer = with_tools(tool_policy(calling(word="a")).with_fallbacks([tool_policy(calling(word="b"))])).invoke("q")
+    assert answer.tool_calls[0]["args"] == {"word": "a"}
+
+
+def test_a_policy_that_takes_no_tools_is_named():
+    with pytest.raises(ConfigurationError, match="'ScriptedChatModel' can't be given tools"):
+        with_tools(scripted_policy()).invoke("q")
+
+
+def test_a_failing_first_reply_is_the_policys_failure():
+    with pytest.raises(PolicyError, match="busy"):
+        with_tools(tool_policy(RuntimeError("busy"))).invoke("q")
+
+
+def test_an_empty_first_reply_is_no_candidate():
+    answer = with_tools(tool_policy(AIMessage("")), n=2, mode="bon").invoke("q")
+    assert answer.text == "cand 2"
+
+
+def test_what_is_bound_beside_tools_is_not_sent_without_them():
+    policy = tool_policy("draft 9")
+    model = ChatTPO(policy=policy, reward=number_reward(), n=2, depth=1)
+    model.bind_tools([look_up], parallel_tool_calls=False, user="me").invoke("q")
+    sent = [("parallel_tool_calls" in knobs, knobs["user"]) for knobs in policy.knobs]
+    assert sent == [(True, "me")] * 2 + [(False, "me")] * 4
+
+
+def test_tokens_are_counted_once_for_each_model():
+    policy = tool_policy(calling())
+    with get_usage_metadata_callback() as usage:
+        with_tools(policy).invoke("q")
+    assert {name: used["total_tokens"] for name, used in usage.usage_metadata.items()} == {
+        "inner": 10,
+        "tpo/ToolPolicy": 10,
+    }

@@ -1,0 +1,96 @@
+"""A run's result as the message that a chat model returns, whole or in chunks."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from langchain_core.messages import AIMessage, AIMessageChunk
+from langchain_core.messages.ai import UsageMetadata, add_usage
+from langchain_core.messages.tool import tool_call_chunk
+from langchain_core.outputs import ChatGenerationChunk
+
+from tpo_graph.accounting import total
+from tpo_graph.graph.state import TPOState
+from tpo_graph.types import StopReason
+
+__all__ = ["answer_chunks", "answer_message", "relayed"]
+
+_PIECE = re.compile(r"\S*\s*")
+
+
+def answer_message(state: TPOState, *, stop_reason: StopReason, model_name: str, draft: AIMessage | None) -> AIMessage:
+    """The message of a run that has ended, or of one that failed after the draft was there.
+
+    Args:
+        state: the last state of the run.
+        stop_reason: why it ended.
+        model_name: what the message says that it comes from.
+        draft: the answer that was there already; its tokens count.
+    """
+    best, trajectory = state.get("best"), state.get("trajectory", [])
+    told = {
+        "reward": best["reward"] if best else None,
+        "steps": state.get("step", 0),
+        "stop_reason": stop_reason,
+        "trajectory": trajectory,
+    }
+    return AIMessage(
+        state.get("answer") or (draft.text if draft else ""),
+        usage_metadata=add_usage(draft.usage_metadata if draft else None, _usage(state)) if draft else _usage(state),
+        response_metadata={
+            "model_name": model_name,
+            "finish_reason": "length" if best and best["truncated"] else "stop",
+            "tpo": told,
+        },
+    )
+
+
+def relayed(message: AIMessage, *, model_name: str) -> AIMessage:
+    """A message of the policy that goes out as it is, under the name of this model.
+
+    Under the policy's own name, callbacks that add up the tokens of each model would count it twice.
+    """
+    return message.model_copy(update={"response_metadata": {**message.response_metadata, "model_name": model_name}})
+
+
+def answer_chunks(message: AIMessage) -> Iterator[ChatGenerationChunk]:
+    """The message in pieces of a word each; the last one carries usage, metadata and tool calls."""
+    pieces = _PIECE.findall(message.content)[:-1] if isinstance(message.content, str) else []
+    for piece in pieces[:-1]:
+        yield ChatGenerationChunk(message=AIMessageChunk(content=piece, id=message.id))
+    calls = [
+        tool_call_chunk(
+            name=call["name"], args=json.dumps(call["args"], ensure_ascii=False), id=call["id"], index=place
+        )
+        for place, call in enumerate(message.tool_calls)
+    ]
+    wrong = [
+        tool_call_chunk(name=call["name"], args=call["args"], id=call["id"], index=len(calls) + place)
+        for place, call in enumerate(message.invalid_tool_calls)
+    ]
+    last: str | list[Any] = pieces[-1] if pieces else message.content  # Any: content blocks
+    yield ChatGenerationChunk(
+        message=AIMessageChunk(
+            content=last,
+            id=message.id,
+            additional_kwargs=message.additional_kwargs if not calls else _without_calls(message.additional_kwargs),
+            response_metadata=message.response_metadata,
+            usage_metadata=message.usage_metadata,
+            tool_call_chunks=calls + wrong,
+            chunk_position="last",
+        )
+    )
+
+
+def _without_calls(told: Mapping[str, Any]) -> dict[str, Any]:  # Any: LangChain's own
+    """What the provider said besides; the raw calls are in the chunk as tool calls."""
+    return {name: value for name, value in told.items() if name != "tool_calls"}
+
+
+def _usage(state: TPOState) -> UsageMetadata | None:
+    used = total(state.get("usage", {}))
+    counts = used["input_tokens"], used["output_tokens"]
+    if not any(counts):
+        return None  # the provider does not count
+    return UsageMetadata(input_tokens=counts[0], output_tokens=counts[1], total_tokens=sum(counts))

@@ -1,0 +1,127 @@
+"""What an inner run is made of: objects as they were given, or loaded by name when they are first used."""
+
+import asyncio
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from langchain_core.language_models import BaseChatModel
+from langchain_core.runnables import Runnable
+from langchain_core.runnables.base import RunnableBindingBase
+
+from tpo_graph.errors import ConfigurationError
+from tpo_graph.policies.load import load_policy
+from tpo_graph.prompt_store import PromptPack
+from tpo_graph.rewards.base import RewardModel
+from tpo_graph.rewards.load import load_reward
+from tpo_graph.sampling import Policy
+from tpo_graph.settings import TPOSettings
+
+__all__ = ["LazyParts", "Parts", "chat_model_inside", "policy_name"]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Everything that `build_tpo_graph` takes, loaded.
+
+    Attributes:
+        policy: answers and revises.
+        reward: scores.
+        critic: writes loss and gradient; None for the policy.
+        prompts: a pack, its name or folder; None for the one that suits the policy.
+        nodes: replacements by name.
+        settings: defaults of every call.
+    """
+
+    policy: Policy
+    reward: RewardModel
+    critic: Policy | None
+    prompts: PromptPack | str | Path | None
+    nodes: Mapping[str, Any] | None  # Any: whatever LangGraph takes as a node
+    settings: TPOSettings
+
+
+class LazyParts:
+    """The same with names in place of models, loaded once, in a thread: loading blocks, and may take minutes."""
+
+    def __init__(  # noqa: PLR0917  # in the order of `Parts`
+        self,
+        policy: Policy | str,
+        reward: RewardModel | str,
+        critic: Policy | str | None,
+        prompts: PromptPack | str | Path | None,
+        nodes: Mapping[str, Any] | None,  # Any: as above
+        settings: TPOSettings,
+    ) -> None:
+        _check_policy("policy", policy)
+        if critic is not None:
+            _check_policy("critic", critic)
+        if not isinstance(reward, str) and not callable(getattr(reward, "score", None)):
+            raise ConfigurationError(
+                f"The reward must be a reward model or the name of one, not {type(reward).__name__!r}.",
+                hint="A reward model has a method score(messages, responses); load_reward tells the names.",
+            )
+        self.given = (policy, reward, critic, prompts, nodes, settings)
+        self._lock = threading.Lock()
+        self._parts: Parts | None = None
+
+    async def load(self) -> Parts:
+        """The parts, loaded.
+
+        Raises:
+            TPOError: see `load_policy` and `load_reward`.
+        """
+        if self._parts is not None:
+            return self._parts
+        if any(isinstance(part, str) for part in self.given[:3]):
+            return await asyncio.to_thread(self._load)
+        return self._load()
+
+    def _load(self) -> Parts:
+        # a lock of asyncio would belong to one event loop
+        with self._lock:
+            if self._parts is None:
+                policy, reward, critic, prompts, nodes, settings = self.given
+                loaded_policy = load_policy(policy) if isinstance(policy, str) else policy
+                # the same name twice is one model
+                if critic == policy and isinstance(critic, str):
+                    critic = None
+                self._parts = Parts(
+                    policy=loaded_policy,
+                    reward=load_reward(reward) if isinstance(reward, str) else reward,
+                    critic=load_policy(critic) if isinstance(critic, str) else critic,
+                    prompts=prompts,
+                    nodes=nodes,
+                    settings=settings,
+                )
+            return self._parts
+
+
+def chat_model_inside(policy: object) -> BaseChatModel | None:
+    """The chat model inside `bind`, `with_config` and `with_retry`, or None where there is none."""
+    inner = policy
+    while isinstance(inner, RunnableBindingBase):
+        inner = inner.bound
+    return inner if isinstance(inner, BaseChatModel) else None
+
+
+def policy_name(policy: object) -> str:
+    """A short name for people: what the provider calls the model, or the class."""
+    if isinstance(policy, str):
+        return policy
+    model = chat_model_inside(policy)
+    for field in ("model_name", "model", "model_id"):
+        name = getattr(model, field, None)
+        if isinstance(name, str) and name:
+            return name
+    return type(model or policy).__name__
+
+
+def _check_policy(role: str, policy: object) -> None:
+    if not isinstance(policy, (str, Runnable)):
+        raise ConfigurationError(
+            f"The {role} must be a LangChain chat model or the name of one, not {type(policy).__name__!r}.",
+            hint='For example "openai:gpt-4o-mini".',
+        )
