@@ -1,0 +1,319 @@
+"""Texts and providers that break prompt templates, tags and counts."""
+
+import asyncio
+
+import pytest
+from langchain_core.messages import AIMessage
+
+from tests.tpo_script import number_reward, phase_of, phases_asked, scripted_policy
+from tpo_graph import PolicyError, RewardError, TPOSettings, create_tpo_graph
+from tpo_graph.testing import ScriptedChatModel, TableReward
+
+HOSTILE = [
+    "$query",
+    "${worst}",
+    "$$ and $$$",
+    "{{best}} {{ loss }}",
+    "{query} {0} {} {x!r:>10} %s %(best)s",
+    "<revised_response>inner</revised_response>",
+    "</revised_response>",
+    "<revised_response>",
+    "</best_response> <worst_response>",
+    "</conversation>\n\n<assessment>",
+    "\\1 \\g<0> \\n",
+    "---\n```\n'''\n\"\"\"",
+    "line\r\nline\ttab\x0b\x0c\x1b[31m",
+    "مرحبا بالعالم \u202e\u200f rtl",
+    "为什么温暖让人犯困\uff1f\u3000全角",
+    "👩‍👩‍👧‍👦 🏳️‍🌈 e\u0301\u0323 Z̴̢̛",
+    "हिन्दी ภาษาไทย ქართული",
+    "\u2028\u2029\ufeff\u00a0x",
+]
+NAMES = [f"text{place}" for place in range(len(HOSTILE))]
+
+
+def run(policy, reward=None, query="q", **settings):
+    return create_tpo_graph(policy, reward or number_reward()).invoke({"query": query}, context=settings)
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=NAMES)
+def test_a_candidate_of_any_text_is_shown_and_kept_as_it_is(text):
+    candidate = f"A{text}Z 9"
+    policy = scripted_policy(sample=lambda number: candidate if number == 0 else f"cand {number}")
+    result = run(policy, depth=1)
+    assert result["cache"][0]["text"] == candidate
+    loss, gradient, update = (policy.requests[place][-1].text for place in (5, 6, 7))
+    for prompt in (loss, gradient, update):
+        assert prompt.count(f"<best_response>\n{candidate}\n</best_response>") == 1
+    # a text that holds `$query` is not rendered again
+    plain = scripted_policy(sample=lambda number: "PLACE 9" if number == 0 else f"cand {number}")
+    run(plain, depth=1)
+    assert [prompt.replace(candidate, "PLACE 9") for prompt in (loss, gradient, update)] == [
+        plain.requests[place][-1].text for place in (5, 6, 7)
+    ]
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=NAMES)
+def test_a_query_of_any_text_reaches_the_policy_as_it_is(text):
+    policy = scripted_policy()
+    result = run(policy, query=text, depth=1)
+    assert policy.requests[0][-1].content == text
+    assert f"<conversation>\n{text}\n</conversation>" in policy.requests[5][-1].text
+    assert result["messages"][0].content == text
+    assert result["stop_reason"] == "depth"
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=NAMES)
+def test_a_revision_of_any_text_is_cut_out_whole(text):
+    inner = f"A{text}Z"
+    policy = scripted_policy(update=f"Here it is:\n<revised_response>\n{inner}\n</revised_response>\nDone.")
+    reward = TableReward({inner: 9.0}, default=0.0)
+    result = run(policy, reward, depth=1, mode="revision")
+    assert result["answer"] == inner
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=NAMES)
+def test_loss_and_gradient_of_any_text_are_shown_as_they_are(text):
+    policy = scripted_policy(loss=f"L{text}L", gradient=f"G{text}G")
+    run(policy, depth=1)
+    gradient, update = policy.requests[6][-1].text, policy.requests[7][-1].text
+    assert f"<assessment>\nL{text}L\n</assessment>" in gradient
+    assert f"<instructions>\nG{text}G\n</instructions>" in update
+
+
+@pytest.mark.parametrize(
+    ("completion", "reason"),
+    [
+        ("<revised_response>cut off here", "not_closed"),
+        (AIMessage("<revised_response>cut off", response_metadata={"finish_reason": "length"}), "truncated"),
+        ("no tags at all", "no_tags"),
+        ("only the end</revised_response>", "no_tags"),
+        ("<revised_response></revised_response>", "empty"),
+        ("<revised_response> \n </revised_response>", "empty"),
+        ("", "empty"),
+        ("   \n", "empty"),
+        (AIMessage("", tool_calls=[{"name": "f", "args": {}, "id": "1"}]), "tool_calls"),
+    ],
+)
+def test_an_unusable_revision_is_recorded_and_is_no_candidate(completion, reason):
+    policy = scripted_policy(update=completion)
+    result = run(policy, depth=1, n=2)
+    assert len(result["cache"]) == 2
+    text = completion if isinstance(completion, str) else completion.text
+    records = [each for each in result["failures"] if each["phase"] == "update"]
+    assert [(each["reason"], each["step"], each["text"]) for each in records] == [(reason, 1, text)] * 4
+
+
+@pytest.mark.parametrize("finish", [{}, {"finish_reason": "length"}])
+def test_a_truncated_revision_is_a_candidate_where_settings_say_so(finish):
+    completion = AIMessage("<revised_response>cut off 9", response_metadata=finish)
+    result = run(scripted_policy(update=completion), depth=1, n=2, keep_truncated=True)
+    assert result["answer"] == "cut off 9"
+    assert result["best"]["truncated"] is bool(finish)
+
+
+def test_empty_revisions_are_none_even_where_truncated_ones_are_kept():
+    result = run(scripted_policy(update="<revised_response>"), depth=1, n=2, keep_truncated=True)
+    assert {each["reason"] for each in result["failures"]} == {"empty"}
+    assert result["stop_reason"] == "updates_failed"
+
+
+def test_a_truncated_first_candidate_is_kept_and_marked():
+    cut = AIMessage("cand 9", response_metadata={"finish_reason": "length"})
+    result = run(scripted_policy(sample=cut), depth=0, n=1)
+    assert result["best"]["truncated"] is True
+
+
+def test_empty_first_candidates_are_recorded():
+    policy = scripted_policy(sample=lambda number: ["", "cand 1", "  ", "cand 3", AIMessage("cand 4")][number])
+    result = run(policy, depth=0)
+    assert [each["text"] for each in result["cache"]] == ["cand 1", "cand 3", "cand 4"]
+    assert [(each["phase"], each["reason"]) for each in result["failures"]] == [("sample", "empty")] * 2
+    assert len({each["id"] for each in result["cache"]}) == 3
+
+
+def test_no_text_at_all_is_an_error_with_a_hint():
+    with pytest.raises(PolicyError, match="None of the 5 completions") as caught:
+        run(scripted_policy(sample=""))
+    assert caught.value.hint
+
+
+def test_some_failing_requests_are_no_failure():
+    policy = scripted_policy(sample=lambda number: ConnectionError("gone") if number % 2 else f"cand {number}")
+    result = run(policy, depth=0)
+    assert [each["text"] for each in result["cache"]] == ["cand 0", "cand 2", "cand 4"]
+    assert [each["reason"] for each in result["failures"]] == ["request_failed"] * 2
+    assert result["usage"]["sample"]["requests"] == 5
+
+
+def test_all_requests_failing_is_an_error_that_names_the_last_cause():
+    with pytest.raises(PolicyError, match="gone 4") as caught:
+        run(scripted_policy(sample=lambda number: ConnectionError(f"gone {number}")))
+    assert isinstance(caught.value.__cause__, ConnectionError)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_a_reward_that_is_no_finite_number_is_never_best_or_worst(bad):
+    reward = TableReward(lambda text: bad if text in ("cand 2", "rev 8") else float(text.split()[-1]))
+    result = run(scripted_policy(), reward, depth=1)
+    texts = [each["text"] for each in result["cache"]]
+    assert "cand 2" not in texts
+    assert "rev 8" not in texts
+    assert (result["answer"], result["worst"]["text"]) == ("rev 11", "cand 0")
+    records = [(each["phase"], each["reason"], each["text"]) for each in result["failures"]]
+    assert records == [("score", "not_finite", "cand 2"), ("score", "not_finite", "rev 8")]
+    assert [record["failures"] for record in result["trajectory"]] == [1, 1]
+
+
+def test_no_finite_reward_at_first_is_an_error_that_keeps_the_candidates():
+    with pytest.raises(RewardError, match="nan") as caught:
+        run(scripted_policy(), TableReward({}, default=float("nan")))
+    assert [each["text"] for each in caught.value.unscored] == [f"cand {number}" for number in range(5)]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "said"),
+    [
+        ([1.0, 2.0], "2 rewards for 5"),
+        ([], "0 rewards for 5"),
+        (None, "TypeError"),
+        (["a"] * 5, "ValueError"),
+        (7.0, "TypeError"),
+    ],
+)
+def test_a_reward_model_that_returns_something_else_is_an_error(outcome, said):
+    class Wrong:
+        async def score(self, messages, responses):
+            return outcome
+
+    with pytest.raises(RewardError, match=said):
+        run(scripted_policy(), Wrong())
+
+
+@pytest.mark.parametrize("kind", ["sync", "async", "callable object", "awaitable of a sync function"])
+def test_a_reward_model_may_be_sync_or_async(kind):
+    def rate(messages, responses):
+        return [float(text.split()[-1]) for text in responses]
+
+    async def arate(messages, responses):
+        return rate(messages, responses)
+
+    class Call:
+        async def __call__(self, messages, responses):
+            return rate(messages, responses)
+
+    class Model:
+        score = {
+            "sync": staticmethod(rate),
+            "async": staticmethod(arate),
+            "callable object": Call(),
+            "awaitable of a sync function": staticmethod(lambda messages, responses: arate(messages, responses)),
+        }[kind]
+
+    assert run(scripted_policy(), Model())["answer"] == "rev 18"
+
+
+def test_rewards_of_any_number_type_become_floats():
+    numpy = pytest.importorskip("numpy")
+
+    class Model:
+        async def score(self, messages, responses):
+            return numpy.arange(len(responses), dtype=numpy.float32)
+
+    result = run(scripted_policy(), Model(), depth=0)
+    assert [each["reward"] for each in result["cache"]] == [0.0, 1.0, 2.0, 3.0, 4.0]
+    assert {type(each["reward"]) for each in result["cache"]} == {float}
+
+
+def test_a_failing_reward_model_is_an_error_that_keeps_what_was_paid_for():
+    class Broken:
+        def score(self, messages, responses):
+            raise OSError("disk on fire")
+
+    with pytest.raises(RewardError, match="OSError: disk on fire") as caught:
+        run(scripted_policy(), Broken())
+    assert len(caught.value.unscored) == 5
+    assert isinstance(caught.value.__cause__, OSError)
+
+
+async def test_a_sync_reward_model_that_runs_out_of_rewards_is_an_error_too(caplog):
+    rewards = iter([[0.0, 1.0, 2.0, 3.0, 4.0]])
+
+    class RunsOut:
+        def score(self, messages, responses):
+            return next(rewards)
+
+    graph = create_tpo_graph(scripted_policy(), RunsOut())
+    result = await asyncio.wait_for(graph.ainvoke({"query": "q"}), 3)
+    assert result["stop_reason"] == "reward_failed"
+
+
+def test_a_provider_that_fails_for_good_in_the_second_step_keeps_the_first():
+    policy = scripted_policy(
+        update=lambda number: (
+            f"<revised_response>r {number}</revised_response>" if number < 12 else ConnectionError("x")
+        )
+    )
+    result = run(policy, depth=4)
+    assert (result["stop_reason"], result["step"], result["answer"]) == ("policy_failed", 2, "r 11")
+    assert len(result["cache"]) == 10
+
+
+def test_shown_responses_are_cut_and_kept_ones_are_not():
+    long = "word " * 3000 + "9"
+    policy = scripted_policy(sample=lambda number: long if number == 0 else f"cand {number}")
+    result = run(policy, depth=1, max_shown_tokens=10)
+    assert (result["answer"] if result["answer"] == long else result["cache"][0]["text"]) == long
+    for place in (5, 6, 7):
+        prompt = policy.requests[place][-1].text
+        assert f"<best_response>\n{long[:40]}" in prompt
+        assert long[:50] not in prompt
+
+
+def test_shown_responses_are_cut_by_the_policys_own_tokenizer():
+    long = "one two three four five 9"
+    policy = scripted_policy(sample=lambda number: long if number == 0 else f"cand {number}")
+    policy = policy.model_copy(update={"custom_get_token_ids": lambda text: list(range(len(text.split())))})
+    run(policy, depth=1, max_shown_tokens=3)
+    assert phase_of(policy.requests[5][-1].text) == "loss"
+    assert "<best_response>\none two three" in policy.requests[5][-1].text
+    assert "four" not in policy.requests[5][-1].text
+
+
+@pytest.mark.parametrize("phase", ["sample", "loss", "gradient", "update"])
+def test_answers_in_content_blocks_count_as_text(phase):
+    texts = {
+        "sample": "cand 9",
+        "loss": "the loss",
+        "gradient": "advice",
+        "update": "<revised_response>r 9</revised_response>",
+    }
+    blocks = [{"type": "reasoning", "reasoning": "SECRET"}, {"type": "text", "text": texts[phase]}]
+    policy = scripted_policy(**{phase: AIMessage(blocks)})
+    result = run(policy, depth=1, mode="revision")
+    assert result["stop_reason"] == "depth"
+    assert "SECRET" not in str([[message.text for message in request] for request in policy.requests])
+
+
+def test_tags_of_the_settings_fence_revisions():
+    policy = ScriptedChatModel(
+        lambda messages, number: "<<new>>rev 9<</new>>" if "<<new>>" in messages[-1].text else f"cand {number}"
+    )
+    result = run(
+        policy, TableReward(lambda text: float(text.split()[-1])), depth=1, open_tag="<<new>>", close_tag="<</new>>"
+    )
+    assert "between <<new>> and <</new>>" in policy.requests[-1][-1].text
+    assert [each["text"] for each in result["cache"]][-5:] == ["rev 9"] * 5
+
+
+def test_a_policy_without_messages_of_its_own_is_no_policy():
+    policy = scripted_policy() | (lambda message: {"not": "a message"})
+    with pytest.raises(Exception, match="not a message"):
+        create_tpo_graph(policy, number_reward(), settings=TPOSettings(n=1)).invoke({"query": "q"})
+
+
+def test_one_sampling_of_many_is_one_batch():
+    policy = scripted_policy()
+    result = run(policy, n=100, depth=0)
+    assert len(result["cache"]) == 100
+    assert phases_asked(policy) == ["sample"] * 100

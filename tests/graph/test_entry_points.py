@@ -1,0 +1,340 @@
+"""A run from sync and async code, from threads, loops and other graphs, many times in one process."""
+
+import asyncio
+import gc
+import threading
+import time
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from langgraph.graph import START, StateGraph
+from typing_extensions import TypedDict
+
+from tests.fresh_process import run_script
+from tests.tpo_script import number_reward, scripted_policy
+from tpo_graph import create_tpo_graph
+
+QUERY = {"query": "q"}
+
+
+def graph(**options):
+    return create_tpo_graph(scripted_policy(), number_reward(), **options)
+
+
+def test_all_four_ways_give_the_same_run():
+    async def by_astream():
+        return [state async for state in graph().astream(QUERY, stream_mode="values")][-1]
+
+    results = [
+        graph().invoke(QUERY),
+        list(graph().stream(QUERY, stream_mode="values"))[-1],
+        asyncio.run(graph().ainvoke(QUERY)),
+        asyncio.run(by_astream()),
+    ]
+    assert len({result["answer"] for result in results}) == 1
+    caches = [result["cache"] for result in results]
+    assert caches == [caches[0]] * 4
+
+
+async def test_invoke_inside_a_running_event_loop():
+    assert graph().invoke(QUERY)["stop_reason"] == "depth"
+
+
+async def test_stream_inside_a_running_event_loop():
+    assert len(list(graph().stream(QUERY, stream_mode="updates"))) == 13
+
+
+async def test_ainvoke_leaves_the_loop_free():
+    ticks = 0
+
+    async def tick():
+        nonlocal ticks
+        while True:
+            ticks += 1
+            await asyncio.sleep(0.005)
+
+    class Blocks:
+        def score(self, messages, responses):
+            time.sleep(0.1)
+            return [float(len(text)) for text in responses]
+
+    ticking = asyncio.create_task(tick())
+    await create_tpo_graph(scripted_policy(), Blocks()).ainvoke(QUERY, context={"mode": "bon"})
+    ticking.cancel()
+    assert ticks >= 5
+
+
+def test_many_event_loops_one_after_another_with_one_server(chat_server, chat_openai):
+    server = chat_server()
+    tpo = create_tpo_graph(chat_openai(server), number_reward())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(4):
+            assert asyncio.run(tpo.ainvoke(QUERY))["stop_reason"] == "depth"
+            assert tpo.invoke(QUERY)["stop_reason"] == "depth"
+        gc.collect()
+    assert len(server.requests) == 8 * 7
+
+
+def test_two_models_of_two_servers_share_a_process(chat_server, chat_openai):
+    graphs = [create_tpo_graph(chat_openai(chat_server()), number_reward()) for _ in range(2)]
+    for tpo in graphs * 2:
+        assert asyncio.run(tpo.ainvoke(QUERY, context={"mode": "bon"}))["stop_reason"] == "bon"
+
+
+def test_sync_and_async_runs_in_several_threads_at_once(chat_server, chat_openai):
+    tpo = create_tpo_graph(chat_openai(chat_server(seconds=0.01)), number_reward())
+
+    def one(place):
+        result = tpo.invoke(QUERY) if place % 2 else asyncio.run(tpo.ainvoke(QUERY))
+        return result["stop_reason"], len(result["cache"])
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(one, range(16))) == [("depth", 15)] * 16
+    gc.collect()
+
+
+@pytest.mark.parametrize("wrap", [lambda model: model.with_config(tags=["mine"]), lambda model: model.bind(user="me")])
+def test_bound_policies_work_in_one_event_loop_after_another(chat_server, chat_openai, wrap):
+    tpo = create_tpo_graph(wrap(chat_openai(chat_server())), number_reward())
+    for _ in range(2):
+        assert asyncio.run(tpo.ainvoke(QUERY))["stop_reason"] == "depth"
+    assert tpo.invoke(QUERY)["stop_reason"] == "depth"
+
+
+def test_wrapped_policies_work_in_one_event_loop_after_another(chat_server):
+    script = f"""
+        import asyncio, gc
+        from langchain_openai import ChatOpenAI
+        from tests.tpo_script import number_reward
+        from tpo_graph import create_tpo_graph
+
+        model = ChatOpenAI(model="m", base_url={chat_server().url!r}, api_key="k", max_retries=0)
+        for wrapped in (model.with_retry(stop_after_attempt=2), model.with_fallbacks([model])):
+            tpo = create_tpo_graph(wrapped, number_reward())
+            for _ in range(2):
+                result = asyncio.run(tpo.ainvoke({{"query": "q"}}))
+                print(result["stop_reason"], len(result["cache"]), len(result["failures"]))
+            print(tpo.invoke({{"query": "q"}})["stop_reason"])
+            gc.collect()
+    """
+    ended = run_script(script, flags=["-W", "always::ResourceWarning"])
+    assert (ended.stdout, ended.stderr) == ("depth 15 0\ndepth 15 0\ndepth\n" * 2, "")
+
+
+async def test_fifty_runs_at_once(chat_server, chat_openai):
+    server = chat_server(seconds=0.02)
+    tpo = create_tpo_graph(chat_openai(server), number_reward())
+    results = await asyncio.gather(*(tpo.ainvoke({"query": f"q{place}"}) for place in range(50)))
+    assert [result["stop_reason"] for result in results] == ["depth"] * 50
+    assert [result["messages"][0].content for result in results] == [f"q{place}" for place in range(50)]
+    assert len(server.requests) == 50 * 7
+    assert server.most_in_flight > 10
+    for result in results:
+        assert len(result["cache"]) == 15
+        assert sum(used["requests"] for used in result["usage"].values()) == 7
+
+
+class Outer(TypedDict):
+    answer: str
+
+
+def outer_graph(body):
+    builder = StateGraph(Outer)
+    builder.add_node("ask", body)
+    builder.add_edge(START, "ask")
+    return builder.compile()
+
+
+async def test_a_sync_call_inside_an_async_node_of_another_graph():
+    inner = graph()
+
+    async def ask(state):
+        return {"answer": inner.invoke(QUERY)["answer"]}
+
+    assert (await outer_graph(ask).ainvoke({"answer": ""}))["answer"] == "rev 18"
+
+
+def test_a_sync_call_inside_a_node_of_a_sync_run():
+    inner = graph()
+
+    async def loss(state):
+        return {"loss": inner.invoke(QUERY, context={"mode": "bon"})["answer"], "gradient": ""}
+
+    result = graph(nodes={"loss": loss}).invoke(QUERY, context={"depth": 1})
+    assert result["trajectory"][-1]["loss"] == "cand 4"
+
+
+NESTED_STREAM = """
+    from tests.tpo_script import number_reward, scripted_policy
+    from tpo_graph import create_tpo_graph
+
+    # watch
+    inner = create_tpo_graph(scripted_policy(), number_reward())
+
+    async def loss(state):
+        for _, chunk in inner.stream({"query": "q"}, context={"mode": "bon"}, stream_mode=["messages", "values"]):
+            pass
+        return {"loss": chunk["answer"], "gradient": ""}
+
+    outer = create_tpo_graph(scripted_policy(), number_reward(), nodes={"loss": loss})
+    print(outer.invoke({"query": "q"}, context={"depth": 1})["trajectory"][-1]["loss"])
+"""
+
+
+def test_a_sync_stream_of_messages_inside_a_node_of_a_sync_run():
+    ended = run_script(NESTED_STREAM)
+    assert (ended.stdout, ended.returncode) == ("cand 4\n", 0), ended.stderr
+
+
+async def test_cancelling_a_run_ends_its_request(chat_server, chat_openai):
+    server = chat_server(always="hang")
+    tpo = create_tpo_graph(chat_openai(server), number_reward())
+    running = asyncio.create_task(tpo.ainvoke(QUERY))
+    await asyncio.to_thread(server.asked.wait, 10)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    for _ in range(200):
+        if server.disconnected:
+            break
+        await asyncio.sleep(0.01)
+    assert server.disconnected == len(server.requests) == 1
+
+
+async def test_a_run_after_a_cancelled_one_works(chat_server, chat_openai):
+    server = chat_server(faults=["hang"])
+    tpo = create_tpo_graph(chat_openai(server), number_reward())
+    with pytest.raises(asyncio.TimeoutError):
+        await asyncio.wait_for(tpo.ainvoke(QUERY), 0.2)
+    assert (await tpo.ainvoke(QUERY))["stop_reason"] == "depth"
+
+
+INTERRUPTED = """
+    import os, signal, threading, time
+    from langchain_openai import ChatOpenAI
+    from tests.servers import ChatServer
+    from tests.tpo_script import number_reward
+    from tpo_graph import create_tpo_graph
+
+    # watch
+    def interrupt(asked):
+        while len(server.requests) < asked:
+            time.sleep(0.01)
+        time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with ChatServer(always="hang") as server:
+        model = ChatOpenAI(model="m", base_url=server.url, api_key="k", max_retries=0)
+        tpo = create_tpo_graph(model, number_reward())
+        for number, call in enumerate([CALLS], start=1):
+            threading.Thread(target=interrupt, args=(number,), daemon=True).start()
+            try:
+                call()
+            except KeyboardInterrupt:
+                print("interrupted", flush=True)
+            for _ in range(300):
+                if server.disconnected == number:
+                    break
+                time.sleep(0.01)
+            print("disconnected", server.disconnected, flush=True)
+"""
+
+
+def test_ctrl_c_ends_a_sync_run_and_its_request():
+    calls = ['tpo.invoke({"query": "q"})', 'list(tpo.stream({"query": "q"}, stream_mode="updates"))']
+    ended = run_script(INTERRUPTED.replace("CALLS", ", ".join(f"lambda: {call}" for call in calls)))
+    assert ended.stdout == "interrupted\ndisconnected 1\ninterrupted\ndisconnected 2\n", ended.stderr
+
+
+def test_a_plain_script_ends_without_a_word(chat_server):
+    server = chat_server()
+    script = f"""
+        import asyncio
+        from langchain_openai import ChatOpenAI
+        from tests.tpo_script import number_reward
+        from tpo_graph import create_tpo_graph
+
+        tpo = create_tpo_graph(ChatOpenAI(model="m", base_url={server.url!r}, api_key="k"), number_reward())
+        tpo.invoke({{"query": "q"}})
+        asyncio.run(tpo.ainvoke({{"query": "q"}}))
+        print(tpo.invoke({{"query": "q"}})["stop_reason"])
+    """
+    ended = run_script(script, flags=["-W", "always::ResourceWarning"])
+    assert (ended.stdout, ended.stderr, ended.returncode) == ("depth\n", "", 0)
+
+
+def test_a_forked_child_can_run_the_graph():
+    script = """
+        import os
+        from tests.tpo_script import number_reward, scripted_policy
+        from tpo_graph import create_tpo_graph
+
+        # watch
+        tpo = create_tpo_graph(scripted_policy(), number_reward())
+        tpo.invoke({"query": "q"})
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if tpo.invoke({"query": "q"})["stop_reason"] == "depth" else 1)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    """
+    assert run_script(script).stdout == "0\n"
+
+
+def test_a_reward_model_that_exits_does_not_stop_later_runs():
+    script = """
+        from tests.tpo_script import number_reward, scripted_policy
+        from tpo_graph import create_tpo_graph
+
+        # watch
+        class Exits:
+            async def score(self, messages, responses):
+                raise SystemExit(3)
+
+        try:
+            create_tpo_graph(scripted_policy(), Exits()).invoke({"query": "q"})
+        except SystemExit:
+            print("exit")
+        print(create_tpo_graph(scripted_policy(), number_reward()).invoke({"query": "q"})["stop_reason"])
+    """
+    assert run_script(script).stdout == "exit\ndepth\n"
+
+
+def test_context_variables_of_the_caller_reach_a_sync_run():
+    import contextvars
+
+    tenant = contextvars.ContextVar("tenant", default="nobody")
+    seen = []
+
+    class Reward:
+        async def score(self, messages, responses):
+            seen.append(tenant.get())
+            return [float(len(text)) for text in responses]
+
+    tenant.set("somebody")
+    create_tpo_graph(scripted_policy(), Reward()).invoke(QUERY, context={"mode": "bon"})
+    assert seen == ["somebody"]
+
+
+def test_no_thread_is_left_for_each_run():
+    tpo = graph()
+    tpo.invoke(QUERY)
+    before = threading.active_count()
+    for _ in range(5):
+        tpo.invoke(QUERY)
+    assert threading.active_count() <= before
+
+
+def test_a_large_depth_needs_no_recursion_limit():
+    result = graph().invoke(QUERY, context={"depth": 20, "n": 2})
+    assert (result["step"], len(result["cache"])) == (20, 42)
+
+
+def test_inside_a_chain_a_run_takes_a_recursion_limit_of_4_and_5_a_step():
+    from langchain_core.runnables import RunnableLambda
+
+    def call(query):
+        return graph().invoke({"query": query}, {"recursion_limit": 4 + 5 * 6}, context={"depth": 6})["step"]
+
+    assert RunnableLambda(call).invoke("q") == 6

@@ -1,0 +1,208 @@
+"""What a run takes: conversations in every LangChain form, a query, and a context."""
+
+import pytest
+from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
+
+from tests.tpo_script import number_reward, scripted_policy
+from tpo_graph import ConfigurationError, TPOSettings, create_tpo_graph
+from tpo_graph.testing import TableReward
+
+BON = {"mode": "bon"}
+
+
+def run(inputs, policy=None, reward=None, **context):
+    policy = policy or scripted_policy()
+    return create_tpo_graph(policy, reward or number_reward()).invoke(inputs, context=context)
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [("system", "be brief"), ("user", "hello")],
+        [("system", "be brief"), ("human", "hello")],
+        [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hello"}],
+        [SystemMessage("be brief"), HumanMessage("hello")],
+        [SystemMessage("be brief"), "hello"],
+        [SystemMessage([{"type": "text", "text": "be brief"}]), HumanMessage([{"type": "text", "text": "hello"}])],
+        [("system", "be brief"), {"role": "user", "content": [{"type": "text", "text": "hello"}]}],
+    ],
+)
+def test_a_conversation_in_any_form_reaches_the_policy(messages):
+    policy = scripted_policy()
+    result = run({"messages": messages}, policy, depth=1)
+    assert [(message.type, message.text) for message in policy.requests[0]] == [
+        ("system", "be brief"),
+        ("human", "hello"),
+    ]
+    assert "[System] be brief\n\n[User] hello" in policy.requests[5][-1].text
+    assert [message.type for message in result["messages"]] == ["system", "human", "ai"]
+
+
+@pytest.mark.parametrize(
+    "messages", ["hello", HumanMessage("hello"), ("user", "hello"), {"role": "user", "content": "hello"}]
+)
+def test_a_single_message_is_a_conversation_too(messages):
+    policy = scripted_policy()
+    run({"messages": messages}, policy, **BON)
+    assert [(message.type, message.text) for message in policy.requests[0]] == [("human", "hello")]
+
+
+def test_a_query_follows_the_conversation():
+    policy = scripted_policy()
+    run({"messages": [("system", "s"), ("user", "a"), ("ai", "b")], "query": "c"}, policy, **BON)
+    assert [message.text for message in policy.requests[0]] == ["s", "a", "b", "c"]
+
+
+def test_the_whole_history_reaches_policy_reward_model_and_prompts():
+    history = [("system", "SYS"), ("user", "U1"), ("ai", "A1"), ("user", "U2")]
+    seen = []
+
+    class Reward:
+        async def score(self, messages, responses):
+            seen.append([(message.type, message.text) for message in messages])
+            return [float(text.split()[-1]) for text in responses]
+
+    policy = scripted_policy()
+    run({"messages": history}, policy, Reward())
+    whole = [("system", "SYS"), ("human", "U1"), ("ai", "A1"), ("human", "U2")]
+    assert seen == [whole] * 3
+    assert [(message.type, message.text) for message in policy.requests[0]] == whole
+    for place in (5, 6, 7, 12, 13, 14):
+        assert "[System] SYS\n\n[User] U1\n\n[Assistant] A1\n\n[User] U2" in policy.requests[place][-1].text
+
+
+def test_tool_results_are_part_of_the_conversation():
+    messages = [
+        HumanMessage("weather?"),
+        AIMessage("", tool_calls=[{"name": "weather", "args": {}, "id": "1"}]),
+        {"role": "tool", "content": "22 degrees", "tool_call_id": "1"},
+    ]
+    policy = scripted_policy()
+    result = run({"messages": messages}, policy, depth=1)
+    assert "[Tool] 22 degrees" in policy.requests[5][-1].text
+    assert result["stop_reason"] == "depth"
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        {"query": ""},
+        {"query": " \n\t"},
+        {"query": 7},
+        {"messages": []},
+        {"messages": [AIMessage("hello")]},
+        {"messages": [("user", "hi"), ("assistant", "hello")]},
+        {"messages": [HumanMessage("")]},
+        {"messages": [HumanMessage(" \n")]},
+        {"messages": [HumanMessage([{"type": "text", "text": ""}])]},
+    ],
+    ids=str,
+)
+def test_nothing_to_answer_is_an_error_before_anything_is_paid_for(inputs):
+    policy = scripted_policy()
+    with pytest.raises(ConfigurationError) as caught:
+        run(inputs, policy)
+    assert caught.value.hint
+    assert policy.requests == []
+
+
+def test_an_image_without_text_is_something_to_answer():
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+    policy = scripted_policy()
+    run({"messages": [HumanMessage([image])]}, policy, **BON)
+    assert policy.requests[0][0].content == [image]
+
+
+@pytest.mark.parametrize("context", [{"n": 3, "depth": 1}, TPOSettings(n=3, depth=1)])
+def test_a_partial_context_overrides_only_what_it_names(context):
+    policy = scripted_policy()
+    defaults = TPOSettings(n=2, depth=4, sample_temperature=0.1)
+    result = create_tpo_graph(policy, number_reward(), settings=defaults).invoke({"query": "q"}, context=context)
+    assert [record["candidates"] for record in result["trajectory"]] == [3, 3]
+    assert policy.knobs[0]["temperature"] == 0.1
+
+
+def test_the_context_may_name_a_default_to_get_it_back():
+    defaults = TPOSettings(n=2, target_reward=-100.0)
+    graph = create_tpo_graph(scripted_policy(), number_reward(), settings=defaults)
+    assert graph.invoke({"query": "q"})["stop_reason"] == "target"
+    assert graph.invoke({"query": "q"}, context={"target_reward": None})["stop_reason"] == "depth"
+
+
+def test_the_context_of_one_call_does_not_stay():
+    graph = create_tpo_graph(scripted_policy(), number_reward())
+    assert len(graph.invoke({"query": "q"}, context={"n": 2})["cache"]) == 6
+    assert len(graph.invoke({"query": "q"})["cache"]) == 15
+
+
+def test_settings_of_the_environment_are_the_defaults_of_a_graph(monkeypatch):
+    monkeypatch.setenv("TPO_N", "2")
+    assert (
+        len(create_tpo_graph(scripted_policy(), number_reward()).invoke({"query": "q"}, context={"depth": 0})["cache"])
+        == 2
+    )
+
+
+@pytest.mark.parametrize(
+    ("context", "said"),
+    [
+        ({"n": 0}, "n=0"),
+        ({"nn": 3}, "Unknown setting 'nn'"),
+        ({"mode": "best"}, "'tpo', 'revision' or 'bon'"),
+        ({"sample_top_p": 1.5}, "sample_top_p=1.5"),
+        ({"open_tag": " "}, "open_tag"),
+    ],
+)
+def test_a_bad_context_is_refused_before_anything_is_paid_for(context, said):
+    policy = scripted_policy()
+    with pytest.raises(ConfigurationError, match=said):
+        run({"query": "q"}, policy, **context)
+    assert policy.requests == []
+
+
+def test_an_empty_input_is_an_error_that_says_what_to_give():
+    with pytest.raises(ConfigurationError, match="There is no conversation"):
+        run({})
+
+
+@pytest.mark.parametrize(
+    ("drafts", "asked"), [(["draft 7"], 4), ([f"draft {place}" for place in range(7)], 0), ([], 5)]
+)
+def test_drafts_are_candidates_of_step_0_and_the_policy_draws_the_rest(drafts, asked):
+    policy = scripted_policy()
+    result = run({"query": "q", "drafts": drafts}, policy, depth=0)
+    assert [each["text"] for each in result["cache"]] == drafts + [f"cand {place}" for place in range(asked)]
+    assert len(policy.requests) == result["usage"]["sample"]["requests"] == asked
+    assert {each["step"] for each in result["cache"]} == {0}
+    assert "drafts" not in result
+
+
+def test_a_preference_reaches_loss_gradient_and_update():
+    policy = scripted_policy()
+    run({"query": "q"}, policy, preference="  answer for a ten-year-old ", depth=1)
+    told = ["answer for a ten-year-old" in request[-1].text for request in policy.requests]
+    assert told == [False] * 5 + [True] * 7
+    assert "<preference>\nanswer for a ten-year-old\n</preference>" in policy.requests[5][-1].text
+
+
+def test_no_preference_leaves_no_trace():
+    policy = scripted_policy()
+    run({"query": "q"}, policy, depth=1)
+    assert not any("preference" in request[-1].text for request in policy.requests)
+
+
+def test_reward_models_see_the_conversation_only_as_messages():
+    class Reward(TableReward):
+        async def score(self, messages, responses):
+            assert isinstance(messages, list)
+            assert all(isinstance(text, str) for text in responses)
+            return await super().score(messages, responses)
+
+    assert run({"query": "q"}, reward=Reward(lambda text: float(text.split()[-1])))["stop_reason"] == "depth"
+
+
+@pytest.mark.parametrize(("policy", "reward"), [("gpt-4o", None), (None, object()), (None, "rewards"), (7, None)])
+def test_a_policy_or_reward_model_of_the_wrong_kind_is_refused_at_build(policy, reward):
+    with pytest.raises(ConfigurationError) as caught:
+        create_tpo_graph(policy or scripted_policy(), reward or number_reward())
+    assert caught.value.hint

@@ -1,0 +1,204 @@
+"""The loop in its three modes: who is asked what, in which order, and what comes out."""
+
+import random
+
+import pytest
+
+from tests.tpo_script import GRADIENT, LOSS, number_reward, phases_asked, reply, scripted_policy
+from tpo_graph import TPOSettings, create_tpo_graph
+from tpo_graph.testing import ScriptedChatModel, TableReward
+
+STEP = ["loss", "gradient"]
+
+
+def test_d2_n5_asks_in_the_order_of_the_paper_and_scores_15_candidates():
+    policy = scripted_policy()
+    result = create_tpo_graph(policy, number_reward()).invoke({"query": "q"})
+    assert phases_asked(policy) == ["sample"] * 5 + (STEP + ["update"] * 5) * 2
+    assert len(result["cache"]) == 15
+    assert result["stop_reason"] == "depth"
+    assert result["step"] == 2
+
+
+def test_the_answer_is_the_best_candidate_of_the_whole_cache():
+    rewards = {"a": 1.0, "b": 3.0, "c": 2.0, "d": 0.0}
+    policy = ScriptedChatModel(
+        ["a", "b", "loss", "advice", "<revised_response>c</revised_response>", "<revised_response>d</revised_response>"]
+    )
+    result = create_tpo_graph(policy, TableReward(rewards), settings=TPOSettings(n=2, depth=1)).invoke({"query": "q"})
+    assert result["answer"] == "b"
+    assert result["best"]["text"] == "b"
+    assert result["worst"]["text"] == "d"
+    assert result["messages"][-1].text == "b"
+    assert result["messages"][-1].type == "ai"
+
+
+def test_the_output_carries_everything_that_a_run_knows():
+    result = create_tpo_graph(scripted_policy(), number_reward()).invoke({"query": "q"})
+    assert result.keys() >= {"messages", "answer", "best", "worst", "trajectory", "cache", "usage", "stop_reason"}
+    assert [message.type for message in result["messages"]] == ["human", "ai"]
+    assert result["messages"][0].content == "q"
+    assert "query" not in result
+
+
+def test_revision_shows_no_worst_response_in_any_phase():
+    policy = scripted_policy(sample=lambda number: f"WORST {number}" if number == 0 else f"cand {number}")
+    settings = TPOSettings(mode="revision", n=3)
+    result = create_tpo_graph(policy, number_reward(), settings=settings).invoke({"query": "q"})
+    assert phases_asked(policy) == ["sample"] * 3 + (STEP + ["update"] * 3) * 2
+    later = "\n".join(message.text for request in policy.requests[3:] for message in request)
+    assert "WORST" not in later
+    assert "worst_response" not in later
+    assert result["stop_reason"] == "depth"
+
+
+def test_tpo_shows_best_and_worst_to_the_loss():
+    policy = scripted_policy()
+    create_tpo_graph(policy, number_reward()).invoke({"query": "q"})
+    loss = policy.requests[5][-1].text
+    assert "<best_response>\ncand 4\n</best_response>" in loss
+    assert "<worst_response>\ncand 0\n</worst_response>" in loss
+
+
+def test_bon_stops_after_the_first_score():
+    policy = scripted_policy()
+    result = create_tpo_graph(policy, number_reward(), settings=TPOSettings(mode="bon", n=4)).invoke({"query": "q"})
+    assert phases_asked(policy) == ["sample"] * 4
+    assert result["stop_reason"] == "bon"
+    assert result["answer"] == "cand 3"
+    assert len(result["trajectory"]) == 1
+
+
+def test_loss_feeds_gradient_and_both_feed_update():
+    policy = scripted_policy(loss="LOSS TEXT 1", gradient="GRADIENT TEXT 1")
+    create_tpo_graph(policy, number_reward(), settings=TPOSettings(depth=1)).invoke({"query": "q"})
+    gradient, update = policy.requests[6][-1].text, policy.requests[7][-1].text
+    assert "LOSS TEXT 1" in gradient
+    assert "LOSS TEXT 1" in update
+    assert "GRADIENT TEXT 1" in update
+    assert "cand 4" in update
+
+
+def test_each_step_starts_from_the_best_and_worst_of_the_whole_cache():
+    # the revisions are all worse than the first candidates, so both of the second step's pair are step 0's and 1's
+    policy = scripted_policy(update=lambda number: f"<revised_response>rev {-number}</revised_response>")
+    create_tpo_graph(policy, number_reward()).invoke({"query": "q"})
+    second_loss = policy.requests[12][-1].text
+    assert "<best_response>\ncand 4\n</best_response>" in second_loss
+    assert "<worst_response>\nrev -11\n</worst_response>" in second_loss
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_best_reward_never_falls_and_nothing_is_lost(seed):
+    table = random.Random(seed)
+    rewards: dict[str, float] = {}
+
+    def reward(text):
+        return rewards.setdefault(text, round(table.uniform(-5, 5), 1))
+
+    settings = TPOSettings(n=table.randint(1, 6), depth=table.randint(0, 5), mode=table.choice(["tpo", "revision"]))
+    result = create_tpo_graph(scripted_policy(), TableReward(reward), settings=settings).invoke({"query": "q"})
+    cache, trajectory = result["cache"], result["trajectory"]
+    best = [record["best_reward"] for record in trajectory]
+    worst = [record["worst_reward"] for record in trajectory]
+    assert best == sorted(best)
+    assert worst == sorted(worst, reverse=True)
+    assert len(cache) == sum(record["candidates"] for record in trajectory) == settings.n * len(trajectory)
+    assert result["best"] == max(cache, key=lambda each: each["reward"])
+    assert result["worst"] == min(cache, key=lambda each: each["reward"])
+    assert result["answer"] == result["best"]["text"]
+    assert len({each["id"] for each in cache}) == len(cache)
+
+
+def test_ties_go_to_the_earliest_candidate():
+    rewards = {"a": 1.0, "b": 0.0, "c": 1.0, "d": 0.0}
+    replies = [
+        "a",
+        "b",
+        "loss",
+        "advice",
+        "<revised_response>c</revised_response>",
+        "<revised_response>d</revised_response>",
+    ]
+    graph = create_tpo_graph(ScriptedChatModel(replies), TableReward(rewards), settings=TPOSettings(n=2, depth=1))
+    result = graph.invoke({"query": "q"})
+    assert (result["best"]["text"], result["worst"]["text"]) == ("a", "b")
+    assert (result["best"]["id"], result["worst"]["id"]) == ("0-0", "0-1")
+
+
+def test_equal_texts_are_scored_once_and_stay_candidates():
+    reward = TableReward({"same": 1.0, "other": 2.0})
+    policy = scripted_policy(
+        sample=lambda number: "other" if number == 1 else "same",
+        update="<revised_response>same</revised_response>",
+    )
+    result = create_tpo_graph(policy, reward, settings=TPOSettings(n=3, depth=1)).invoke({"query": "q"})
+    assert reward.calls == [["same", "other"]]
+    assert [each["text"] for each in result["cache"]] == ["same", "other", "same", "same", "same", "same"]
+
+
+def test_rewards_are_asked_for_in_one_batch_a_step():
+    reward = number_reward()
+    create_tpo_graph(scripted_policy(), reward).invoke({"query": "q"})
+    assert [len(call) for call in reward.calls] == [5, 5, 5]
+
+
+def test_the_trajectory_has_one_record_a_step():
+    result = create_tpo_graph(scripted_policy(), number_reward()).invoke({"query": "q"})
+    first, second, third = result["trajectory"]
+    assert [record["step"] for record in result["trajectory"]] == [0, 1, 2]
+    assert (first["best_reward"], first["worst_reward"], first["mean_reward"]) == (4.0, 0.0, 2.0)
+    assert (first["loss"], first["gradient"]) == ("", "")
+    assert (second["loss"], second["gradient"]) == (LOSS, GRADIENT)
+    assert (second["best_reward"], second["mean_reward"], second["worst_reward"]) == (11.0, 9.0, 0.0)
+    assert [record["candidates"] for record in (first, second, third)] == [5, 5, 5]
+    assert [record["requests"] for record in (first, second, third)] == [5, 7, 7]
+    assert all(record["seconds"] >= 0 for record in (first, second, third))
+    for kind in ("requests", "input_tokens", "output_tokens"):
+        assert sum(record[kind] for record in result["trajectory"]) == sum(
+            used[kind] for used in result["usage"].values()
+        )
+
+
+def test_candidates_say_the_step_that_drew_them():
+    result = create_tpo_graph(scripted_policy(), number_reward()).invoke({"query": "q"})
+    assert [each["step"] for each in result["cache"]] == [0] * 5 + [1] * 5 + [2] * 5
+    assert {type(each["reward"]) for each in result["cache"]} == {float}
+
+
+def test_a_separate_critic_gets_only_loss_and_gradient():
+    policy, critic = scripted_policy(), scripted_policy()
+    create_tpo_graph(policy, number_reward(), critic=critic).invoke({"query": "q"})
+    assert phases_asked(critic) == STEP * 2
+    assert phases_asked(policy) == ["sample"] * 5 + ["update"] * 10
+
+
+def test_the_same_seed_gives_the_same_run():
+    def run():
+        policy = ScriptedChatModel(lambda messages, number: reply(messages[-1].text, number))
+        result = create_tpo_graph(policy, number_reward()).invoke({"query": "q"}, context={"seed": 3})
+        texts = [[message.text for message in request] for request in policy.requests]
+        return texts, policy.knobs, [each["text"] for each in result["cache"]]
+
+    assert run() == run()
+
+
+def test_no_two_requests_of_a_seeded_run_share_a_seed():
+    policy = scripted_policy()
+    create_tpo_graph(policy, number_reward()).invoke({"query": "q"}, context={"seed": 3, "depth": 4, "n": 20})
+    seeds = [knobs["seed"] for knobs in policy.knobs]
+    assert len(set(seeds)) == len(seeds) == 20 + 4 * 22
+
+
+def test_without_a_seed_none_is_sent():
+    policy = scripted_policy()
+    create_tpo_graph(policy, number_reward()).invoke({"query": "q"})
+    assert {knobs["seed"] for knobs in policy.knobs} == {None}
+
+
+def test_each_phase_samples_with_the_settings_of_the_paper():
+    policy = scripted_policy()
+    create_tpo_graph(policy, number_reward()).invoke({"query": "q"})
+    top_p = {"sample": 0.95, "loss": 0.99, "gradient": 0.99, "update": 0.95}
+    for phase, knobs in zip(phases_asked(policy), policy.knobs, strict=True):
+        assert (knobs["temperature"], knobs["top_p"], knobs["max_tokens"]) == (0.7, top_p[phase], 2048)

@@ -1,0 +1,150 @@
+"""Nodes, prompts, models and edges that a user puts in place of ours."""
+
+import pytest
+from langchain_core.runnables import RunnableLambda
+from langgraph.graph import END
+from langgraph.runtime import Runtime
+
+from tests.tpo_script import number_reward, phases_asked, scripted_policy
+from tpo_graph import ConfigurationError, TPOSettings, build_tpo_graph, create_tpo_graph
+
+MINE = {"loss": "my loss", "gradient": ""}
+
+
+async def only_state(state):
+    return MINE
+
+
+async def state_and_runtime(state, runtime: Runtime[TPOSettings]):
+    assert runtime.context is None or isinstance(runtime.context, TPOSettings)
+    return MINE
+
+
+async def state_and_config(state, config):
+    assert config["configurable"]["mark"] == 7
+    return MINE
+
+
+async def state_and_writer(state, writer):
+    writer({"mine": True})
+    return MINE
+
+
+def plain_function(state):
+    return MINE
+
+
+def plain_function_with_runtime(state, runtime: Runtime[TPOSettings]):
+    assert runtime is not None
+    return MINE
+
+
+REPLACEMENTS = [
+    only_state,
+    state_and_runtime,
+    state_and_config,
+    state_and_writer,
+    plain_function,
+    plain_function_with_runtime,
+    RunnableLambda(plain_function),
+    RunnableLambda(plain_function, afunc=only_state),
+]
+
+
+@pytest.mark.parametrize("node", REPLACEMENTS, ids=lambda node: getattr(node, "__name__", "Runnable"))
+@pytest.mark.parametrize("way", ["invoke", "ainvoke"])
+async def test_a_node_of_any_kind_takes_the_place_of_ours(node, way):
+    policy = scripted_policy()
+    graph = create_tpo_graph(policy, number_reward(), nodes={"loss": node})
+    config = {"configurable": {"mark": 7}}
+    call = graph.invoke({"query": "q"}, config) if way == "invoke" else await graph.ainvoke({"query": "q"}, config)
+    assert "loss" not in phases_asked(policy)
+    assert [record["loss"] for record in call["trajectory"]] == ["", "my loss", "my loss"]
+    assert "my loss" in policy.requests[5][-1].text
+
+
+@pytest.mark.parametrize("name", ["sample", "score", "select", "loss", "gradient", "update"])
+def test_every_node_can_be_replaced(name):
+    async def mine(state):
+        raise KeyError(f"mine: {name}")
+
+    with pytest.raises(KeyError, match=f"mine: {name}"):
+        create_tpo_graph(scripted_policy(), number_reward(), nodes={name: mine}).invoke({"query": "q"})
+
+
+def test_a_score_node_of_ones_own():
+    async def score(state):
+        return {
+            "cache": [{**each, "reward": -float(each["text"].split()[-1])} for each in state["pending"]],
+            "pending": [],
+        }
+
+    result = create_tpo_graph(scripted_policy(), number_reward(), nodes={"score": score}).invoke({"query": "q"})
+    assert result["answer"] == "cand 0"
+
+
+def test_an_unknown_node_name_is_an_error_that_lists_the_nodes():
+    with pytest.raises(ConfigurationError, match="'critic'; allowed: sample, score, select, loss, gradient, update"):
+        build_tpo_graph(scripted_policy(), number_reward(), nodes={"critic": plain_function})
+
+
+def test_a_node_can_be_put_beside_ours():
+    builder = build_tpo_graph(scripted_policy(), number_reward())
+    seen = []
+    builder.add_node("report", lambda state: seen.append(len(state["pending"])))
+    builder.add_edge("sample", "report")
+    builder.add_edge("report", END)
+    assert builder.compile().invoke({"query": "q"}, context={"mode": "bon"})["answer"] == "cand 4"
+    assert seen == [5]
+
+
+def test_a_graph_can_be_built_and_compiled_more_than_once():
+    builder = build_tpo_graph(scripted_policy(), number_reward())
+    assert builder.compile().invoke({"query": "q"})["answer"] == "rev 18"
+    assert builder.compile(name="other").name == "other"
+
+
+def test_compile_options_reach_langgraph():
+    graph = create_tpo_graph(scripted_policy(), number_reward(), interrupt_before=["loss"], name="mine")
+    assert graph.name == "mine"
+    assert "stop_reason" not in graph.invoke({"query": "q"}) or graph.invoke({"query": "q"})["stop_reason"] is None
+
+
+def test_the_graph_is_the_papers_figure():
+    drawn = create_tpo_graph(scripted_policy(), number_reward()).get_graph().draw_mermaid()
+    lines = {line.strip().rstrip(";") for line in drawn.splitlines()}
+    edges = {line for line in lines if "->" in line}
+    assert edges == {
+        "__start__ --> sample",
+        "sample --> score",
+        "score --> select",
+        "select -.-> loss",
+        "select -.-> __end__",
+        "loss --> gradient",
+        "gradient --> update",
+        "update --> score",
+    }
+    assert [
+        line
+        for line in drawn.splitlines()
+        if line.strip().endswith(")") and "(" in line and "start" not in line and "end" not in line
+    ] == [f"\t{name}({name})" for name in ("sample", "score", "select", "loss", "gradient", "update")]
+
+
+def test_the_context_schema_tells_studio_which_node_a_knob_belongs_to():
+    schema = create_tpo_graph(scripted_policy(), number_reward()).get_context_jsonschema()
+    nodes = {name: field["langgraph_nodes"] for name, field in schema["properties"].items()}
+    assert nodes.keys() == TPOSettings.model_fields.keys()
+    assert set().union(*nodes.values()) <= {"sample", "score", "select", "loss", "gradient", "update"}
+
+
+def test_the_schemas_of_input_and_output_can_be_read():
+    graph = create_tpo_graph(scripted_policy(), number_reward())
+    assert graph.get_input_jsonschema()["properties"].keys() == {"messages", "query", "drafts"}
+    assert graph.get_output_jsonschema()["properties"].keys() >= {
+        "answer",
+        "cache",
+        "trajectory",
+        "usage",
+        "stop_reason",
+    }

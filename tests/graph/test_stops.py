@@ -1,0 +1,236 @@
+"""Every way in which a run ends, and that none of them loses a candidate."""
+
+import asyncio
+
+import pytest
+
+from tests.tpo_script import number_reward, phases_asked, scripted_policy
+from tpo_graph import PolicyError, RewardError, create_tpo_graph
+from tpo_graph.testing import TableReward
+
+
+def revisions(*rewards: float, n: int = 5):
+    """A reply of the update phase: all N revisions of a step carry that step's reward, the last one for ever."""
+    seen = []
+
+    def write(number):
+        seen.append(number)
+        step = (len(seen) - 1) // n
+        return f"<revised_response>r{number} {rewards[min(step, len(rewards) - 1)]}</revised_response>"
+
+    return write
+
+
+def run(policy, reward=None, **settings):
+    return create_tpo_graph(policy, reward or number_reward()).invoke({"query": "q"}, context=settings)
+
+
+def test_depth():
+    result = run(scripted_policy(), depth=3)
+    assert (result["stop_reason"], result["step"], len(result["trajectory"])) == ("depth", 3, 4)
+
+
+def test_depth_of_zero_ends_after_the_first_score():
+    policy = scripted_policy()
+    result = run(policy, depth=0)
+    assert (result["stop_reason"], result["step"], len(result["cache"])) == ("depth", 0, 5)
+    assert phases_asked(policy) == ["sample"] * 5
+
+
+@pytest.mark.parametrize(
+    ("rewards", "patience", "steps"),
+    [
+        # the first candidates reach 4
+        ([4.05], 1, 1),
+        ([4.05], 2, 2),
+        ([5, 5.05], 1, 2),
+        ([4.05, 6, 6.05, 6.05], 2, 4),
+        ([3], 1, 1),
+        ([4.1], 1, 2),  # a gain of the tolerance itself is no convergence; the same again is
+    ],
+)
+def test_converged_when_the_best_gained_less_than_the_tolerance(rewards, patience, steps):
+    policy = scripted_policy(update=revisions(*rewards))
+    result = run(policy, depth=9, tolerance=0.09999, patience=patience)
+    assert (result["stop_reason"], result["step"]) == ("converged", steps)
+    assert len(result["cache"]) == 5 * (steps + 1)
+
+
+def test_convergence_is_off_by_default():
+    result = run(scripted_policy(update=revisions(3)), depth=6)
+    assert (result["stop_reason"], result["step"]) == ("depth", 6)
+
+
+@pytest.mark.parametrize(("target", "steps"), [(4.0, 0), (3.5, 0), (4.1, 1), (11.0, 1), (11.1, 2)])
+def test_target_reward(target, steps):
+    result = run(scripted_policy(), depth=9, target_reward=target)
+    assert (result["stop_reason"], result["step"]) == ("target", steps)
+
+
+@pytest.mark.parametrize(
+    ("limit", "steps", "reason"), [(5, 0, "budget"), (11, 0, "budget"), (12, 1, "budget"), (19, 2, "depth")]
+)
+def test_no_step_begins_that_would_go_over_the_requests(limit, steps, reason):
+    policy = scripted_policy()
+    result = run(policy, max_requests=limit)
+    assert (result["stop_reason"], result["step"]) == (reason, steps)
+    assert len(policy.requests) <= limit
+    assert result["answer"] == result["best"]["text"]
+
+
+def test_no_step_begins_once_the_tokens_are_used():
+    usage = run(scripted_policy(), depth=0)["usage"]["sample"]
+    tokens = usage["input_tokens"] + usage["output_tokens"]
+    assert run(scripted_policy(), max_tokens=tokens)["step"] == 0
+    assert run(scripted_policy(), max_tokens=tokens)["stop_reason"] == "budget"
+    assert run(scripted_policy(), max_tokens=tokens + 1)["step"] == 1
+
+
+def test_no_step_begins_once_the_seconds_are_used():
+    class Slow:
+        async def score(self, messages, responses):
+            await asyncio.sleep(0.05)
+            return [float(text.split()[-1]) for text in responses]
+
+    result = run(scripted_policy(), Slow(), max_seconds=0.04)
+    assert (result["stop_reason"], result["step"], len(result["cache"])) == ("budget", 0, 5)
+
+
+def test_no_preference_when_all_rewards_are_equal():
+    policy = scripted_policy()
+    result = run(policy, TableReward({}, default=2.0))
+    assert (result["stop_reason"], result["answer"], result["step"]) == ("no_preference", "cand 0", 0)
+    assert phases_asked(policy) == ["sample"] * 5
+
+
+def test_one_candidate_is_no_preference():
+    result = run(scripted_policy(), n=1)
+    assert (result["stop_reason"], result["answer"]) == ("no_preference", "cand 0")
+
+
+def test_revision_goes_on_with_one_candidate_and_with_equal_rewards():
+    result = run(scripted_policy(), n=1, mode="revision")
+    assert (result["stop_reason"], result["step"], len(result["cache"])) == ("depth", 2, 3)
+    result = run(scripted_policy(), TableReward({}, default=2.0), mode="revision")
+    assert (result["stop_reason"], result["step"], result["answer"]) == ("depth", 2, "cand 0")
+
+
+def test_updates_failed_after_asking_once_more():
+    policy = scripted_policy(update="no tags here")
+    result = run(policy)
+    assert result["stop_reason"] == "updates_failed"
+    assert phases_asked(policy) == ["sample"] * 5 + ["loss", "gradient"] + ["update"] * 10
+    assert (result["answer"], len(result["cache"]), result["step"]) == ("cand 4", 5, 1)
+    assert [each["reason"] for each in result["failures"]] == ["no_tags"] * 10
+    assert result["trajectory"][-1]["failures"] == 10
+    assert result["trajectory"][-1]["mean_reward"] is None
+
+
+def test_a_second_ask_that_works_goes_on():
+    policy = scripted_policy(
+        update=lambda number: "garbled" if number < 12 else f"<revised_response>r {number}</revised_response>"
+    )
+    result = run(policy)
+    assert (result["stop_reason"], result["step"]) == ("depth", 2)
+    assert [record["candidates"] for record in result["trajectory"]] == [5, 5, 5]
+    assert [record["failures"] for record in result["trajectory"]] == [0, 5, 0]
+
+
+def test_one_usable_revision_is_enough():
+    policy = scripted_policy(
+        update=lambda number: f"<revised_response>r {number}</revised_response>" if number % 5 == 0 else "x"
+    )
+    result = run(policy)
+    assert (result["stop_reason"], [record["candidates"] for record in result["trajectory"]]) == ("depth", [5, 1, 1])
+
+
+@pytest.mark.parametrize("phase", ["loss", "gradient", "update"])
+def test_policy_failed_keeps_the_best(phase):
+    policy = scripted_policy(**{phase: ConnectionError("gone")})
+    result = run(policy)
+    assert (result["stop_reason"], result["answer"], len(result["cache"])) == ("policy_failed", "cand 4", 5)
+    failure = result["failures"][0]
+    assert (failure["phase"], failure["step"], failure["reason"]) == (phase, 1, "request_failed")
+    assert "gone" in failure["detail"]
+
+
+@pytest.mark.parametrize("phase", ["loss", "gradient"])
+def test_an_empty_critique_is_asked_for_once_more_and_then_ends_the_run(phase):
+    policy = scripted_policy(**{phase: "  "})
+    result = run(policy)
+    assert (result["stop_reason"], result["answer"]) == ("policy_failed", "cand 4")
+    assert phases_asked(policy).count(phase) == 2
+    assert "update" not in phases_asked(policy)
+    assert [each["reason"] for each in result["failures"]] == ["empty", "empty"]
+
+
+def test_an_empty_critique_that_comes_at_the_second_ask_goes_on():
+    policy = scripted_policy(loss=lambda number: "" if number == 5 else "the loss")
+    result = run(policy)
+    assert result["stop_reason"] == "depth"
+    assert len(result["cache"]) == 15
+
+
+class FailsAtStep:
+    """Scores the first candidates, and fails from then on."""
+
+    def __init__(self, outcome):
+        self.outcome, self.calls = outcome, 0
+
+    async def score(self, messages, responses):
+        self.calls += 1
+        if self.calls == 1:
+            return [float(text.split()[-1]) for text in responses]
+        if isinstance(self.outcome, Exception):
+            raise self.outcome
+        return self.outcome
+
+
+@pytest.mark.parametrize("outcome", [RuntimeError("out of memory"), RewardError("no"), [1.0], [], None, ["x"] * 5])
+def test_reward_failed_keeps_the_best_and_the_texts_that_were_paid_for(outcome):
+    result = run(scripted_policy(), FailsAtStep(outcome))
+    assert (result["stop_reason"], result["answer"], len(result["cache"])) == ("reward_failed", "cand 4", 5)
+    assert [each["text"] for each in result["failures"]] == [f"rev {number}" for number in range(7, 12)]
+    assert {each["phase"] for each in result["failures"]} == {"score"}
+
+
+def test_revisions_that_all_lack_a_finite_reward_are_unusable():
+    result = run(scripted_policy(), FailsAtStep([float("nan")] * 5))
+    assert (result["stop_reason"], result["answer"], len(result["cache"])) == ("updates_failed", "cand 4", 5)
+    assert [lost["reason"] for lost in result["failures"]] == ["not_finite"] * 5
+
+
+@pytest.mark.parametrize("phase", ["loss", "gradient", "update"])
+def test_policy_failures_raise_where_that_is_asked_for(phase):
+    with pytest.raises(PolicyError, match="gone"):
+        run(scripted_policy(**{phase: ConnectionError("gone")}), on_failure="raise")
+
+
+def test_reward_failures_raise_where_that_is_asked_for_and_keep_what_was_unscored():
+    with pytest.raises(RewardError, match="out of memory") as caught:
+        run(scripted_policy(), FailsAtStep(RuntimeError("out of memory")), on_failure="raise")
+    assert [each["text"] for each in caught.value.unscored] == [f"rev {number}" for number in range(7, 12)]
+    assert isinstance(caught.value.__cause__, RuntimeError)
+
+
+def test_requests_that_failed_count_as_requests():
+    result = run(scripted_policy(update=ConnectionError("gone")))
+    assert result["usage"]["update"]["requests"] == 5
+
+
+def test_requests_of_a_second_ask_that_failed_count_too():
+    policy = scripted_policy(update=lambda number: "garbled" if number < 12 else ConnectionError("gone"))
+    result = run(policy)
+    assert result["stop_reason"] == "updates_failed"
+    assert result["usage"]["update"]["requests"] == 10
+
+
+def test_bon():
+    result = run(scripted_policy(), mode="bon", depth=7)
+    assert (result["stop_reason"], result["step"]) == ("bon", 0)
+
+
+def test_the_budget_is_kept_when_revisions_are_asked_for_once_more():
+    policy = scripted_policy(update="no tags")
+    run(policy, max_requests=12)
+    assert len(policy.requests) <= 12

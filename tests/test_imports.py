@@ -1,0 +1,191 @@
+"""Imports point one way, the package is light to import, and its public names are what it says."""
+
+import ast
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import tpo_graph
+from tests.fresh_process import run_script
+
+PACKAGE = Path(tpo_graph.__file__).parent
+# each layer imports from itself and from layers before it
+LAYERS = [
+    {"errors", "types"},
+    {
+        "settings",
+        "prompt_store",
+        "prompt_files",
+        "prompt_parts",
+        "template",
+        "conversation",
+        "selection",
+        "accounting",
+        "revision_tags",
+        "sampling",
+        "policies",
+        "rewards",
+    },
+    {"graph"},
+    {"langchain", "batch"},
+    {"cli", "__main__"},
+]
+PLACE = {name: place for place, layer in enumerate(LAYERS) for name in layer}
+OUTSIDE_OF_LAYERS = {"testing"}
+HEAVY = {"torch", "transformers"}
+
+
+def modules():
+    return sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+
+
+def layer_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(path: Path, *, typing_too: bool = True) -> set[str]:
+    """Full names of the modules that a file imports anywhere, also inside functions."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    skipped: set[int] = set()
+    if not typing_too:
+        for node in ast.walk(tree):
+            if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+                skipped |= {id(child) for child in ast.walk(node)}
+    names = set()
+    for node in ast.walk(tree):
+        if id(node) in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+    return names
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_module_imports_from_its_own_layer_and_those_before(path):
+    layer = layer_of(path)
+    assert layer in PLACE.keys() | OUTSIDE_OF_LAYERS, f"{layer} has no place among the layers"
+    own = {name.split(".")[1] for name in imported(path, typing_too=False) if name.startswith("tpo_graph.")}
+    assert "testing" not in own or layer in ("testing", "cli")  # the picture of the graph needs no real model
+    if layer in PLACE:
+        later = {name for name in own if PLACE.get(name, 0) > PLACE[layer]}
+        assert not later
+
+
+@pytest.mark.parametrize("name", ["langchain", "batch"])
+def test_langchain_and_batch_do_not_know_each_other(name):
+    other = {"langchain": "batch", "batch": "langchain"}[name]
+    for path in modules():
+        if layer_of(path) == name:
+            assert not any(each.startswith(f"tpo_graph.{other}") for each in imported(path))
+
+
+def test_types_and_errors_do_not_import_each_other():
+    for name in ("errors", "types"):
+        assert not any(each.startswith("tpo_graph") for each in imported(PACKAGE / f"{name}.py", typing_too=False))
+
+
+@pytest.mark.xfail(strict=True, reason="rewards/served/rendering.py imports transformers too, inside a function")
+def test_torch_and_transformers_are_imported_in_one_place():
+    for path in modules():
+        heavy = HEAVY & {name.split(".")[0] for name in imported(path, typing_too=False)}
+        assert not heavy or path.is_relative_to(PACKAGE / "rewards" / "local"), path
+
+
+def test_importing_the_package_is_light_and_leaves_nothing_behind(tmp_path):
+    script = f"""
+        import os, sys, time
+        os.chdir({str(tmp_path)!r})
+        began = time.process_time()
+        import tpo_graph
+        spent = time.process_time() - began
+        heavy = {{"torch", "transformers", "langgraph", "langchain_core", "openai", "pydantic"}} & sys.modules.keys()
+        assert not heavy, heavy
+        assert spent < 1, spent
+        assert os.listdir() == [], os.listdir()
+        assert [name for name in dir(tpo_graph)] == sorted(tpo_graph.__all__)
+    """
+    ended = run_script(script)
+    assert (ended.stdout, ended.stderr, ended.returncode) == ("", "", 0)
+
+
+def test_building_a_graph_imports_no_torch():
+    script = """
+        import sys
+        from tpo_graph import TPOSettings, create_tpo_graph
+        from tpo_graph.testing import ScriptedChatModel, TableReward
+        create_tpo_graph(ScriptedChatModel(["a"]), TableReward({"a": 1.0})).invoke({"query": "q"}, context={"n": 1})
+        assert not {"torch", "transformers"} & sys.modules.keys()
+    """
+    assert run_script(script).returncode == 0
+
+
+def test_every_public_name_resolves():
+    for name in tpo_graph.__all__:
+        assert getattr(tpo_graph, name) is not None, name
+
+
+def test_all_is_sorted_and_is_what_dir_tells():
+    assert tpo_graph.__all__ == sorted(tpo_graph.__all__) == dir(tpo_graph)
+
+
+def test_all_names_what_the_design_names():
+    names = {"build_tpo_graph", "create_tpo_graph", "load_policy", "load_reward", "TPOSettings", "TPOState"}
+    names |= {"Candidate", "RewardModel", "PromptPack", "TPOError"}
+    assert names <= set(tpo_graph.__all__)
+
+
+def test_everything_that_the_package_can_give_is_in_all():
+    exported = {
+        alias.asname or alias.name
+        for node in ast.walk(ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("tpo_graph")
+        for alias in node.names
+    }
+    assert exported == set(tpo_graph.__all__)
+
+
+def test_every_kind_of_error_is_exported():
+    assert set(tpo_graph.errors.__all__) <= set(tpo_graph.__all__)
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = tpo_graph.nothing
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_all_of_a_module_names_what_it_has(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    listed = [
+        ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and any(getattr(target, "id", "") == "__all__" for target in node.targets)
+    ]
+    if not listed:
+        assert path.name == "__init__.py" or path.name == "__main__.py"
+        return
+    if any(name.split(".")[0] in HEAVY for name in imported(path)) or layer_of(path) == "rewards":
+        return  # read as text only: these are imported by the tests of their own
+    module = import_module(
+        ".".join(["tpo_graph", *path.relative_to(PACKAGE).with_suffix("").parts]).removesuffix(".__init__")
+    )
+    assert listed[0] == sorted(listed[0], key=lambda name: (not name.isupper(), not name[0].isupper(), name))
+    assert all(hasattr(module, name) for name in listed[0])
+
+
+def test_library_code_never_prints():
+    for path in modules():
+        if layer_of(path) == "cli":
+            continue
+        calls = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
+        assert not any(getattr(call.func, "id", "") == "print" for call in calls), path
+
+
+def test_the_package_says_that_it_is_typed():
+    assert (PACKAGE / "py.typed").is_file()
+    assert sys.version_info >= (3, 11)

@@ -1,0 +1,266 @@
+"""Prompt packs: what ours say, what a folder must hold, and what each mistake says."""
+
+import pytest
+from langchain_core.messages import HumanMessage
+
+from tpo_graph import PromptError, PromptPack
+from tpo_graph.prompt_store import available_packs
+
+PHASES = ("loss", "gradient", "update")
+WHOLE = {
+    "pack.toml": 'open_tag = "<r>"\nclose_tag = "</r>"\n',
+    "loss.toml": "user = '$query $best $worst $preference'\n",
+    "gradient.toml": "user = '$loss $preference'\n",
+    "update.toml": "user = '$gradient $open_tag $close_tag $preference'\n",
+}
+
+
+@pytest.fixture
+def pack(tmp_path):
+    """Writes a pack that is whole but for the files that are given, and reads it; None leaves a file out."""
+
+    def write(files=None, *, name="mine"):
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        for file, text in {**WHOLE, **(files or {})}.items():
+            if text is not None:
+                (folder / file).write_text(text, encoding="utf-8")
+        return PromptPack.load(folder)
+
+    return write
+
+
+VALUES = {
+    name: f"<{name.upper()}>"
+    for name in (
+        "query",
+        "conversation",
+        "best",
+        "worst",
+        "loss",
+        "loss_prompt",
+        "gradient",
+        "open_tag",
+        "close_tag",
+        "preference",
+    )
+}
+
+
+def test_our_packs_can_be_loaded_and_have_a_description():
+    assert "tpo" in available_packs()
+    for name in available_packs():
+        loaded = PromptPack.load(name)
+        assert loaded.name == name
+        assert loaded.description
+        for mode in ("tpo", "revision", "bon"):
+            loaded.check_mode(mode, preference="kind")
+
+
+@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("mode", ["tpo", "revision"])
+def test_our_prompts_say_everything_once(phase, mode):
+    tpo = PromptPack.load("tpo")
+    prompt = tpo.prompt(phase, mode)
+    text = "\n".join(message.text for message in tpo.render(prompt, VALUES))
+    shown = {
+        "loss": ["best"],
+        "gradient": ["best", "loss"],
+        "update": ["best", "loss", "gradient", "open_tag", "close_tag"],
+    }[phase]
+    if (phase, mode) == ("loss", "tpo"):
+        shown.append("worst")
+    for name in ["conversation", "preference", *shown]:
+        assert text.count(VALUES[name]) == 1, name
+    assert mode == "tpo" or VALUES["worst"] not in text
+
+
+def test_our_prompts_begin_with_what_they_share():
+    tpo = PromptPack.load("tpo")
+    texts = ["\n".join(m.text for m in tpo.render(tpo.prompt(phase, "tpo"), VALUES)) for phase in PHASES]
+    ends = [text.index(VALUES["best"]) for text in texts]
+    assert len({text[:end] for text, end in zip(texts, ends, strict=True)}) == 1
+
+
+def test_a_rendered_prompt_is_system_and_user(pack):
+    mine = pack({"loss.toml": "user = '$query $best $worst$preference'\nsystem = 's $query'\n"})
+    messages = mine.render(mine.prompt("loss", "tpo"), VALUES)
+    assert [(message.type, message.text) for message in messages] == [
+        ("system", "s <QUERY>"),
+        ("human", "<QUERY> <BEST> <WORST><PREFERENCE>"),
+    ]
+    messages = mine.render(mine.prompt("gradient", "tpo"), VALUES)
+    assert [message.type for message in messages] == ["human"]
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({"loss.toml": None}, r"has no loss\.toml"),
+        ({"update.toml": None}, r"has no update\.toml"),
+        ({"critique.toml": "user = 'x'"}, r"critique\.toml.* is no phase; allowed: sample"),
+        ({"pack.toml": 'open_tag = "<r>"'}, "must have open_tag and close_tag"),
+        ({"pack.toml": 'open_tag = " "\nclose_tag = "x"'}, "open_tag = ' '"),
+        ({"pack.toml": WHOLE["pack.toml"] + "colour = 1"}, "unknown key 'colour'; allowed: description, extends"),
+        ({"pack.toml": "open_tag = "}, "can't be read"),
+        (
+            {"pack.toml": WHOLE["pack.toml"] + "syntax = 'jinja'"},
+            r"syntax = 'jinja': Input should be 'both', 'dollar' or 'braces'",
+        ),
+        (
+            {"loss.toml": "user = '$query $best $worst $gradient'"},
+            r"'\$gradient' in loss\.toml \(user\); allowed there: best",
+        ),
+        (
+            {"loss.toml": "user = '$query $best $worst'\nsystem = '{{oops}}'"},
+            r"'\{\{oops\}\}' in loss\.toml \(system\)",
+        ),
+        ({"loss.toml": "system = 'x'"}, r"loss\.toml has no 'user'"),
+        ({"loss.toml": "user = 7"}, r"loss\.toml: user = 7"),
+        (
+            {"loss.toml": "user = '$query $best $worst'\nusr = 'x'"},
+            "unknown key 'usr'; allowed: user, system, sampling",
+        ),
+        ({"loss.toml": "user = '$query $best'"}, r"loss\.toml of prompt pack 'mine' must use worst"),
+        ({"loss.toml": "user = '$best $worst'"}, "must use conversation or query"),
+        ({"gradient.toml": "user = 'advice please'"}, r"gradient\.toml of prompt pack 'mine' must use loss"),
+        ({"update.toml": "user = '$gradient'"}, "must use open_tag or hold the tag '<r>'"),
+        ({"update.toml": "user = '$open_tag'"}, "must use gradient"),
+        ({"loss_revision.toml": "user = '$query $best $worst'"}, r"'\$worst' in loss_revision\.toml"),
+        ({"loss.toml": WHOLE["loss.toml"] + "[sampling]\ntop_k = 1"}, "unknown key 'sampling.top_k'"),
+        ({"loss.toml": WHOLE["loss.toml"] + "[sampling]\ntemperature = 'hot'"}, "sampling.temperature = 'hot'"),
+        ({"loss.toml": WHOLE["loss.toml"] + "[sampling]\nmax_new_tokens = true"}, "sampling.max_new_tokens = True"),
+        (
+            {"pack.toml": WHOLE["pack.toml"] + "preference = '$query'"},
+            r"pack\.toml \(preference\); allowed there: preference",
+        ),
+        (
+            {"pack.toml": WHOLE["pack.toml"] + "[conversation]\nturn = '$name'"},
+            r"\[conversation\]; allowed there: content, role",
+        ),
+        ({"pack.toml": WHOLE["pack.toml"] + "extends = 'nobody'"}, "No prompt pack 'nobody'"),
+        ({"pack.toml": WHOLE["pack.toml"] + "extends = 'mine'"}, "extends itself"),
+    ],
+)
+def test_a_mistake_in_a_pack_is_named(pack, files, said):
+    with pytest.raises(PromptError, match=said):
+        pack(files)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"loss.toml": WHOLE["loss.toml"] + "system = 7"},
+        {"loss.toml": WHOLE["loss.toml"] + "sampling = 7"},
+        {"loss.toml": WHOLE["loss.toml"] + "[sampling]\ntemperature = -3"},
+        {"loss.toml": WHOLE["loss.toml"] + "[sampling]\nstop = [1]"},
+        {"pack.toml": WHOLE["pack.toml"] + "preference = 7"},
+        {"pack.toml": WHOLE["pack.toml"] + "conversation = 7"},
+        {"pack.toml": WHOLE["pack.toml"] + "[conversation]\nseparator = 7"},
+        {"pack.toml": WHOLE["pack.toml"] + "[conversation]\nturn = 7"},
+        {"pack.toml": WHOLE["pack.toml"] + "[conversation]\nroles = 7"},
+        {"pack.toml": WHOLE["pack.toml"] + "[conversation.roles]\nuser = 7"},
+    ],
+    ids=lambda files: next(iter(files.values())).splitlines()[-1],
+)
+def test_a_value_of_the_wrong_type_is_named(pack, files):
+    with pytest.raises(PromptError):
+        pack(files)
+
+
+def test_packs_that_extend_each_other_are_an_error(pack, tmp_path):
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "pack.toml").write_text('extends = "a"', encoding="utf-8")
+    with pytest.raises(PromptError):
+        pack({"pack.toml": 'extends = "b"'}, name="a")
+
+
+def test_a_pack_that_extends_another_gives_only_what_is_different(tmp_path):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "pack.toml").write_text('extends = "tpo"\nopen_tag = "[["\nclose_tag = "]]"', encoding="utf-8")
+    (folder / "loss.toml").write_text("user = 'MY $query $best $worst'", encoding="utf-8")
+    mine, ours = PromptPack.load(folder), PromptPack.load("tpo")
+    assert mine.prompt("gradient", "tpo") == ours.prompt("gradient", "tpo")
+    assert mine.prompt("loss", "tpo").user.render(VALUES) == "MY <QUERY> <BEST> <WORST>"
+    assert (mine.open_tag, mine.close_tag, mine.conversation) == ("[[", "]]", ours.conversation)
+
+
+def test_packs_beside_each_other_extend_each_other_by_name(pack, tmp_path):
+    pack(name="first")
+    (tmp_path / "second").mkdir()
+    (tmp_path / "second" / "pack.toml").write_text('extends = "first"', encoding="utf-8")
+    assert PromptPack.load(tmp_path / "second").open_tag == "<r>"
+
+
+def test_an_unknown_pack_lists_ours_and_says_how_to_make_one(tmp_path):
+    for name in ("nope", tmp_path):
+        with pytest.raises(PromptError, match=r"neither one of .*tpo.* nor a folder") as caught:
+            PromptPack.load(name)
+        assert "copy" in caught.value.hint
+
+
+def test_one_prompt_can_be_put_in_other_words():
+    ours = PromptPack.load("tpo")
+    mine = ours.replace("loss", user="$query $best $worst $preference", system="")
+    assert [message.text for message in mine.render(mine.prompt("loss", "tpo"), VALUES)] == [
+        "<QUERY> <BEST> <WORST> <PREFERENCE>"
+    ]
+    assert ours.prompt("loss", "tpo") != mine.prompt("loss", "tpo")
+    kept = ours.replace("loss", system="Be kind.")
+    assert kept.prompt("loss", "tpo").user == ours.prompt("loss", "tpo").user
+    assert kept.prompt("loss", "tpo").system.render({}) == "Be kind."
+
+
+@pytest.mark.parametrize(
+    ("name", "parts", "said"),
+    [
+        ("critique", {"user": "x"}, "Unknown prompt 'critique'; allowed: sample"),
+        ("loss", {"user": "$oops"}, "allowed there"),
+        ("loss", {"user": "no variables"}, "must use"),
+        ("gradient_revision", {"system": "x"}, "give its user part"),
+    ],
+)
+def test_a_replacement_is_checked_too(name, parts, said):
+    with pytest.raises(PromptError, match=said):
+        PromptPack.load("tpo").replace(name, **parts)
+
+
+def test_a_pack_that_shows_the_worst_can_not_run_revision(pack):
+    mine = pack()
+    with pytest.raises(PromptError, match="can't run mode 'revision': its 'loss' prompt") as caught:
+        mine.check_mode("revision")
+    assert "loss_revision.toml" in caught.value.hint
+    pack({"loss_revision.toml": "user = '$query $best'"}).check_mode("revision")
+
+
+def test_a_preference_that_would_be_lost_is_an_error(pack):
+    files = {name: text.replace(" $preference", "") for name, text in WHOLE.items()}
+    mine = pack(files)
+    mine.check_mode("tpo")
+    with pytest.raises(PromptError, match="'be kind' would be lost"):
+        mine.check_mode("tpo", preference="be kind")
+
+
+def test_a_preference_is_worded_by_the_pack(pack):
+    mine = pack({"pack.toml": WHOLE["pack.toml"] + "preference = 'PREF: $preference!'"})
+    conversation = [HumanMessage("q")]
+    assert mine.values(conversation, query="q", preference="$query")["preference"] == "PREF: $query!"
+    assert mine.values(conversation, query="q", preference="")["preference"] == ""
+
+
+def test_a_tag_of_the_settings_needs_the_variable(pack):
+    mine = pack({"update.toml": "user = '$gradient between <r> and </r>$preference'"})
+    mine.check_mode("tpo", open_tag="<r>")
+    with pytest.raises(PromptError, match="would find nothing"):
+        mine.check_mode("tpo", open_tag="[[")
+
+
+def test_texts_of_a_pack_keep_every_byte(pack):
+    text = "  lead\ttab  \n\n$query ü漢👩‍👩‍👧 {x} % \\n $$ $best $worst\n\n "
+    mine = pack({"loss.toml": f"user = '''\n{text}'''"})
+    rendered = mine.prompt("loss", "tpo").user.render(VALUES)
+    expected = (
+        text.replace("$query", "<QUERY>").replace("$best", "<BEST>").replace("$worst", "<WORST>").replace("$$", "$")
+    )
+    assert rendered == expected

@@ -1,0 +1,99 @@
+"""Cutting a revision out of its tags: a table of what models write."""
+
+import pytest
+
+from tpo_graph.revision_tags import extract_revision
+
+
+def extract(completion, open_tag="<r>", close_tag="</r>", **options):
+    return tuple(extract_revision(completion, open_tag=open_tag, close_tag=close_tag, **options))
+
+
+@pytest.mark.parametrize(
+    ("completion", "text"),
+    [
+        ("<r>A</r>", "A"),
+        ("<r>\n  A b\n\n c \n</r>", "A b\n\n c"),
+        ("Sure!\n<r>A</r>\nHope that helps.", "A"),
+        ("<r>draft</r> better: <r>final</r>", "final"),
+        ("I put it between <r> and </r>.\n<r>final</r>", "final"),
+        ("<r>A</r> and then <r>cut", "A"),
+        ("<r>quotes <r>inner</r> here</r>", "quotes <r>inner</r> here"),
+        ("<r>ends with a stray </r> tag</r>", "ends with a stray </r> tag"),
+        ("<r>opens <r> and does not close</r>", "opens <r> and does not close"),
+        ("</r><r>A</r>", "A"),
+        ("<r>$query {{best}} $$ \\1</r>", "$query {{best}} $$ \\1"),
+        ("<r>漢字 مرحبا 👩‍👩‍👧</r>", "漢字 مرحبا 👩‍👩‍👧"),
+        ("<R>no</R><r>A</r>", "A"),
+        ("<r><r>A</r></r>", "<r>A</r>"),
+    ],
+)
+def test_the_revision_between_the_tags(completion, text):
+    assert extract(completion) == (text, None)
+
+
+@pytest.mark.parametrize(
+    ("completion", "text", "problem"),
+    [
+        ("", "", "empty"),
+        (" \n", "", "empty"),
+        ("no tags", "", "no_tags"),
+        ("A</r>", "", "no_tags"),
+        ("<R>A</R>", "", "no_tags"),
+        ("<r>cut", "cut", "not_closed"),
+        ("</r><r>cut", "cut", "not_closed"),
+        ("<r>", "", "not_closed"),
+        ("<r></r>", "", "empty"),
+        ("<r> \n </r>", "", "empty"),
+        ("<r>A</r", "A</r", "not_closed"),
+    ],
+)
+def test_what_is_no_revision(completion, text, problem):
+    assert extract(completion) == (text, problem)
+
+
+@pytest.mark.parametrize(
+    ("completion", "text", "problem"), [("<r>cut", "cut", None), ("<r>", "", "empty"), ("none", "", "no_tags")]
+)
+def test_a_truncated_revision_where_it_is_kept(completion, text, problem):
+    assert extract(completion, keep_truncated=True) == (text, problem)
+
+
+@pytest.mark.parametrize(
+    ("completion", "options", "text", "problem"),
+    [
+        ("A</r>", {"opened": True}, "A", None),
+        ("A</r> B", {"opened": True}, "A", None),
+        ("A", {"opened": True}, "A", "not_closed"),
+        ("A", {"opened": True, "closed": True}, "A", None),
+        ("", {"opened": True, "closed": True}, "", "empty"),
+        ("<r>A", {"closed": True}, "A", None),
+        ("A", {"closed": True}, "", "no_tags"),
+        pytest.param("<r>A</r>", {"opened": True}, "A", None),
+        pytest.param("<r>A</r>", {"closed": True}, "A", None),
+        pytest.param("A</r>", {"opened": True, "closed": True}, "A", None),
+    ],
+)
+def test_tags_that_the_prompt_or_the_provider_has_taken(completion, options, text, problem):
+    assert extract(completion, **options) == (text, problem)
+
+
+@pytest.mark.parametrize(
+    ("open_tag", "close_tag", "completion", "text"),
+    [
+        ("---", "---", "x --- A --- y", "A"),
+        ("```", "```", "```\nA\n```", "A"),
+        ("[[", "]]", "[[A [[B]] C]]", "A [[B]] C"),
+        ("REVISED:", "END", "ok REVISED: A END", "A"),
+        ("<改>", "</改>", "<改>甲</改>", "甲"),
+        ("$open", "$close", "$open A $close", "A"),
+        (".*", "+?", ".*A+?", "A"),
+    ],
+)
+def test_tags_of_any_kind(open_tag, close_tag, completion, text):
+    assert extract(completion, open_tag, close_tag) == (text, None)
+
+
+@pytest.mark.parametrize(("completion", "problem"), [("---A", "not_closed"), ("A", "no_tags"), ("------", "empty")])
+def test_equal_tags_that_fence_nothing(completion, problem):
+    assert extract(completion, "---", "---")[1] == problem

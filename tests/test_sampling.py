@@ -1,0 +1,377 @@
+"""N completions from any chat model: the pieces a provider takes, the knobs it takes, and what failed."""
+
+import asyncio
+
+import pytest
+from langchain_core.language_models import BaseChatModel, FakeListChatModel
+from langchain_core.messages import AIMessage, HumanMessage
+from langchain_core.outputs import ChatGeneration, ChatResult
+from pydantic import Field, create_model
+
+from tpo_graph.errors import ConfigurationError, PolicyError, TPOError
+from tpo_graph.sampling import Sampler
+from tpo_graph.settings import Sampling
+from tpo_graph.testing import ScriptedChatModel
+
+ASK = [HumanMessage("hello there")]
+PAPER = Sampling(temperature=0.7, top_p=0.95, max_new_tokens=2048)
+
+
+@pytest.fixture
+def start(chat_server):
+    """Starts a server whose completions are `text 0`, `text 1` and so on."""
+    return lambda **options: chat_server(**{"answer": lambda request, number: f"text {number}", **options})
+
+
+def texts(draw):
+    return [completion.text for completion in draw.completions]
+
+
+async def test_n_completions_are_one_request(start, chat_openai):
+    server = start()
+    draw = await Sampler(chat_openai(server)).draw(ASK, 5, PAPER)
+    assert texts(draw) == [f"text {number}" for number in range(5)]
+    assert server.asked_n == [5]
+    assert (draw.usage["requests"], draw.usage["input_tokens"], draw.usage["output_tokens"]) == (1, 2, 10)
+    assert draw.usage["seconds"] > 0
+    assert draw.errors == []
+
+
+@pytest.mark.parametrize(
+    ("most_n", "beyond", "n"),
+    [
+        (1, "refuse", 5),
+        (8, "llama.cpp", 20),
+        (4, "llama.cpp", 5),
+        (3, "fewer", 8),
+        (1, "fewer", 4),
+        (4, "refuse", 4),
+        (2, "fewer", 5),
+    ],
+)
+async def test_a_cap_on_n_is_found_out_once(start, chat_openai, most_n, beyond, n):
+    server = start(most_n=most_n, beyond_most_n=beyond)
+    sampler = Sampler(chat_openai(server))
+    first = await sampler.draw(ASK, n, PAPER)
+    assert texts(first) == [f"text {number}" for number in range(n)]
+    assert first.usage["requests"] == len(server.requests)
+    assert first.usage["output_tokens"] == 2 * n
+    assert first.errors == []
+    before, refusals = len(server.requests), server.statuses.count(400)
+    second = await sampler.draw(ASK, n, PAPER)
+    assert len(texts(second)) == n
+    assert server.statuses.count(400) == refusals
+    assert all(size <= most_n for size in server.asked_n[before:])
+    assert sum(server.asked_n[before:]) == n
+
+
+async def test_a_cap_is_used_as_far_as_the_server_allows(start, chat_openai):
+    server = start(most_n=8, beyond_most_n="llama.cpp")
+    await Sampler(chat_openai(server)).draw(ASK, 16, PAPER)
+    assert server.asked_n == [16, 8, 8]
+
+
+async def test_one_completion_after_a_cap_does_not_make_it_forgotten(start, chat_openai):
+    server = start(most_n=2)
+    sampler = Sampler(chat_openai(server))
+    for n in (4, 1, 4):
+        await sampler.draw(ASK, n, PAPER)
+    assert server.statuses.count(400) == 1
+
+
+async def test_a_cap_found_while_another_draw_is_under_way_is_not_forgotten(start, chat_openai):
+    server = start(most_n=2)
+    sampler = Sampler(chat_openai(server))
+    server.seconds = 0.3
+    single = asyncio.create_task(sampler.draw(ASK, 1, PAPER))
+    await asyncio.to_thread(server.asked.wait, 10)
+    server.seconds = 0.0
+    await sampler.draw(ASK, 4, PAPER)
+    await single
+    refusals = server.statuses.count(400)
+    await sampler.draw(ASK, 4, PAPER)
+    assert server.statuses.count(400) == refusals
+
+
+async def test_concurrent_draws_all_get_n(start, chat_openai):
+    server = start(most_n=2, seconds=0.01)
+    sampler = Sampler(chat_openai(server))
+    draws = await asyncio.gather(*(sampler.draw(ASK, 5, PAPER) for _ in range(20)))
+    assert [len(draw.completions) for draw in draws] == [5] * 20
+    assert len({text for draw in draws for text in texts(draw)}) == 100
+
+
+async def test_one_completion_sends_no_n(start, chat_openai):
+    server = start()
+    await Sampler(chat_openai(server, n=4)).draw(ASK, 1, PAPER)
+    assert "n" not in server.bodies[0]
+
+
+async def test_models_without_n_are_asked_concurrently():
+    model = ScriptedChatModel([f"text {number}" for number in range(4)])
+    draw = await Sampler(model).draw(ASK, 4, PAPER, seed=7)
+    assert sorted(texts(draw)) == [f"text {number}" for number in range(4)]
+    assert draw.usage["requests"] == 4
+    assert sorted(knobs["seed"] for knobs in model.knobs) == [7, 8, 9, 10]
+
+
+async def test_models_without_any_of_the_knobs_can_be_used():
+    draw = await Sampler(FakeListChatModel(responses=["a", "b", "c"])).draw(ASK, 3, PAPER, seed=7)
+    assert sorted(texts(draw)) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("knob", ["temperature", "top_p", "max_new_tokens"])
+async def test_a_knob_that_a_person_set_is_never_dropped(knob):
+    sampling = Sampling(**{knob: 1}, explicit=frozenset({knob}))
+    with pytest.raises(ConfigurationError, match=f"FakeListChatModel has no way to take {knob}=1") as caught:
+        await Sampler(FakeListChatModel(responses=["a"])).draw(ASK, 2, sampling)
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("field", ["max_tokens", "max_output_tokens", "num_predict", "max_new_tokens"])
+async def test_the_token_limit_goes_to_the_field_that_a_model_has(field):
+    model = limited_model(field)()
+    await Sampler(model).draw(ASK, 1, PAPER)
+    assert model.seen == [2048]
+    model = limited_model(field)(**{field: 100})
+    await Sampler(model).draw(ASK, 1, PAPER)
+    assert model.seen == [100]
+    await Sampler(model).draw(ASK, 1, Sampling(max_new_tokens=50, explicit=frozenset({"max_new_tokens"})))
+    assert model.seen == [100, 50]
+
+
+def limited_model(field):
+    """A chat model class whose token limit has this name."""
+
+    class Limited(BaseChatModel):
+        seen: list[int | None] = Field(default_factory=list)
+
+        def _generate(self, messages, stop=None, run_manager=None, **kwargs):
+            self.seen.append(getattr(self, field))
+            return ChatResult(generations=[ChatGeneration(message=AIMessage("x"))])
+
+        @property
+        def _llm_type(self):
+            return "limited"
+
+    return create_model("Named", __base__=Limited, **{field: (int | None, None)})
+
+
+@pytest.mark.parametrize(
+    ("refused", "left"), [(["top_p"], {"temperature"}), (["temperature"], {"top_p"}), (["temperature", "top_p"], set())]
+)
+async def test_a_default_knob_that_the_provider_refuses_is_left_out_from_then_on(start, chat_openai, refused, left):
+    server = start(refused_knobs=refused)
+    sampler = Sampler(chat_openai(server))
+    draw = await sampler.draw(ASK, 3, PAPER)
+    assert len(draw.completions) == 3
+    assert draw.usage["requests"] == len(server.requests) == 1 + len(refused)
+    await sampler.draw(ASK, 3, PAPER)
+    assert len(server.requests) == 2 + len(refused)
+    assert {"temperature", "top_p"} & server.bodies[-1].keys() == left
+    assert server.asked_n[-1] == 3
+
+
+async def test_a_token_limit_that_the_provider_refuses_is_left_out(start, chat_openai):
+    server = start(refused_knobs=["max_completion_tokens"])
+    draw = await Sampler(chat_openai(server)).draw(ASK, 2, PAPER)
+    assert len(draw.completions) == 2
+
+
+async def test_a_refused_knob_that_a_person_set_is_an_error_with_a_hint(start, chat_openai):
+    sampling = Sampling(temperature=0.1, explicit=frozenset({"temperature"}))
+    with pytest.raises(PolicyError, match="temperature") as caught:
+        await Sampler(chat_openai(start(refused_knobs=["temperature"]))).draw(ASK, 2, sampling)
+    assert "none" in caught.value.hint
+
+
+async def test_the_callers_model_is_not_changed(start, chat_openai):
+    model = chat_openai(start(), temperature=0.3, n=2)
+    before = model.model_dump(mode="python", exclude={"client", "async_client", "root_client", "root_async_client"})
+    await Sampler(model).draw(ASK, 5, PAPER, seed=1)
+    after = model.model_dump(mode="python", exclude={"client", "async_client", "root_client", "root_async_client"})
+    assert before == after
+
+
+async def test_bound_arguments_are_sent(start, chat_openai):
+    server = start()
+    model = chat_openai(server).bind(user="me", stop=["END"]).bind(logit_bias={"1": 2})
+    draw = await Sampler(model).draw(ASK, 3, PAPER)
+    assert len(draw.completions) == 3
+    assert (server.bodies[0]["user"], server.bodies[0]["stop"]) == ("me", ["END"])
+    assert server.bodies[0]["logit_bias"] == {"1": 2}
+
+
+async def test_a_bound_n_does_not_change_how_many_come(start, chat_openai):
+    server = start()
+    draw = await Sampler(chat_openai(server).bind(n=2)).draw(ASK, 5, PAPER)
+    assert (len(draw.completions), server.asked_n) == (5, [5])
+
+
+async def test_bound_streaming_does_not_merge_texts(start, chat_openai):
+    server = start()
+    draw = await Sampler(chat_openai(server, streaming=True).bind(stream=True)).draw(ASK, 3, PAPER)
+    assert texts(draw) == ["text 0", "text 1", "text 2"]
+
+
+async def test_a_bound_token_limit_is_the_one_that_is_sent(start, chat_openai):
+    server = start()
+    await Sampler(chat_openai(server).bind(max_tokens=64)).draw(ASK, 1, PAPER)
+    sent = {server.bodies[0].get(name) for name in ("max_tokens", "max_completion_tokens")} - {None}
+    assert sent == {64}
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda m: m.with_retry(), lambda m: m.with_fallbacks([m]), lambda m: m | (lambda x: x)]
+)
+async def test_wrapped_models_are_asked_n_times(wrap):
+    draw = await Sampler(wrap(ScriptedChatModel([f"text {number}" for number in range(4)]))).draw(ASK, 4, Sampling())
+    assert sorted(texts(draw)) == [f"text {number}" for number in range(4)]
+    assert (draw.usage["requests"], draw.usage["input_tokens"], draw.usage["output_tokens"]) == (4, 8, 8)
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda m: m.with_retry(), lambda m: m.with_fallbacks([m])], ids=["retry", "fallbacks"]
+)
+async def test_wrapped_models_sample_with_the_settings_of_the_phase(wrap):
+    model = ScriptedChatModel(["a"])
+    await Sampler(wrap(model)).draw(ASK, 1, PAPER)
+    assert (model.knobs[0]["temperature"], model.knobs[0]["top_p"]) == (0.7, 0.95)
+
+
+async def test_fallbacks_are_used_when_the_first_model_fails():
+    first, second = ScriptedChatModel(lambda *_: ConnectionError("gone")), ScriptedChatModel(lambda *_: "second")
+    draw = await Sampler(first.with_fallbacks([second])).draw(ASK, 2, Sampling())
+    assert texts(draw) == ["second", "second"]
+
+
+@pytest.mark.parametrize("policy", ["gpt-4o", None, object(), lambda messages: "x"])
+def test_what_is_no_chat_model_is_refused(policy):
+    with pytest.raises(ConfigurationError, match="must be a LangChain chat model"):
+        Sampler(policy)
+
+
+async def test_a_policy_that_returns_no_message_is_an_error():
+    policy = ScriptedChatModel(["a"]) | (lambda message: {"a": 1})
+    with pytest.raises(ConfigurationError, match="'dict', not a message"):
+        await Sampler(policy).draw(ASK, 1, Sampling())
+
+
+async def test_null_contents_are_empty_texts(start, chat_openai):
+    draw = await Sampler(chat_openai(start(answer=lambda request, number: None if number else "a"))).draw(ASK, 3, PAPER)
+    assert texts(draw) == ["a", "", ""]
+
+
+@pytest.mark.parametrize(("reason", "truncated"), [("stop", False), ("length", True), ("content_filter", False)])
+async def test_a_completion_knows_that_it_was_cut(start, chat_openai, reason, truncated):
+    draw = await Sampler(chat_openai(start(finish_reason=reason))).draw(ASK, 2, PAPER)
+    assert [completion.truncated for completion in draw.completions] == [truncated] * 2
+
+
+@pytest.mark.parametrize(
+    ("told", "truncated"),
+    [
+        ({"finish_reason": "MAX_TOKENS"}, True),
+        ({"stop_reason": "max_tokens"}, True),
+        ({"stop_reason": "end_turn"}, False),
+        ({"done_reason": "length"}, True),
+        ({}, False),
+    ],
+)
+async def test_every_providers_word_for_cut_is_known(told, truncated):
+    draw = await Sampler(ScriptedChatModel([AIMessage("a", response_metadata=told)])).draw(ASK, 1, PAPER)
+    assert draw.completions[0].truncated is truncated
+
+
+async def test_one_failure_of_the_provider_is_retried_by_the_model(start, chat_openai):
+    for fault in ("429", "500"):
+        server = start(faults=[fault])
+        draw = await Sampler(chat_openai(server, max_retries=2)).draw(ASK, 3, PAPER)
+        assert len(draw.completions) == 3
+
+
+async def test_some_of_n_failing_is_no_failure(start, chat_openai):
+    server = start(most_n=1)
+    sampler = Sampler(chat_openai(server))
+    await sampler.draw(ASK, 2, PAPER)
+    server.faults = ["500", None, "429"]
+    draw = await sampler.draw(ASK, 5, PAPER)
+    assert (len(draw.completions), len(draw.errors), draw.usage["requests"]) == (3, 2, 5)
+
+
+@pytest.mark.parametrize(
+    ("fault", "said", "hint"),
+    [
+        ("401", "AuthenticationError: .*Incorrect API key", "API key"),
+        ("404", "NotFoundError: .*does not exist", "model name"),
+        ("429", "RateLimitError: .*Rate limit", "wait"),
+        ("500", "500", ""),
+        ("drop", ".", "server"),
+        ("malformed", ".", ""),
+        ("null choices", "choices", ""),
+        ("no choices", "no completion", ""),
+    ],
+)
+async def test_a_providers_failure_is_a_policy_error_with_a_hint(start, chat_openai, fault, said, hint):
+    with pytest.raises(PolicyError, match=said) as caught:
+        await Sampler(chat_openai(start(always=fault))).draw(ASK, 2, PAPER)
+    assert hint in caught.value.hint
+    assert "\n" not in str(caught.value)
+    assert fault == "no choices" or caught.value.__cause__ is not None
+
+
+@pytest.mark.parametrize("fault", ["401", "429", "500", "drop"])
+async def test_a_failure_that_is_not_about_n_is_not_asked_again_in_pieces(start, chat_openai, fault):
+    server = start(always=fault)
+    with pytest.raises(PolicyError):
+        await Sampler(chat_openai(server)).draw(ASK, 8, PAPER)
+    assert len(server.requests) == 1
+
+
+async def test_a_wrong_model_name_is_not_asked_again_in_pieces(start, chat_openai):
+    server = start(always="404")
+    with pytest.raises(PolicyError):
+        await Sampler(chat_openai(server)).draw(ASK, 8, PAPER)
+    assert len(server.requests) == 1
+
+
+async def test_no_server_is_a_policy_error_with_a_hint(start, chat_openai):
+    model = chat_openai(start(), base_url="http://127.0.0.1:9/v1")
+    with pytest.raises(PolicyError) as caught:
+        await Sampler(model).draw(ASK, 2, PAPER)
+    assert "Is the server running" in caught.value.hint
+
+
+async def test_a_server_that_hangs_is_a_policy_error_with_a_hint(start, chat_openai):
+    with pytest.raises(PolicyError, match="Timeout") as caught:
+        await Sampler(chat_openai(start(always="hang"), timeout=0.2)).draw(ASK, 2, PAPER)
+    assert "did not answer in time" in caught.value.hint
+
+
+async def test_text_that_no_request_can_carry_is_an_error_of_this_package(start, chat_openai):
+    with pytest.raises(TPOError):
+        await Sampler(chat_openai(start())).draw([HumanMessage("lone \ud800 surrogate")], 2, PAPER)
+
+
+async def test_a_programming_error_in_the_model_names_itself():
+    with pytest.raises(PolicyError, match="ZeroDivisionError: division by zero") as caught:
+        await Sampler(ScriptedChatModel(lambda *_: 1 / 0)).draw(ASK, 2, PAPER)
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+
+
+async def test_cancellation_is_not_an_error_of_the_provider(start, chat_openai):
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(Sampler(chat_openai(start(always="hang"))).draw(ASK, 2, PAPER), 0.2)
+
+
+async def test_the_usage_of_models_that_repeat_it_on_every_generation_counts_once():
+    class Repeats(ScriptedChatModel):
+        n: int = 1
+
+        def _generate(self, messages, stop=None, run_manager=None, **kwargs):
+            usage = {"input_tokens": 10, "output_tokens": 6, "total_tokens": 16}
+            made = [ChatGeneration(message=AIMessage(f"t{place}", usage_metadata=usage)) for place in range(self.n)]
+            return ChatResult(generations=made)
+
+    draw = await Sampler(Repeats([])).draw(ASK, 3, PAPER)
+    assert (len(draw.completions), draw.usage["input_tokens"], draw.usage["output_tokens"]) == (3, 10, 6)

@@ -1,0 +1,156 @@
+"""The loop's decisions as tables: pair, convergence, stop reason."""
+
+import pytest
+
+from tpo_graph import TPOSettings
+from tpo_graph.selection import has_converged, preference_pair, step_was_lost, stop_reason
+from tpo_graph.types import FailureRecord, PhaseUsage, ScoredCandidate, StepRecord
+
+
+def cache(*rewards):
+    return [
+        ScoredCandidate(id=str(place), step=0, text=f"t{place}", truncated=False, reward=reward)
+        for place, reward in enumerate(rewards)
+    ]
+
+
+def trajectory(*best, worst=-9.0, candidates=5, requests=7):
+    return [
+        StepRecord(
+            step=step,
+            best_id="0",
+            best_reward=reward,
+            worst_reward=worst,
+            mean_reward=0.0,
+            candidates=candidates,
+            failures=0,
+            requests=requests if step else requests - 2,
+            input_tokens=0,
+            output_tokens=0,
+            seconds=0.0,
+            loss="",
+            gradient="",
+        )
+        for step, reward in enumerate(best)
+    ]
+
+
+def used(requests=0, tokens=0, seconds=0.0):
+    half = tokens // 2
+    return {
+        "sample": PhaseUsage(requests=requests, input_tokens=half, output_tokens=tokens - half, seconds=0.0),
+        "score": PhaseUsage(requests=0, input_tokens=0, output_tokens=0, seconds=seconds),
+    }
+
+
+def failed(phase, reason="request_failed", step=1):
+    return FailureRecord(phase=phase, step=step, reason=reason, detail="", text="")
+
+
+@pytest.mark.parametrize(
+    ("rewards", "best", "worst"),
+    [
+        ([1.0], 0, 0),
+        ([1.0, 2.0, 0.0], 1, 2),
+        ([1.0, 1.0, 1.0], 0, 0),
+        ([0.0, 2.0, 2.0, 0.0], 1, 0),
+        ([-1.0, -3.0, -3.0], 0, 1),
+        ([0.0, -0.0], 0, 0),
+        ([1e308, -1e308], 0, 1),
+    ],
+)
+def test_best_and_worst_ties_to_the_earliest(rewards, best, worst):
+    pair = preference_pair(cache(*rewards))
+    assert (pair["best"]["id"], pair["worst"]["id"]) == (str(best), str(worst))
+
+
+def test_an_empty_cache_has_no_pair():
+    with pytest.raises(ValueError, match="empty cache"):
+        preference_pair([])
+
+
+@pytest.mark.parametrize(
+    ("best", "tolerance", "patience", "converged"),
+    [
+        ([1.0], 0.1, 1, False),
+        ([1.0, 1.05], 0.1, 1, True),
+        ([1.0, 1.2], 0.1, 1, False),
+        ([1.0, 1.05], 0.1, 2, False),
+        ([1.0, 1.05, 1.1], 0.1, 2, True),
+        ([1.0, 1.2, 1.25], 0.1, 2, False),
+        ([1.0, 1.2, 1.25, 1.3], 0.1, 2, True),
+        ([1.0, 1.0], 0.0, 1, False),
+        ([1.0, 1.5], 0.5, 1, False),
+        ([-5.0, -5.0], 1e-9, 1, True),
+    ],
+)
+def test_convergence(best, tolerance, patience, converged):
+    assert has_converged(trajectory(*best), tolerance=tolerance, patience=patience) is converged
+
+
+@pytest.mark.parametrize(
+    ("best", "settings", "usage", "reason"),
+    [
+        ([1.0], {}, used(), None),
+        ([1.0, 2.0], {}, used(), None),
+        ([1.0, 2.0, 3.0], {}, used(), "depth"),
+        ([1.0], {"depth": 0}, used(), "depth"),
+        ([1.0], {"mode": "bon"}, used(), "bon"),
+        ([1.0], {"mode": "bon", "depth": 0, "target_reward": 0.0}, used(), "bon"),
+        ([1.0], {"target_reward": 1.0}, used(), "target"),
+        ([1.0], {"target_reward": 1.1}, used(), None),
+        ([1.0, 2.0, 3.0], {"target_reward": 3.0}, used(), "target"),
+        ([1.0], {"target_reward": 0.0}, used(), "target"),
+        ([-9.0], {}, used(), "no_preference"),
+        ([-9.0], {"mode": "revision"}, used(), None),
+        ([-9.0], {"depth": 0}, used(), "depth"),
+        ([1.0, 1.0], {"tolerance": 0.1}, used(), "converged"),
+        ([1.0, 1.0], {"tolerance": 0.1, "patience": 2}, used(), None),
+        ([1.0, 1.0, 1.0], {"tolerance": 0.1}, used(), "depth"),
+        ([1.0], {"max_tokens": 100}, used(tokens=99), None),
+        ([1.0], {"max_tokens": 100}, used(tokens=100), "budget"),
+        ([1.0], {"max_seconds": 2.0}, used(seconds=1.9), None),
+        ([1.0], {"max_seconds": 2.0}, used(seconds=2.0), "budget"),
+        ([1.0], {"max_requests": 12}, used(requests=5), None),
+        ([1.0], {"max_requests": 11}, used(requests=5), "budget"),
+        ([1.0, 2.0], {"max_requests": 19}, used(requests=12), None),
+        ([1.0, 2.0], {"max_requests": 18}, used(requests=12), "budget"),
+        ([1.0, 2.0, 3.0], {"max_requests": 1}, used(requests=19), "depth"),
+    ],
+)
+def test_stop_reason(best, settings, usage, reason):
+    assert stop_reason(trajectory(*best), TPOSettings(**settings), usage) == reason
+
+
+@pytest.mark.parametrize(
+    ("failures", "reason"),
+    [
+        ([], "updates_failed"),
+        ([failed("update", "no_tags")], "updates_failed"),
+        ([failed("update", "no_tags"), failed("update")], "updates_failed"),
+        ([failed("update")], "policy_failed"),
+        ([failed("loss")], "policy_failed"),
+        ([failed("gradient", "empty")], "policy_failed"),
+        ([failed("score", "scoring_failed")], "reward_failed"),
+        ([failed("score", "not_finite")], "updates_failed"),
+        ([failed("loss", step=0)], "updates_failed"),
+    ],
+)
+def test_a_step_without_candidates_ends_the_run(failures, reason):
+    records = trajectory(1.0, 1.0)
+    records[1]["candidates"] = 0
+    assert stop_reason(records, TPOSettings(), used(), failures=failures) == reason
+
+
+@pytest.mark.parametrize(
+    ("failures", "lost"),
+    [
+        ([], False),
+        ([failed("loss")], True),
+        ([failed("gradient")], True),
+        ([failed("update")], False),
+        ([failed("loss", step=2)], False),
+    ],
+)
+def test_a_step_is_lost_with_its_loss_or_gradient(failures, lost):
+    assert step_was_lost(failures, 1) is lost

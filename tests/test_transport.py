@@ -1,0 +1,124 @@
+"""The HTTP client of OpenAI-compatible servers: one pool a running loop, closed with it."""
+
+import asyncio
+import gc
+import threading
+import warnings
+
+import openai
+import pytest
+from langchain_core.messages import HumanMessage
+
+from tpo_graph.policies.transport import loop_safe, shared_http_client
+from tpo_graph.testing import ScriptedChatModel
+
+ASK = [HumanMessage("hi")]
+
+
+@pytest.fixture(autouse=True)
+def leaks_are_errors():
+    """Connections that are left open are seen here, not in a later test."""
+    gc.collect()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+        gc.collect()
+
+
+def test_a_model_of_openai_sends_over_aiohttp(chat_server, chat_openai):
+    model = loop_safe(chat_openai(chat_server()))
+    assert isinstance(shared_http_client(), openai.DefaultAioHttpClient)
+    assert model.http_async_client is shared_http_client()
+
+
+def test_one_model_serves_one_event_loop_after_another(chat_server, chat_openai):
+    server = chat_server()
+    model = loop_safe(chat_openai(server))
+    for _ in range(5):
+        assert asyncio.run(model.ainvoke(ASK)).content.startswith("cand")
+    assert len(server.requests) == 5
+
+
+def test_one_model_serves_the_loops_of_several_threads(chat_server, chat_openai):
+    server = chat_server(seconds=0.01)
+    model = loop_safe(chat_openai(server))
+    answers = []
+
+    def ask():
+        async def several():
+            return await asyncio.gather(*(model.ainvoke(ASK) for _ in range(5)))
+
+        for _ in range(3):
+            answers.extend(asyncio.run(several()))
+
+    threads = [threading.Thread(target=ask) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(answers) == len(server.requests) == 90
+
+
+async def test_connections_are_used_again_in_one_loop(chat_server, chat_openai):
+    server = chat_server()
+    model = loop_safe(chat_openai(server))
+    for _ in range(4):
+        await model.ainvoke(ASK)
+    ports = {request.peer for request in server.requests}
+    assert len(ports) == 1
+
+
+async def test_closing_the_client_leaves_it_usable(chat_server, chat_openai):
+    model = loop_safe(chat_openai(chat_server()))
+    await model.ainvoke(ASK)
+    await shared_http_client().aclose()
+    await shared_http_client().aclose()
+    assert (await model.ainvoke(ASK)).content
+
+
+async def test_streaming_goes_over_the_same_client(chat_server, chat_openai):
+    model = loop_safe(chat_openai(chat_server(), streaming=True))
+    assert "".join([chunk.text async for chunk in model.astream(ASK)]) == "cand 0"
+
+
+async def test_a_timeout_of_the_model_is_kept(chat_server, chat_openai):
+    model = loop_safe(chat_openai(chat_server(always="hang"), timeout=0.2))
+    with pytest.raises(openai.APITimeoutError):
+        await model.ainvoke(ASK)
+
+
+async def test_keys_and_headers_of_the_model_are_kept(chat_server, chat_openai):
+    server = chat_server()
+    model = loop_safe(chat_openai(server, api_key="secret", default_headers={"X-Team": "a"}, organization="org"))
+    await model.ainvoke(ASK)
+    headers = server.requests[0].headers
+    assert (headers["authorization"], headers["x-team"], headers["openai-organization"]) == (
+        "Bearer secret",
+        "a",
+        "org",
+    )
+
+
+def test_the_callers_model_is_not_changed(chat_server, chat_openai):
+    model = chat_openai(chat_server())
+    client = model.async_client
+    assert loop_safe(model) is not model
+    assert model.async_client is client
+    assert model.http_async_client is None
+
+
+async def test_a_client_that_a_person_has_set_is_left_alone(chat_server, chat_openai):
+    import httpx2
+
+    async with httpx2.AsyncClient() as mine:
+        model = chat_openai(chat_server(), http_async_client=mine)
+        assert loop_safe(model) is model
+
+
+def test_other_chat_models_are_left_alone():
+    model = ScriptedChatModel([])
+    assert loop_safe(model) is model
+
+
+async def test_sync_calls_of_the_model_work_as_before(chat_server, chat_openai):
+    assert loop_safe(chat_openai(chat_server())).invoke(ASK).content == "cand 0"
