@@ -1,0 +1,148 @@
+"""The judge that compares: both orders, the tournament, and rewards that hold from call to call."""
+
+import asyncio
+import itertools
+import random
+
+import pytest
+
+from tests.rewards.judge.conftest import CONVERSATION
+from tpo_graph.errors import ConfigurationError, RewardError
+from tpo_graph.rewards.judge import JudgePrompt, PairwiseJudgeReward, load_pairwise_judge
+from tpo_graph.rewards.judge.tournament import hold_tournament
+from tpo_graph.testing import ScriptedChatModel
+
+
+def by_number(responses):
+    """Prefers the larger last number, and what stands first a little."""
+    first, second = (float(text.split()[-1]) for text in responses)
+    share = 0.55 if first == second else 0.85 if first > second else 0.2
+    return {"A": share, "B": 1 - share}
+
+
+def extremes(texts, rewards):
+    """The best and the worst by reward, the earliest of equals."""
+    return texts[rewards.index(max(rewards))], texts[rewards.index(min(rewards))]
+
+
+@pytest.mark.parametrize("count", range(2, 14))
+async def test_best_and_worst(count, serve):
+    server, model = serve(by_number)
+    numbers = random.Random(count).sample(range(100), count)
+    texts = [f"text {number}" for number in numbers]
+    rewards = await PairwiseJudgeReward(model).score(CONVERSATION, texts)
+    assert extremes(texts, rewards) == (f"text {max(numbers)}", f"text {min(numbers)}")
+    assert rewards.count(max(rewards)) == rewards.count(min(rewards)) == 1
+    assert len(server.bodies) <= 3 * count
+
+
+async def test_both_orders_are_asked_and_averaged(serve):
+    server, model = serve(lambda responses: {"A": 0.9, "B": 0.1})  # prefers what stands first, always
+    rewards = await PairwiseJudgeReward(model).score(CONVERSATION, ["one", "two"])
+    assert rewards == [0.0, 0.0]  # no preference at all
+    assert sorted(server.shown) == [["one", "two"], ["two", "one"]]
+    body = server.bodies[0]
+    assert (body["temperature"], body["logprobs"], body["top_logprobs"]) == (0.0, True, 20)
+
+
+async def test_rewards_hold_from_call_to_call(serve):
+    """As in a run: each step scores new candidates, and best and worst are those of all."""
+    _, model = serve(by_number)
+    judge = PairwiseJudgeReward(model)
+    draw = random.Random(5)
+    texts: list[str] = []
+    rewards: list[float] = []
+    for _ in range(6):
+        new = [f"text {draw.uniform(0, 100):.3f}" for _ in range(draw.randint(1, 4))]
+        texts += new
+        rewards += await judge.score(CONVERSATION, new)
+        numbers = [float(text.split()[-1]) for text in texts]
+        best, worst = extremes(texts, rewards)
+        assert (float(best.split()[-1]), float(worst.split()[-1])) == (max(numbers), min(numbers))
+
+
+async def test_another_conversation_or_rubric_starts_anew(serve):
+    server, model = serve(by_number)
+    judge = PairwiseJudgeReward(model)
+    await judge.score(CONVERSATION, ["a 1", "b 2"])
+    asked = len(server.bodies)
+    await judge.score(CONVERSATION[1:], ["a 1", "b 2"])
+    await judge.score_with_usage(CONVERSATION, ["a 1", "b 2"], preference="Other.")
+    assert len(server.bodies) == 3 * asked
+    await judge.score(CONVERSATION, ["c 3", "d 0"])
+    assert len(server.bodies) == 4 * asked + 4
+
+
+async def test_two_calls_for_one_conversation_at_the_same_time(serve):
+    _, model = serve(by_number, seconds=0.005)
+    judge = PairwiseJudgeReward(model)
+    one, two = ["a 1", "b 9", "c 5"], ["d 0", "e 10", "f 6"]
+    rewards = await asyncio.gather(judge.score(CONVERSATION, one), judge.score(CONVERSATION, two))
+    assert extremes(one + two, rewards[0] + rewards[1]) == ("e 10", "d 0")
+
+
+async def test_one_response_and_none(serve):
+    server, model = serve(by_number)
+    judge = PairwiseJudgeReward(model)
+    assert await judge.score(CONVERSATION, []) == []
+    assert await judge.score(CONVERSATION, ["a 5", "a 5"]) == [0.0, 0.0]
+    assert server.bodies == []
+    (better,) = await judge.score(CONVERSATION, ["a 7"])
+    (worse,) = await judge.score(CONVERSATION, ["a 2"])
+    (between,) = await judge.score(CONVERSATION, ["a 6"])
+    assert worse < between < better
+    assert worse < 0 < better
+
+
+async def test_usage_and_structured_output(serve):
+    server, model = serve(by_number, logprobs="refuse")
+    judge = PairwiseJudgeReward(model)
+    rewards, used = await judge.score_with_usage(CONVERSATION, ["a 1", "b 3", "c 2"])
+    assert extremes(["a", "b", "c"], rewards) == ("b", "a")
+    assert used["requests"] == len(server.bodies)
+    assert judge.usage == used
+
+
+async def test_a_failure_fails_the_tournament(serve):
+    _, model = serve(by_number, failing=("b 3",))
+    with pytest.raises(RewardError, match="the server had an error"):
+        await PairwiseJudgeReward(model).score(CONVERSATION, ["a 1", "b 3", "c 2"])
+    _, model = serve(lambda responses: {"Both": 0.8, "A": 0.2})
+    with pytest.raises(RewardError, match="only 20%"):
+        await PairwiseJudgeReward(model).score(CONVERSATION, ["a 1", "b 3"])
+
+
+def test_names(serve):
+    server, _ = serve(by_number)
+    judge = load_pairwise_judge(f"server:{server.url}#judge", preference="Larger.")
+    assert asyncio.run(judge.score(CONVERSATION, ["a 1", "b 2"])) == [-1.0, 1.0]
+    assert "Larger." in server.prompts[0]
+    with pytest.raises(ConfigurationError, match="must be pairwise"):
+        PairwiseJudgeReward(ScriptedChatModel([]), prompt=JudgePrompt(system="", user="$response"))
+
+
+@pytest.mark.parametrize("count", range(1, 8))
+async def test_tournament_of_every_order(count):
+    """Best and worst with at most 1.5 comparisons for each thing: all orders of five things, some of more."""
+    orders = list(itertools.permutations(range(count)))
+    for order in orders if count < 6 else random.Random(0).sample(orders, 200):
+        compared = 0
+
+        async def compare(left: str, right: str) -> float:
+            nonlocal compared
+            compared += 1
+            return 1.0 if int(left) > int(right) else 0.0
+
+        standing = await hold_tournament([str(number) for number in order], compare)
+        assert (order[standing.best], order[standing.worst]) == (count - 1, 0)
+        assert compared <= max(3 * count // 2, 0)
+        assert standing.levels[standing.best] == max(standing.levels)
+        assert standing.levels[standing.worst] == min(standing.levels)
+
+
+async def test_ties_go_to_the_earliest():
+    async def compare(left: str, right: str) -> float:
+        return 0.5
+
+    standing = await hold_tournament(["a", "b", "c", "d", "e"], compare)
+    assert (standing.best, standing.tied) == (0, True)

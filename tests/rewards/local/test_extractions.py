@@ -1,0 +1,166 @@
+"""Rewards of models that have not exactly one output, each against the model run by hand."""
+
+import json
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoModelForTokenClassification
+
+from tpo_graph.errors import ConfigurationError, RewardError
+from tpo_graph.rewards.local import LabelLogit, LastTokenLogit, ProcessReward, ValueHead
+from tpo_graph.rewards.local.extractions import extraction_by_name
+from tpo_graph.rewards.local.quiet import quiet_loading
+
+TEXTS = ["The body rests.\n\nLess heat, more sleep.\n\nSo people sleep.", "Warm.", "The sky is blue.\n\nAir. " * 3]
+
+
+def by_hand(folder, auto_class):
+    """Model and tokenizer as a person would load them."""
+    from transformers import AutoTokenizer
+
+    with quiet_loading():
+        model = auto_class.from_pretrained(folder, dtype=torch.float32).eval().requires_grad_(False)
+        return model, AutoTokenizer.from_pretrained(folder)
+
+
+def rendered_ids(tokenizer, conversation, text):
+    roles = {"human": "user", "ai": "assistant", "system": "system"}
+    turns = [{"role": roles[message.type], "content": message.content} for message in conversation]
+    return tokenizer.apply_chat_template([*turns, {"role": "assistant", "content": text}], return_dict=False)
+
+
+async def test_one_label_of_several(checkpoint, reward, conversation):
+    names = {"id2label": {0: "helpful", 1: "honest", 2: "brief"}, "label2id": {"helpful": 0, "honest": 1, "brief": 2}}
+    folder = checkpoint("llama", num_labels=3, **names)
+    model, tokenizer = by_hand(folder, AutoModelForSequenceClassification)
+    expected = [
+        float(model(torch.tensor([rendered_ids(tokenizer, conversation, text)])).logits[0, 1]) for text in TEXTS
+    ]
+
+    assert await reward(folder, extraction="label:honest").score(conversation, TEXTS) == pytest.approx(
+        expected, abs=1e-4
+    )
+    assert await reward(folder, extraction=LabelLogit(1)).score(conversation, TEXTS) == pytest.approx(
+        expected, abs=1e-4
+    )
+    with pytest.raises(ConfigurationError, match="no label 'kind'; allowed: brief, helpful, honest"):
+        reward(folder, extraction="label:kind")
+    with pytest.raises(ConfigurationError, match="allowed: 0 to 2"):
+        reward(folder, extraction="label:3")
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2"])
+async def test_a_logit_at_the_last_position(kind, checkpoint, reward, conversation):
+    """gemma2 caps its logits after the head: the model's own forward is what counts."""
+    folder = checkpoint(kind, auto_class=AutoModelForCausalLM)
+    model, tokenizer = by_hand(folder, AutoModelForCausalLM)
+    expected = [
+        float(model(torch.tensor([rendered_ids(tokenizer, conversation, text)])).logits[0, -1, 0]) for text in TEXTS
+    ]
+
+    assert await reward(folder, extraction="nemotron").score(conversation, TEXTS) == pytest.approx(expected, abs=1e-4)
+    with pytest.raises(ConfigurationError, match="Column 99999 is outside of the vocabulary"):
+        reward(folder, extraction="last_token_logit:99999")
+
+
+@pytest.mark.parametrize("aggregate", ["min", "product", "last"])
+async def test_a_process_reward_reads_each_step(aggregate, checkpoint, reward, conversation):
+    folder = checkpoint("qwen3", auto_class=AutoModelForTokenClassification, num_labels=2)
+    model, tokenizer = by_hand(folder, AutoModelForTokenClassification)
+    mark = tokenizer.encode("\n", add_special_tokens=False)[0]
+    expected = []
+    for text in TEXTS:
+        whole = rendered_ids(tokenizer, conversation, "\u203b")
+        head = whole[: len(rendered_ids(tokenizer, conversation, "")) - 2]  # up to the response
+        ids, steps = list(head), []
+        for step in text.split("\n\n"):
+            ids += [*tokenizer.encode(step.strip(), add_special_tokens=False), mark]
+            steps.append(len(ids) - 1)
+        logits = model(torch.tensor([ids])).logits[0, steps].softmax(-1)[:, 1]
+        expected.append(float({"min": logits.min(), "product": logits.prod(), "last": logits[-1]}[aggregate]))
+
+    scores, counts = await reward(folder, extraction=f"process:{aggregate}").score_with_counts(conversation, TEXTS)
+    assert scores == pytest.approx(expected, abs=1e-4)
+    assert counts["prefix_builds"] == 1
+
+
+async def test_a_process_reward_of_two_tokens(checkpoint, reward, conversation):
+    folder = checkpoint("llama", auto_class=AutoModelForCausalLM)
+    good_or_bad = ProcessReward("last", step_token="<pad>", positive="+", negative="-")
+    scores = await reward(folder, extraction=good_or_bad).score(conversation, [*TEXTS, ""])
+    assert all(0 < score < 1 for score in scores[:3])
+    assert math.isnan(scores[3]), "a response without a step can't be scored"
+
+    with pytest.raises(RewardError, match=r"'\+\+\+' is 3 tokens"):
+        reward(folder, extraction=ProcessReward(step_token="+++", positive="+", negative="-"))
+
+
+async def test_an_encoder_has_no_steps(checkpoint, reward):
+    folder = checkpoint("bert", auto_class=AutoModelForTokenClassification, num_labels=2)
+    with pytest.raises(ConfigurationError, match="can't be read at each step"):
+        reward(folder, extraction="process:min")
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+async def test_a_value_head(sharded, checkpoint, reward, conversation, tmp_path):
+    import shutil
+
+    source = checkpoint("llama", auto_class=AutoModelForCausalLM)
+    folder = tmp_path / "value"
+    shutil.copytree(source, folder)
+    head = {"v_head.summary.weight": torch.randn(1, 32), "v_head.summary.bias": torch.tensor([0.5])}
+    weights = load_file(folder / "model.safetensors")
+    if sharded:
+        (folder / "model.safetensors").unlink()
+        save_file(weights, folder / "model-1.safetensors", metadata={"format": "pt"})
+        save_file(head, folder / "model-2.safetensors", metadata={"format": "pt"})
+        places = {**dict.fromkeys(weights, "model-1.safetensors"), **dict.fromkeys(head, "model-2.safetensors")}
+        index = {"metadata": {"total_size": 0}, "weight_map": places}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    else:
+        save_file({**weights, **head}, folder / "model.safetensors", metadata={"format": "pt"})
+    model, tokenizer = by_hand(source, AutoModelForCausalLM)
+    expected = []
+    for text in TEXTS:
+        hidden = model.model(torch.tensor([rendered_ids(tokenizer, conversation, text)])).last_hidden_state[0, -1]
+        expected.append(float(head["v_head.summary.weight"][0] @ hidden + 0.5))
+
+    assert await reward(folder, extraction="value_head").score(conversation, TEXTS) == pytest.approx(expected, abs=1e-4)
+    with pytest.raises(RewardError, match="holds no value head"):
+        reward(source, extraction=ValueHead())
+    with pytest.raises(RewardError) as caught:
+        reward(folder)
+    assert "extraction='value_head'" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("outputs", "aggregate", "reward_of_it"),
+    [
+        ([[0.0, 0.0], [0.0, 100.0]], "min", 0.5),
+        ([[0.0, 0.0], [0.0, 100.0]], "product", 0.5),
+        ([[0.0, 0.0], [0.0, 100.0]], "last", 1.0),
+        ([[0.0, 100.0], [math.nan, 0.0]], "min", math.nan),
+        ([], "product", math.nan),
+    ],
+)
+def test_aggregates(outputs, aggregate, reward_of_it):
+    assert ProcessReward(aggregate).reward(outputs) == pytest.approx(reward_of_it, nan_ok=True)
+
+
+@pytest.mark.parametrize(
+    "options", [{"aggregate": "mean"}, {"step_token": ""}, {"positive": "+"}, {"negative": "-"}, {"step_separator": ""}]
+)
+def test_a_process_reward_that_is_not_complete_is_refused(options):
+    with pytest.raises(ConfigurationError):
+        ProcessReward(**options)
+
+
+def test_names():
+    assert extraction_by_name("label:1") == LabelLogit(1)
+    assert extraction_by_name("label:helpful") == LabelLogit("helpful")
+    assert extraction_by_name("process:min") == ProcessReward("min")
+    assert extraction_by_name("last_token_logit:5") == LastTokenLogit(5)
+    assert extraction_by_name("nemotron") == LastTokenLogit(0)
+    assert extraction_by_name("value_head") == ValueHead()

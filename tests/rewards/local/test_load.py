@@ -1,0 +1,47 @@
+"""Reward models by name."""
+
+import pytest
+
+from tpo_graph.errors import ConfigurationError, RewardError
+from tpo_graph.rewards import load
+from tpo_graph.rewards.load import load_reward
+from tpo_graph.rewards.local import ClassifierReward
+
+
+def test_a_folder_loads(checkpoint):
+    model = load_reward(f"hf:{checkpoint('bert')}", max_length=64)
+    assert isinstance(model, ClassifierReward)
+    assert model.max_length == 64
+    model.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("Skywork/Skywork-Reward-V2-Qwen3-0.6B", "Did you mean 'hf:Skywork/Skywork-Reward-V2-Qwen3-0.6B'"),
+        ("locl", "Did you mean 'local'"),
+        ("nonsense", "hf:OWNER/NAME"),
+        ("", "hf:OWNER/NAME"),
+        ("hf:", "names no reward model"),
+        ("local:big", "'local' takes no name"),
+    ],
+)
+def test_a_name_that_is_unknown_says_what_is_allowed(name, said):
+    with pytest.raises(ConfigurationError, match=said):
+        load_reward(name)
+
+
+def test_an_unknown_option_is_named(checkpoint):
+    with pytest.raises(ConfigurationError, match="unexpected keyword argument 'depth'"):
+        load_reward(f"hf:{checkpoint('bert')}", depth=3)
+
+
+def test_a_missing_folder_is_a_reward_error():
+    with pytest.raises(RewardError, match="no such folder"):
+        load_reward("hf:./nowhere")
+
+
+def test_another_kind_can_be_registered(monkeypatch):
+    made = object()
+    monkeypatch.setitem(load.SCHEMES, "table", lambda rest, **options: (made, rest, options))
+    assert load_reward("table:one:two", size=3) == (made, "one:two", {"size": 3})

@@ -1,0 +1,309 @@
+"""Servers of reward models on loopback, each with the wire format that the real one documents, over one real model.
+
+Every handler refuses what the real server refuses (a missing field, an unknown model) and reads what the real one
+reads. `record` keeps the bodies, so that a test can say which fields were sent.
+"""
+
+import asyncio
+import json
+import math
+import socket
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+Fault = Literal[
+    "500", "429", "401", "404", "hang", "drop", "malformed", "html", "fewer", "more", "null", "text", "two outputs"
+]
+VLLM = Literal["new", "both fields", "old", "oldest"]
+"""Which of the fields `use_activation` and `activation` a vLLM knows: the first, both, the second, none."""
+
+_STATUS = {"500": 500, "429": 429, "401": 401, "404": 404}
+
+
+class WireError(Exception):
+    def __init__(self, status: int, body: Any) -> None:
+        super().__init__(status)
+        self.response = JSONResponse(body, status)
+
+
+class Host:
+    """A port on loopback for many servers, each under a path of its own: starting one for each test takes long."""
+
+    def __init__(self) -> None:
+        self._servers: dict[str, RewardServer] = {}
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        routes = [Route("/{name}/{path:path}", self._dispatch, methods=["POST"])]
+        config = uvicorn.Config(
+            Starlette(routes=routes), log_level="critical", lifespan="off", ws="none", loop="asyncio", http="h11"
+        )
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]}, daemon=True)
+        self._thread.start()
+
+    def add(self, server: "RewardServer") -> "RewardServer":
+        name = f"server-{len(self._servers)}"
+        self._servers[name] = server
+        server.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}/{name}"
+        return server
+
+    def close(self) -> None:
+        self._server.should_exit = self._server.force_exit = True
+        self._thread.join(10)
+        self._socket.close()
+
+    async def _dispatch(self, http: Request) -> Response:
+        return await self._servers[http.path_params["name"]].handle(f"/{http.path_params['path']}", http)
+
+
+@dataclass
+class RewardServer:
+    """What one server does; `Host` gives it an address.
+
+    Attributes:
+        score_ids: the model's raw score of token ids.
+        encode: text to token ids, special tokens added or not, as the server's own tokenizer does.
+        model: the served name.
+        vllm: which vLLM this is.
+        default_activation: what that vLLM does when nothing is said.
+        api_key: the token that a request must bear.
+        longest: tokens of a text at most; more are refused, with the whole request.
+        faults: what goes wrong with the next requests, in order.
+        always: what goes wrong with every request.
+        attributes: names that the NIM gives its scores.
+    """
+
+    score_ids: Callable[[list[int]], float]
+    encode: Callable[[str, bool], list[int]] = lambda text, special: []
+    encode_chat: Callable[[list[dict[str, str]]], list[int]] = lambda messages: []
+    eos: str = ""
+    model: str = "rm"
+    vllm: VLLM = "new"
+    default_activation: Literal["sigmoid", "none", "softmax"] = "sigmoid"
+    api_key: str | None = None
+    longest: int = 10_000
+    max_batch: int = 32
+    every_token: bool = False
+    attributes: tuple[str, ...] = ("reward",)
+    content_scores: bool = True
+    faults: list[Fault | None] = field(default_factory=list)
+    always: Fault | None = None
+    retry_after: str | None = None
+    seconds: float = 0.0
+    bodies: list[dict[str, Any]] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
+    in_flight: int = 0
+    most_in_flight: int = 0
+    url: str = ""
+
+    async def handle(self, path: str, http: Request) -> Response:
+        """Answer one request."""
+        handlers = {
+            "/classify": self._classify,
+            "/pooling": self._pooling,
+            "/sglang/classify": self._sglang,
+            "/sglang/v1/classify": self._sglang_openai,
+            "/predict": self._predict,
+            "/get_reward": self._get_reward,
+            "/v1/chat/completions": self._chat,
+        }
+        if path not in handlers:
+            return JSONResponse({"detail": "Not Found"}, 404)
+        body = json.loads(await http.body())
+        self.bodies.append(body)
+        self.paths.append(path)
+        self.in_flight += 1
+        self.most_in_flight = max(self.most_in_flight, self.in_flight)
+        try:
+            return await self._answer(http, body, handlers[path])
+        except WireError as error:
+            return error.response
+        finally:
+            self.in_flight -= 1
+
+    async def _answer(self, http: Request, body: dict[str, Any], handler: Callable[[dict[str, Any]], Any]) -> Response:
+        if self.api_key is not None and http.headers.get("authorization") != f"Bearer {self.api_key}":
+            return JSONResponse({"error": "Unauthorized"}, 401)
+        fault = self.always or (self.faults.pop(0) if self.faults else None)
+        if fault in _STATUS:
+            headers = {} if self.retry_after is None else {"retry-after": self.retry_after}
+            return JSONResponse({"error": {"message": f"fault {fault}"}}, _STATUS[fault], headers=headers)
+        if fault == "hang":
+            for _ in range(500):
+                if await http.is_disconnected():
+                    break
+                await asyncio.sleep(0.01)
+        if fault == "drop":
+            return _Dropped()
+        if fault == "malformed":
+            return Response(b'{"data": [', media_type="application/json")
+        if fault == "html":
+            return Response(b"<html>hello</html>", media_type="text/html")
+        if self.seconds:
+            await asyncio.sleep(self.seconds)
+        return JSONResponse(_spoiled(handler(body), fault))
+
+    # vLLM: vllm/entrypoints/pooling/{base,classify,pooling}/protocol.py
+
+    def _vllm_scores(self, body: dict[str, Any]) -> list[list[float]]:
+        """Scores at every position that is asked for, (texts, positions)."""
+        if "input" not in body:
+            raise WireError(
+                400, {"error": {"message": "input: Field required", "type": "BadRequestError", "code": 400}}
+            )
+        if body.get("model") not in (None, self.model):
+            message = f"The model `{body['model']}` does not exist."
+            raise WireError(404, {"error": {"message": message, "type": "NotFoundError", "code": 404}})
+        rows = body["input"] if not isinstance(body["input"], str) else [body["input"]]
+        rows = [rows] if isinstance(rows[0], int) else rows
+        rows = [self.encode(row, True) if isinstance(row, str) else row for row in rows]
+        for row in rows:
+            if len(row) > self.longest:
+                message = f"This model's maximum context length is {self.longest} tokens."
+                raise WireError(400, {"error": {"message": message, "type": "BadRequestError", "code": 400}})
+        # what a decoder gives before the last token is of no interest here
+        before = [[7.0] * (len(row) - 1) if self.every_token else [] for row in rows]
+        raw = [[*scores, self.score_ids(row)] for row, scores in zip(rows, before, strict=True)]
+        return raw if self._is_raw(body) else [[self._activated(score) for score in row] for row in raw]
+
+    def _is_raw(self, body: dict[str, Any]) -> bool:
+        new, old = body.get("use_activation"), body.get("activation")
+        told = {"new": new, "both fields": new if old is None else True, "old": old, "oldest": None}[self.vllm]
+        return self.default_activation == "none" if told is None else not told
+
+    def _activated(self, score: float) -> float:
+        if self.default_activation == "none":
+            return score
+        return 1.0 if self.default_activation == "softmax" else 1 / (1 + math.exp(-score))
+
+    def _classify(self, body: dict[str, Any]) -> Any:
+        data = [
+            {"index": place, "label": "LABEL_0", "probs": row, "num_classes": 1}
+            for place, row in enumerate(self._vllm_scores(body))
+        ]
+        usage = {"prompt_tokens": 1, "total_tokens": 1, "completion_tokens": 0}
+        return {"id": "classify-1", "object": "list", "created": 0, "model": self.model, "data": data, "usage": usage}
+
+    def _pooling(self, body: dict[str, Any]) -> Any:
+        if body.get("encoding_format", "float") != "float":
+            raise WireError(400, {"error": {"message": "this test speaks float"}})
+        scores = self._vllm_scores(body)
+        data = [
+            {"index": place, "object": "pooling", "data": [[each] for each in row] if self.every_token else row}
+            for place, row in enumerate(scores)
+        ]
+        return {"id": "pool-1", "object": "list", "created": 0, "model": self.model, "data": data, "usage": {}}
+
+    # SGLang: python/sglang/srt/entrypoints/http_server.py, managers/io_struct.py (EmbeddingReqInput)
+
+    def _sglang_rows(self, body: dict[str, Any]) -> list[float]:
+        text, ids = body.get("text"), body.get("input_ids")
+        if (text is None) == (ids is None):
+            raise WireError(400, {"error": {"message": "Either text or input_ids should be provided."}})
+        rows = ids if ids is not None else [self.encode(one, True) for one in text]
+        return [self.score_ids(row) for row in rows]
+
+    def _sglang(self, body: dict[str, Any]) -> Any:
+        return [
+            {"embedding": [score], "meta_info": {"id": "x", "finish_reason": {"type": "length"}}}
+            for score in self._sglang_rows(body)
+        ]
+
+    def _sglang_openai(self, body: dict[str, Any]) -> Any:
+        return {"data": [{"index": place, "probs": [1.0]} for place in range(len(body["input"]))]}
+
+    # TEI: router/src/http/types.rs (PredictInput), server.rs (predict)
+
+    def _predict(self, body: dict[str, Any]) -> Any:
+        unknown = set(body) - {"inputs", "truncate", "truncation_direction", "raw_scores"}
+        if "inputs" not in body or unknown:
+            raise WireError(422, {"error": "missing field `inputs`", "error_type": "validation"})
+        inputs = body["inputs"]
+        if isinstance(inputs, str):
+            return self._predictions(inputs, None, body)
+        if isinstance(inputs[0], str):
+            return self._predictions(inputs[0], inputs[1] if len(inputs) > 1 else None, body)
+        if len(inputs) > self.max_batch:
+            message = f"batch size {len(inputs)} > maximum allowed batch size {self.max_batch}"
+            raise WireError(413, {"error": message, "error_type": "validation"})
+        return [self._predictions(one[0], one[1] if len(one) > 1 else None, body) for one in inputs]
+
+    def _predictions(self, text: str, pair: str | None, body: dict[str, Any]) -> list[dict[str, Any]]:
+        ids = self.encode(text, True) + ([] if pair is None else self.encode(pair, True)[1:])
+        if len(ids) > self.longest and not body.get("truncate"):
+            message = f"`inputs` must have less than {self.longest} tokens. Given: {len(ids)}"
+            raise WireError(413, {"error": message, "error_type": "validation"})
+        score = self.score_ids(ids[: self.longest])
+        if math.isnan(score):
+            raise WireError(424, {"error": "score is NaN", "error_type": "backend"})
+        return [{"score": score if body.get("raw_scores") else 1 / (1 + math.exp(-score)), "label": "LABEL_0"}]
+
+    # OpenRLHF: openrlhf/cli/serve_rm.py
+
+    def _get_reward(self, body: dict[str, Any]) -> Any:
+        rewards = []
+        for query in body["query"]:
+            text = query.removesuffix(self.eos) + self.eos
+            rewards.append(self.score_ids(self.encode(text, False)))
+        return {"rewards": rewards}
+
+    # NIM: docs.nvidia.com/nim/large-language-models, "Use Reward Models"
+
+    def _chat(self, body: dict[str, Any]) -> Any:
+        if body.get("model") != self.model:
+            message = f"The model `{body.get('model')}` does not exist."
+            raise WireError(404, {"error": {"message": message}})
+        if body["messages"][-1]["role"] != "assistant":
+            raise WireError(400, {"error": {"message": "The last message must be the assistant's."}})
+        score = self.score_ids(self.encode_chat(body["messages"]))
+        scores = {name: score - place for place, name in enumerate(self.attributes)}
+        content = ",".join(f"{name}:{value}" for name, value in scores.items()) if self.content_scores else ""
+        tokens = [
+            {"token": name, "bytes": None, "logprob": value, "top_logprobs": []} for name, value in scores.items()
+        ]
+        choice = {
+            "index": 0,
+            "message": {"role": "assistant", "content": content},
+            "logprobs": {"content": tokens},
+            "finish_reason": "length",
+        }
+        return {"id": "chat-1", "object": "chat.completion", "created": 0, "model": self.model, "choices": [choice]}
+
+
+def _spoiled(answer: Any, fault: Fault | None) -> Any:
+    """The answer with a fault in it."""
+    rows = answer
+    if isinstance(answer, dict):
+        rows = answer[next(key for key in ("data", "rewards", "choices") if key in answer)]
+    if fault == "fewer":
+        rows.pop()
+    if fault == "more":
+        rows.append(rows[0])
+    if fault in ("null", "text", "two outputs"):
+        value = {"null": None, "text": "high", "two outputs": None}[fault]
+        row = rows[0]
+        if isinstance(row, list):
+            row[0] = {**row[0], "score": value}
+            row += [row[0]] if fault == "two outputs" else []
+        elif isinstance(row, dict):
+            key = next(key for key in ("probs", "data", "embedding") if key in row)
+            row[key] = [0.1, 0.2] if fault == "two outputs" else [value]
+        else:
+            rows[0] = value
+    return answer
+
+
+class _Dropped(Response):
+    """A response that ends in the middle: the server closes the connection."""
+
+    async def __call__(self, scope, receive, send):
+        headers = [(b"content-type", b"application/json"), (b"content-length", b"1000")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b'{"data"', "more_body": True})

@@ -1,0 +1,7 @@
+"""A check that runs in a child: what the child has imported."""
+
+import sys
+
+
+def loaded():
+    return sorted(name for name in sys.modules if "." not in name)

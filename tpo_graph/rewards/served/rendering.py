@@ -1,0 +1,161 @@
+"""The conversation as a reward model's own chat template writes it: token ids, or text where a server takes no ids."""
+
+import asyncio
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from langchain_core.messages import BaseMessage
+
+from tpo_graph.errors import RewardError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from tpo_graph.rewards.local.encoding import ConversationEncoder
+    from tpo_graph.rewards.local.truncation import Truncation
+
+__all__ = ["Renderer"]
+
+
+class Renderer:
+    """Renders conversations with a tokenizer that is loaded when it is first needed.
+
+    All work is done in a thread: tokenizers block, and loading one reads files or the network.
+
+    Args:
+        tokenizer: a name on the Hugging Face hub or a folder.
+        revision: of the tokenizer on the hub.
+        chat_template: a Jinja text in place of the tokenizer's own.
+        trust_remote_code: run the tokenizer's own code.
+        sanitize: control tokens inside a message become plain text, so that a response can't end its own turn.
+        max_length: tokens of a text at most; None leaves the limit to the server. For ids alone.
+        truncation: what happens to longer ones.
+    """
+
+    def __init__(
+        self,
+        tokenizer: str,
+        *,
+        revision: str | None = None,
+        chat_template: str | None = None,
+        trust_remote_code: bool = False,
+        sanitize: bool = True,
+        max_length: int | None = None,
+        truncation: "Truncation" = "error",
+    ) -> None:
+        self._name = tokenizer
+        self._revision = revision
+        self._chat_template = chat_template
+        self._trust_remote_code = trust_remote_code
+        self._sanitize = sanitize
+        self._max_length = max_length
+        self._truncation: Truncation = truncation
+        self._lock = threading.Lock()  # tokenizers are not thread-safe, and several loops may share this
+        self._loaded: tuple[PreTrainedTokenizerBase, ConversationEncoder] | None = None
+
+    async def ids(self, messages: Sequence[BaseMessage], responses: Sequence[str]) -> list[list[int]]:
+        """Token ids of the conversation with each response, begin and end tokens included once.
+
+        Raises:
+            RewardError: the tokenizer can't be loaded, or its template refuses the conversation.
+        """
+        return await asyncio.to_thread(self._ids, messages, responses)
+
+    async def texts(
+        self, messages: Sequence[BaseMessage], responses: Sequence[str], *, server_adds_special_tokens: bool
+    ) -> list[str]:
+        """The text of the conversation with each response.
+
+        Args:
+            messages: the conversation.
+            responses: its possible next turns.
+            server_adds_special_tokens: leave out the begin and end tokens that the tokenizer adds of its own accord,
+                because the server's tokenizer will.
+
+        Raises:
+            RewardError: as in `ids`.
+        """
+        return await asyncio.to_thread(self._texts, messages, responses, server_adds_special_tokens)
+
+    def _ids(self, messages: Sequence[BaseMessage], responses: Sequence[str]) -> list[list[int]]:
+        with self._lock:
+            _, encoder = self._load()
+            return [list(text.ids) for text in encoder.encode(messages, responses)]
+
+    def _texts(self, messages: Sequence[BaseMessage], responses: Sequence[str], stripped: bool) -> list[str]:
+        import jinja2
+
+        from tpo_graph.rewards.local.conversation import ChatTurn, chat_turns
+        from tpo_graph.rewards.local.encoding import _added_ids as added_ids
+
+        with self._lock:
+            tokenizer, _ = self._load()
+            tokens = _control_tokens(tokenizer) if self._sanitize else []
+            turns: list[ChatTurn] = [
+                {**turn, "content": _broken_up(str(turn["content"]), tokens)} for turn in chat_turns(messages)
+            ]
+            begin, end = (str(tokenizer.decode(list(ids))) if stripped else "" for ids in added_ids(tokenizer))
+            texts = []
+            for response in responses:
+                whole: list[ChatTurn] = [*turns, {"role": "assistant", "content": _broken_up(response, tokens)}]
+                try:
+                    text = tokenizer.apply_chat_template(
+                        whole,  # type: ignore[arg-type]  # typed as dict[str, str], documented to take tool calls too
+                        tokenize=False,
+                    )
+                except (jinja2.TemplateError, ValueError, TypeError) as error:
+                    roles = ", ".join(str(turn["role"]) for turn in whole)
+                    raise RewardError(
+                        f"The chat template of {self._name!r} refuses the conversation (roles: {roles}): {error}",
+                        hint="Some templates take no system message, or want user and assistant to alternate.",
+                    ) from error
+                texts.append(str(text).removeprefix(begin).removesuffix(end))
+            return texts
+
+    def _load(self) -> "tuple[PreTrainedTokenizerBase, ConversationEncoder]":
+        if self._loaded is None:
+            from transformers import AutoTokenizer
+
+            from tpo_graph.rewards.local.encoding import ConversationEncoder
+            from tpo_graph.rewards.local.loading_errors import loading_errors
+            from tpo_graph.rewards.local.quiet import quiet_loading
+
+            trust = self._trust_remote_code
+            with loading_errors(self._name, revision=self._revision, trust_remote_code=trust), quiet_loading():
+                tokenizer = AutoTokenizer.from_pretrained(self._name, revision=self._revision, trust_remote_code=trust)
+            if self._chat_template is not None:
+                tokenizer.chat_template = self._chat_template
+            if not tokenizer.chat_template:
+                raise RewardError(
+                    f"The tokenizer {self._name!r} has no chat template, so how the reward model wants a conversation "
+                    "written is not known.",
+                    hint="Pass chat_template=..., a Jinja text as its model card describes the input.",
+                )
+            encoder = ConversationEncoder(
+                tokenizer,
+                truncation=self._truncation,
+                max_length=self._max_length,
+                sanitize=self._sanitize,
+                ignored_at_end=None,
+            )
+            self._loaded = tokenizer, encoder
+        return self._loaded
+
+
+def _control_tokens(tokenizer: "PreTrainedTokenizerBase") -> list[str]:
+    """Tokens that mean something to the template: special ones, and added ones that it writes. Longest first."""
+    template = str(tokenizer.chat_template)
+    tokens = [
+        token.content
+        for token in tokenizer.added_tokens_decoder.values()
+        if token.special or (token.content in template and not token.content.isspace())
+    ]
+    return sorted((token for token in tokens if len(token) > 1), key=len, reverse=True)
+
+
+def _broken_up(text: str, tokens: Sequence[str]) -> str:
+    """`text` with a space inside each control token: a server that takes text can't be told to read it as plain."""
+    for token in tokens:
+        text = text.replace(token, f"{token[0]} {token[1:]}")
+    return text
