@@ -89,7 +89,6 @@ def test_types_and_errors_do_not_import_each_other():
         assert not any(each.startswith("tpo_graph") for each in imported(PACKAGE / f"{name}.py", typing_too=False))
 
 
-@pytest.mark.xfail(strict=True, reason="rewards/served/rendering.py imports transformers too, inside a function")
 def test_torch_and_transformers_are_imported_in_one_place():
     for path in modules():
         heavy = HEAVY & {name.split(".")[0] for name in imported(path, typing_too=False)}

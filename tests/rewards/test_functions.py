@@ -8,9 +8,9 @@ import pytest
 from langchain_core.messages import AIMessage, HumanMessage
 
 from tpo_graph import ConfigurationError, RewardError
-from tpo_graph.rewards.function_loading import load_function
-from tpo_graph.rewards.function_styles import find_style
 from tpo_graph.rewards.functions import FunctionReward
+from tpo_graph.rewards.functions.loading import load_function
+from tpo_graph.rewards.functions.styles import find_style
 from tpo_graph.rewards.parts import RunContext
 from tpo_graph.rewards.reference import query_references
 from tpo_graph.testing import TableReward

@@ -10,9 +10,9 @@ from tpo_graph import ConfigurationError, RewardError
 from tpo_graph.cli.score import score
 from tpo_graph.rewards.combinations import WeightedSum
 from tpo_graph.rewards.functions import FunctionReward
-from tpo_graph.rewards.pair_records import BadLine, Pair, read_pairs
-from tpo_graph.rewards.pair_report import wilson_interval
 from tpo_graph.rewards.pairs import score_pairs
+from tpo_graph.rewards.pairs.records import BadLine, Pair, read_pairs
+from tpo_graph.rewards.pairs.report import wilson_interval
 from tpo_graph.testing import TableReward
 
 
@@ -190,7 +190,7 @@ def command(tmp_path, monkeypatch):
     app = typer.Typer()
     app.command()(score)
     from tpo_graph.rewards import load
-    from tpo_graph.rewards.function_loading import load_function
+    from tpo_graph.rewards.functions.loading import load_function
 
     monkeypatch.setitem(load.SCHEMES, "python", load_function)
     return lambda *arguments, **options: CliRunner().invoke(app, list(arguments), **options)

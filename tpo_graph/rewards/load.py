@@ -60,7 +60,7 @@ SCHEMES: dict[str, Callable[..., RewardModel]] = {
     "regex": _lazy("tpo_graph.rewards.verifiers.load:load_regex"),
     "length": _lazy("tpo_graph.rewards.verifiers.load:load_length"),
     "json_schema": _lazy("tpo_graph.rewards.verifiers.load:load_json_schema"),
-    "python": _lazy("tpo_graph.rewards.function_loading:load_function"),
+    "python": _lazy("tpo_graph.rewards.functions.loading:load_function"),
 }
 """Loaders by scheme, the part of a name before its first colon.
 

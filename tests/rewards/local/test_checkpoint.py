@@ -153,10 +153,14 @@ async def test_half_precision_loads_where_it_is_asked_for(reward):
     assert score == pytest.approx(exact, abs=0.2)
 
 
-async def test_nothing_is_written(reward, capfd):
+async def test_nothing_is_written(reward, checkpoint, capfd):
+    tokenizer = make_tokenizer(decoder=True)
+    tokenizer.model_max_length = 200  # a tokenizer that knows a limit warns of longer texts
     for kind in ("llama", "gemma3_text", "gpt2", "bert", "deberta-v2", "modernbert"):
-        model = reward(kind)
-        await model.score([HumanMessage("light " * 2000)], ["Since air.", "Warm."])
+        await reward(kind).score([HumanMessage("light " * 2000)], ["Since air.", "Warm."])
+    model = reward(checkpoint("llama", tokenizer=tokenizer))
+    assert model.max_length == 200
+    await model.score([HumanMessage("light " * 2000)], ["Since air.", "Warm.<|end|>"])
     written = capfd.readouterr()
     assert (written.out, written.err) == ("", "")
 

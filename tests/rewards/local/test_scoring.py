@@ -15,7 +15,7 @@ from tpo_graph.rewards.local.encoding import EncodedText
 from tpo_graph.rewards.local.extractions import SingleScore
 from tpo_graph.rewards.local.shared_prefix import KeptPrefixes, Prefix
 
-LIMITS = BatchLimits(tokens=384, pass_tokens=24, prefix_rows=10_000)
+LIMITS = BatchLimits(tokens=384, continued_tokens=384, pass_tokens=24, prefix_rows=10_000)
 
 
 def text(length, *, shared=0, first=0):

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 from tpo_graph.accounting import total
 from tpo_graph.errors import ConfigurationError, RewardError
+from tpo_graph.rewards.concurrency import gather
 from tpo_graph.rewards.parts import PartialRewardModel, RunContext, ScoredPart, part_scores
-from tpo_graph.rewards.served.concurrency import gather
 from tpo_graph.types import PhaseUsage
 
 if TYPE_CHECKING:

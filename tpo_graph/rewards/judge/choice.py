@@ -14,9 +14,9 @@ from langchain_core.messages import AIMessage, BaseMessage
 from tpo_graph.accounting import no_usage
 from tpo_graph.errors import ConfigurationError, RewardError
 from tpo_graph.policies.transport import loop_safe
+from tpo_graph.rewards.concurrency import ConcurrencyLimit, gather
 from tpo_graph.rewards.judge.provider_errors import is_refusal, judge_failed, names_knob
 from tpo_graph.rewards.judge.readout import from_logprobs, from_parsed, from_text
-from tpo_graph.rewards.served.concurrency import ConcurrencyLimit, gather
 from tpo_graph.types import PhaseUsage
 
 __all__ = ["Verdicts", "Way"]

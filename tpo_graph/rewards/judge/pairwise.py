@@ -11,10 +11,10 @@ from langchain_core.messages import BaseMessage
 
 from tpo_graph.accounting import no_usage
 from tpo_graph.errors import ConfigurationError
+from tpo_graph.rewards.concurrency import gather
 from tpo_graph.rewards.judge.choice import Verdicts
 from tpo_graph.rewards.judge.prompts import DEFAULT_RUBRIC, PAIRWISE, JudgePrompt, render_conversation
 from tpo_graph.rewards.judge.tournament import Standing, hold_tournament
-from tpo_graph.rewards.served.concurrency import gather
 from tpo_graph.types import PhaseUsage
 
 __all__ = ["PairwiseJudgeReward"]

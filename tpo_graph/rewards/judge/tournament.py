@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from tpo_graph.rewards.served.concurrency import gather
+from tpo_graph.rewards.concurrency import gather
 
 __all__ = ["Compare", "Standing", "hold_tournament"]
 

@@ -18,12 +18,14 @@ class BatchLimits:
 
     Attributes:
         tokens: tokens of a batch, padding included. A text that is longer runs alone.
+        continued_tokens: the same for texts that go on from a shared prefix, which is not counted.
         pass_tokens: the fixed cost of a pass, in tokens that could run in the same time: padding up to this is worth
             a pass saved.
         prefix_rows: tokens of a batch on a shared prefix, each row counted with the whole prefix (memory of attention).
     """
 
     tokens: int
+    continued_tokens: int
     pass_tokens: int
     prefix_rows: int
 
@@ -52,12 +54,13 @@ def split_by_length(texts: Sequence[EncodedText], limits: BatchLimits, *, skippe
     Returns:
         Batches of similar length, the longest first, so that too little memory shows at once.
     """
+    tokens = limits.continued_tokens if skipped else limits.tokens
     ordered = sorted(texts, key=lambda one: len(one.ids), reverse=True)
     # cheapest[i]: the cost of the texts from i on, and where the batch that starts at i ends
     cheapest: list[tuple[int, int]] = [(0, 0)] * (len(ordered) + 1)
     for start in range(len(ordered) - 1, -1, -1):
         longest = len(ordered[start].ids) - skipped
-        last = min(start + max(min(limits.tokens // longest, MAX_ROWS), 1), len(ordered))
+        last = min(start + max(min(tokens // longest, MAX_ROWS), 1), len(ordered))
         cheapest[start] = min(
             (limits.pass_tokens + (end - start) * longest + cheapest[end][0], end) for end in range(start + 1, last + 1)
         )

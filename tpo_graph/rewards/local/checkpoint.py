@@ -101,6 +101,8 @@ def load_checkpoint(
         model = model.to(place).eval().requires_grad_(False)
         value_head = load_value_head(source, revision, model) if extraction.head == "value" else None
         limit = _limit(name, model, tokenizer, max_length)
+        # texts are cut here and counted; the tokenizer would write a warning to standard error for each
+        tokenizer.model_max_length = 10**30
     return Checkpoint(model, tokenizer, value_head, limit)
 
 

@@ -73,7 +73,9 @@ class ClassifierReward:
             step_separator=extraction.step_separator,
         )
         self.max_length = checkpoint.max_length
-        self._worker = ScoringWorker(encoder, scorer, gather_seconds=GATHER_SECONDS, quantum=scorer.limits.tokens)
+        self._worker = ScoringWorker(
+            encoder, scorer, gather_seconds=GATHER_SECONDS, quantum=scorer.limits.continued_tokens
+        )
         self._finalizer = weakref.finalize(self, self._worker.stop)
 
     @classmethod

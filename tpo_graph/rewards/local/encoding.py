@@ -134,7 +134,6 @@ class ConversationEncoder:
                 tokenize=True,
                 return_dict=False,
                 sanitize_control_tokens=self._sanitize,
-                tokenizer_kwargs={"verbose": False},  # no warning on standard error about long texts
             )
         except (jinja2.TemplateError, ValueError, TypeError) as error:
             roles = ", ".join(str(turn["role"]) for turn in turns)

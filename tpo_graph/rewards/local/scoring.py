@@ -21,14 +21,15 @@ __all__ = ["Scorer", "limits_for"]
 def limits_for(device: torch.device, batch_tokens: int | None) -> BatchLimits:
     """Batch limits by device.
 
-    A CPU is busy with some two hundred tokens: measured, larger batches only add padding and attention masks. An
-    accelerator idles until there are thousands.
+    A CPU is busy with some two hundred tokens: measured, larger batches only add padding, and attention masks that
+    make it slower than one text at a time. Texts on a shared prefix need the mask anyway. An accelerator idles until
+    there are thousands.
     """
     if device.type == "cpu":
-        tokens = batch_tokens or 384
-        return BatchLimits(tokens=tokens, pass_tokens=24, prefix_rows=48 * tokens)
+        tokens = batch_tokens or 192
+        return BatchLimits(tokens, continued_tokens=batch_tokens or 384, pass_tokens=20, prefix_rows=18_000)
     tokens = batch_tokens or 16384
-    return BatchLimits(tokens=tokens, pass_tokens=512, prefix_rows=8 * tokens)
+    return BatchLimits(tokens, continued_tokens=tokens, pass_tokens=512, prefix_rows=8 * tokens)
 
 
 class Scorer:

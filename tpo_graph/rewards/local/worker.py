@@ -98,6 +98,8 @@ class ScoringWorker:
             raise RewardError(CLOSED, hint="Load it again to score more.")
         request = Request(list(messages), list(responses))
         self._inbox.put(request)
+        if not self._thread.is_alive():  # it ended since the first line
+            request.fail(RewardError(CLOSED, hint="Load it again to score more."))
         return request.future
 
     def stop(self) -> None:

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from tpo_graph.errors import ConfigurationError
 from tpo_graph.policies.transport import shared_http_client
-from tpo_graph.rewards.served.concurrency import ConcurrencyLimit
+from tpo_graph.rewards.concurrency import ConcurrencyLimit
 from tpo_graph.rewards.served.server_errors import TransientError, no_answer, not_json, refused
 
 __all__ = ["Endpoint"]

@@ -115,23 +115,15 @@ class Renderer:
 
     def _load(self) -> "tuple[PreTrainedTokenizerBase, ConversationEncoder]":
         if self._loaded is None:
-            from transformers import AutoTokenizer
-
             from tpo_graph.rewards.local.encoding import ConversationEncoder
-            from tpo_graph.rewards.local.loading_errors import loading_errors
-            from tpo_graph.rewards.local.quiet import quiet_loading
+            from tpo_graph.rewards.local.tokenizer import load_tokenizer
 
-            trust = self._trust_remote_code
-            with loading_errors(self._name, revision=self._revision, trust_remote_code=trust), quiet_loading():
-                tokenizer = AutoTokenizer.from_pretrained(self._name, revision=self._revision, trust_remote_code=trust)
-            if self._chat_template is not None:
-                tokenizer.chat_template = self._chat_template
-            if not tokenizer.chat_template:
-                raise RewardError(
-                    f"The tokenizer {self._name!r} has no chat template, so how the reward model wants a conversation "
-                    "written is not known.",
-                    hint="Pass chat_template=..., a Jinja text as its model card describes the input.",
-                )
+            tokenizer = load_tokenizer(
+                self._name,
+                revision=self._revision,
+                trust_remote_code=self._trust_remote_code,
+                chat_template=self._chat_template,
+            )
             encoder = ConversationEncoder(
                 tokenizer,
                 truncation=self._truncation,

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 from langchain_core.messages import BaseMessage
 
 from tpo_graph.errors import ConfigurationError
-from tpo_graph.rewards.served.concurrency import gather
+from tpo_graph.rewards.concurrency import gather
 from tpo_graph.rewards.served.endpoint import Endpoint
 from tpo_graph.rewards.served.server_errors import InputRefusedError, unexpected
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from tpo_graph.errors import ConfigurationError, RewardError
 from tpo_graph.rewards.combinations import Combination, Gate, MeanMinusDeviation, Minimum, Part, WeightedSum
-from tpo_graph.rewards.recipe_format import PartRecipe, Recipe, read_recipe
+from tpo_graph.rewards.recipes.format import PartRecipe, Recipe, read_recipe
 
 if TYPE_CHECKING:
     from langchain_core.messages import BaseMessage

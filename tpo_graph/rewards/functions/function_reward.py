@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from tpo_graph.accounting import no_usage
 from tpo_graph.errors import ConfigurationError, RewardError
-from tpo_graph.rewards.function_styles import STYLES, FunctionStyle, find_style
+from tpo_graph.rewards.concurrency import gather
+from tpo_graph.rewards.functions.styles import STYLES, FunctionStyle, find_style
+from tpo_graph.rewards.functions.trl_arguments import trl_arguments
 from tpo_graph.rewards.parts import PartialRewardModel, RunContext, ScoredPart
-from tpo_graph.rewards.served.concurrency import gather
-from tpo_graph.rewards.trl_arguments import trl_arguments
 
 if TYPE_CHECKING:
     from langchain_core.messages import BaseMessage

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from tpo_graph.errors import ConfigurationError, RewardError
-from tpo_graph.rewards.pair_records import BadLine, Pair, read_pairs
-from tpo_graph.rewards.pair_report import PairReport, PairTally
+from tpo_graph.rewards.pairs.records import BadLine, Pair, read_pairs
+from tpo_graph.rewards.pairs.report import PairReport, PairTally
 from tpo_graph.rewards.parts import RunContext, part_scores
 
 if TYPE_CHECKING:

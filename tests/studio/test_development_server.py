@@ -1,0 +1,143 @@
+"""A real `langgraph dev`, over its SDK: what Studio shows and does."""
+
+import asyncio
+
+import pytest
+
+from tests.tpo_script import number_reward, phase_of, scripted_policy
+from tpo_graph import create_tpo_graph
+from tpo_graph.graph.studio_settings import StudioSettings
+
+NODES = ["sample", "score", "select", "loss", "gradient", "update"]
+STEPS = ["sample", "score", "select", "loss", "gradient", "update", "score", "select"]
+
+
+async def run(client, context, thread=None, **options):
+    """The parts of a run's stream, on a thread of its own when none is given."""
+    thread = thread or (await client.threads.create())["thread_id"]
+    asked = {"input": {"query": "q"}, "stream_mode": "values", "context": context, **options}
+    return [part async for part in client.runs.stream(thread, "tpo", **asked)]
+
+
+async def last_state(client, context, thread=None, **options):
+    parts = await run(client, context, thread, **options)
+    assert [part.data for part in parts if part.event == "error"] == []
+    return parts[-1].data
+
+
+def shown(server, phase):
+    """The prompts that the policy was shown in a phase."""
+    return [request.text for request in server.requests if phase_of(request.text) == phase]
+
+
+async def test_the_context_schema_has_every_knob_with_its_node(client):
+    schema = (await client.assistants.get_schemas("tpo"))["context_schema"]
+    fields = schema["properties"]
+    assert fields.keys() == StudioSettings.model_fields.keys()
+    assert all(field["description"] and set(field["langgraph_nodes"]) <= set(NODES) for field in fields.values())
+    assert (fields["n"]["minimum"], fields["n"]["maximum"], fields["depth"]["default"]) == (1, 1024, 2)
+    assert (fields["policy"]["default"], fields["reward"]["default"]) == ("local", "local")
+    prompts = {name for name, field in fields.items() if field.get("langgraph_type") == "prompt"}
+    assert prompts == {f"{phase}_{part}" for phase in set(NODES) - {"score", "select"} for part in ("prompt", "system")}
+
+
+async def test_input_and_state_have_schemas_that_can_be_read(client):
+    schemas = await client.assistants.get_schemas("tpo")
+    assert schemas["input_schema"]["properties"].keys() == {"messages", "query", "drafts"}
+    assert schemas["state_schema"]["properties"].keys() >= {"cache", "trajectory", "loss", "gradient", "answer"}
+
+
+async def test_the_drawing_is_that_of_the_graph(client):
+    drawn = await client.assistants.get_graph("tpo")
+    assert [node["id"] for node in drawn["nodes"]] == ["__start__", *NODES, "__end__"]
+    ours = create_tpo_graph(scripted_policy(), number_reward()).get_graph()
+    edges = {(edge["source"], edge["target"], edge.get("conditional", False)) for edge in drawn["edges"]}
+    assert edges == {(edge.source, edge.target, edge.conditional) for edge in ours.edges}
+
+
+async def test_a_run_tells_what_a_person_wants_to_read(client, context):
+    state = await last_state(client, context)
+    assert state["answer"].startswith("rev ") and state["stop_reason"] == "depth"
+    assert [candidate["id"] for candidate in state["cache"]] == ["0-0", "0-1", "1-0", "1-1"]
+    assert all({"id", "step", "reward", "text"} <= candidate.keys() for candidate in state["cache"])
+    assert [record["loss"] for record in state["trajectory"]] == ["", "the loss"]
+    assert [message["type"] for message in state["messages"]] == ["human", "ai"]
+
+
+async def test_a_run_streams_in_every_mode(client, context):
+    modes = ["values", "updates", "messages-tuple", "custom", "tasks", "checkpoints", "debug"]
+    parts = await run(client, context, stream_mode=modes)
+    events = {part.event for part in parts}
+    assert events == {"metadata", "values", "updates", "messages", "tasks", "checkpoints", "debug"}  # none is custom
+    assert [next(iter(part.data)) for part in parts if part.event == "updates"] == STEPS
+    assert [part.data["name"] for part in parts if part.event == "tasks" and "input" in part.data] == STEPS
+    texts = [part.data[0]["content"] for part in parts if part.event == "messages"]
+    assert len(texts) == 1 and texts[0].startswith("rev ")  # the answer, and no draft
+
+
+async def test_a_run_streams_its_events(client, context):
+    parts = await run(client, context, stream_mode="events")
+    names = [part.data["name"] for part in parts if part.event == "events" and part.data["event"] == "on_chain_start"]
+    assert [name for name in names if name in NODES] == STEPS
+
+
+async def test_an_edited_state_is_replayed_from_its_checkpoint(client, context, studio_chat_server):
+    thread = (await client.threads.create())["thread_id"]
+    first = await last_state(client, context, thread)
+    history = await client.threads.get_history(thread, limit=20)
+    before_loss = next(state for state in history if state["next"] == ["loss"])
+    assert [candidate["id"] for candidate in before_loss["values"]["cache"]] == ["0-0", "0-1"]
+    edit = {"best": {**before_loss["values"]["best"], "text": "what a person wrote"}}
+    forked = await client.threads.update_state(thread, edit, checkpoint=before_loss["checkpoint"], as_node="select")
+    studio_chat_server.requests.clear()
+    second = await last_state(client, context, thread, input=None, checkpoint=forked["checkpoint"])
+    assert all("what a person wrote" in each for phase in ("loss", "update") for each in shown(studio_chat_server, phase))
+    assert shown(studio_chat_server, "sample") == []
+    assert [candidate["id"] for candidate in second["cache"]] == [candidate["id"] for candidate in first["cache"]]
+    assert second["cache"][:2] == first["cache"][:2] and second["cache"][2:] != first["cache"][2:]
+
+
+async def test_two_threads_run_at_once(client, context):
+    short, long = await asyncio.gather(
+        last_state(client, {**context, "mode": "bon", "n": 3}), last_state(client, {**context, "depth": 2})
+    )
+    assert (len(short["cache"]), short["stop_reason"]) == (3, "bon")
+    assert (len(long["cache"]), long["stop_reason"]) == (6, "depth")
+
+
+async def test_a_thread_that_is_used_again_starts_a_new_run(client, context):
+    thread = (await client.threads.create())["thread_id"]
+    await last_state(client, context, thread)
+    state = await last_state(client, {**context, "mode": "bon"}, thread, input={"query": "and then?"})
+    assert [candidate["id"] for candidate in state["cache"]] == ["0-0", "0-1"]
+    assert [message["type"] for message in state["messages"]] == ["human", "ai"] * 2
+
+
+async def test_a_prompt_that_is_edited_is_what_the_policy_reads(client, context, studio_chat_server):
+    words = "Do not write a new response, but say this of $query: $best is better than $worst."
+    await last_state(client, {**context, "loss_prompt": words, "loss_system": "You are brief."})
+    (asked,) = shown(studio_chat_server, "loss")
+    assert asked.startswith("You are brief.") and "say this of q: cand " in asked
+
+
+@pytest.mark.parametrize(
+    ("wrong", "kind", "message"),
+    [
+        ({"n": 0}, "ConfigurationError", "Setting n=0: Input should be greater than or equal to 1."),
+        ({"mode": "best"}, "ConfigurationError", "Setting mode='best': Input should be 'tpo', 'revision' or 'bon'."),
+        ({"reward": "lenght:9"}, "ConfigurationError", "Unknown reward model 'lenght:9'; allowed: local, hf:OWNER"),
+        ({"policy": "server:here"}, "ConfigurationError", "The policy 'server:here' has no address that begins with"),
+        ({"prompts": "none such"}, "PromptError", "No prompt pack 'none such': neither one of"),
+        ({"loss_prompt": "$answer"}, "PromptError", "loss (user): unknown variable 'answer'"),
+    ],
+    ids=lambda value: str(next(iter(value))) if isinstance(value, dict) else "",
+)
+async def test_a_bad_context_is_refused_and_nothing_is_asked(client, context, studio_chat_server, wrong, kind, message):
+    parts = await run(client, {**context, **wrong})
+    (error,) = [part.data for part in parts if part.event == "error"]
+    assert error["error"] == kind and error["message"].startswith(message)
+    assert studio_chat_server.requests == []
+
+
+def test_nothing_blocked_the_event_loop(development_server):
+    assert "BlockingError" not in development_server.log.read_text()
