@@ -30,7 +30,7 @@ def test_every_setting_is_in_the_table(name):
 def test_its_make_targets_exist():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
-    assert set(re.findall(r"\bmake ([a-z]+)", README)) <= targets
+    assert set(re.findall(r"(?:`|^    )make ([a-z]+)", README, re.MULTILINE)) <= targets
 
 
 @pytest.mark.parametrize("path", re.findall(r"\]\((?!http|#)([^)#]+)\)", README))

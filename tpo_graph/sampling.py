@@ -145,7 +145,7 @@ class Sampler:
         draw.completions = draw.completions[:n]
         draw.usage["seconds"] = watch.seconds
         if not draw.completions:
-            raise _failed(draw) from draw.errors[-1]
+            raise _failed(draw, str(getattr(self._model, "openai_api_base", None) or "")) from draw.errors[-1]
         return draw
 
     async def _request(
@@ -205,12 +205,12 @@ class Sampler:
         return copy
 
 
-def _failed(draw: Draw) -> PolicyError:
+def _failed(draw: Draw, address: str) -> PolicyError:
     cause = draw.errors[-1]
     if isinstance(cause, PolicyError):
         cause.usage = draw.usage
         return cause
-    return PolicyError(f"The policy failed: {one_line(cause)}.", hint=hint_for(cause), usage=draw.usage)
+    return PolicyError(f"The policy failed: {one_line(cause)}.", hint=hint_for(cause, address), usage=draw.usage)
 
 
 def _unwrap(policy: Policy) -> tuple[BaseChatModel | None, dict[str, Any], RunnableConfig]:  # Any: bound arguments

@@ -8,11 +8,11 @@ import json
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from tpo_graph.errors import ConfigurationError
 from tpo_graph.types import Mode
@@ -190,7 +190,7 @@ class TPOSettings(BaseModel):
             ConfigurationError: a value or a name that can't be used, or a file that can't be read.
         """
         merged: dict[str, Any] = {} if path is None else _read_toml(Path(path))
-        merged |= _Environment().model_dump(exclude_unset=True)
+        merged |= _environment()().model_dump(exclude_unset=True)
         return cls(**(merged | explicit))
 
     def overridden_by(self, context: "TPOSettings | Mapping[str, Any] | None") -> "TPOSettings":
@@ -217,13 +217,18 @@ class TPOSettings(BaseModel):
         return Sampling(**values, explicit=explicit)
 
 
-class _Environment(BaseSettings, TPOSettings):
-    """The same fields, read from `TPO_*` variables alone."""
+@cache
+def _environment() -> type[TPOSettings]:
+    """The same fields, read from `TPO_*` variables alone; its library is imported when it is needed."""
+    from pydantic_settings import BaseSettings, SettingsConfigDict
 
-    model_config = SettingsConfigDict(
-        env_prefix="TPO_", frozen=True, extra="ignore", env_ignore_empty=True, enable_decoding=False
-    )
-    shown_prefix: ClassVar[str] = "TPO_"
+    class Environment(BaseSettings, TPOSettings):
+        model_config = SettingsConfigDict(
+            env_prefix="TPO_", frozen=True, extra="ignore", env_ignore_empty=True, enable_decoding=False
+        )
+        shown_prefix: ClassVar[str] = "TPO_"
+
+    return Environment
 
 
 def _from_word(value: Any, optional: bool) -> Any:  # Any: as above

@@ -88,7 +88,7 @@ def test_a_step_without_a_usable_revision(chat_server, tpo):
 def test_equal_failures_share_a_line(chat_server, tpo):
     server = chat_server(answer=lambda request, number: f"{number}" if number < 2 else "4")
     ended = tpo("run", QUESTION, *at(server), "-n", "2", "--depth", "1")
-    assert "step 1 update: not usable: no opening tag: 4 (4 times)" in ended.err
+    assert "step 1 update: not usable: (4 times) no opening tag: 4" in ended.err
 
 
 @pytest.mark.parametrize("reason", get_args(StopReason))

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from tpo_graph.errors import ConfigurationError, MissingDependencyError, PolicyError
 
@@ -40,10 +40,6 @@ _PASS_THROUGH_TEMPLATE = (
 # libgomp's own spin count for a machine with more threads than cores (its default is 300,000 and more).
 _SPIN_COUNT = "1000"
 _MAX_THREADS = 8  # a small model has too little work between two barriers to feed more
-
-_lock = threading.Lock()
-_running: dict[tuple[Path, int | None, int, int], tuple["EmbeddedServer", Any]] = {}  # Any: xllamacpp is untyped
-_waits_are_short: bool | None = None  # None: xllamacpp has not been imported by us yet
 
 
 @dataclass(frozen=True)
@@ -65,6 +61,12 @@ class EmbeddedServer:
     context_tokens: int
     slots: int
     has_chat_template: bool
+
+
+_Running: TypeAlias = tuple[EmbeddedServer, Any]  # and xllamacpp's Server, which is untyped
+_Key: TypeAlias = tuple[Path, int | None, int, int]
+_lock = threading.Lock()
+_running: dict[_Key, _Running] = {}
 
 
 def start_embedded_server(
@@ -102,15 +104,13 @@ def start_embedded_server(
         path = _packaged_gguf() if gguf is None else Path(gguf).expanduser().resolve()
         key = (path, threads, slots, context_tokens)
         if key not in _running:
-            has_chat_template = _has_chat_template(path)
-            _running[key] = _start(xllamacpp, path, has_chat_template, threads, slots, context_tokens)
+            _running[key] = _start(xllamacpp, path, threads=threads, slots=slots, context_tokens=context_tokens)
         return _running[key][0]
 
 
-def _start(
-    xllamacpp: Any, path: Path, has_chat_template: bool, threads: int | None, slots: int, context_tokens: int
-) -> tuple[EmbeddedServer, Any]:
+def _start(xllamacpp: Any, path: Path, *, threads: int | None, slots: int, context_tokens: int) -> _Running:
     """Load the model and listen. Sampling defaults stay llama.cpp's own (top_k 40, min_p 0.05 after top_p)."""
+    has_chat_template = _has_chat_template(path)
     params = xllamacpp.CommonParams()
     params.model.path = str(path)
     params.model_alias = {path.stem}
@@ -156,6 +156,8 @@ def _start(
 
 # Threads
 
+_waits_are_short = threading.Event()
+
 
 def _thread_counts(threads: int | None) -> tuple[int, int]:
     """Threads for one token at a time, and for everything else (prompts, and the tokens of n > 1 completions).
@@ -171,7 +173,7 @@ def _thread_counts(threads: int | None) -> tuple[int, int]:
         return threads, threads
     cpus = min(_usable_cpus(), _MAX_THREADS)
     spare_one = max(1, cpus - 1)
-    return spare_one, cpus if _waits_are_short else spare_one
+    return spare_one, cpus if _waits_are_short.is_set() else spare_one
 
 
 def _usable_cpus() -> int:
@@ -185,11 +187,8 @@ def _usable_cpus() -> int:
 
 def _import_xllamacpp() -> Any:  # Any: xllamacpp ships no types
     """Import xllamacpp so that its threads stop spinning soon; remember whether that could be arranged."""
-    global _waits_are_short
     try:
-        if _waits_are_short is not None:
-            return import_module("xllamacpp")
-        with _short_spin() as waits_are_short:
+        with _short_spin() as arranged:
             try:
                 module = import_module("xllamacpp")
             except ImportError as error:
@@ -197,7 +196,8 @@ def _import_xllamacpp() -> Any:  # Any: xllamacpp ships no types
                 if "libgomp" not in str(error) or not _preload_libgomp():
                     raise
                 module = import_module("xllamacpp")
-        _waits_are_short = waits_are_short
+        if arranged:
+            _waits_are_short.set()
         return module
     except ImportError as error:
         missing = "xllamacpp is not installed" if isinstance(error, ModuleNotFoundError) else f"xllamacpp: {error}"
@@ -242,15 +242,16 @@ def _packaged_gguf() -> Path:
     except ImportError as error:
         raise MissingDependencyError("The packaged Gemma 3 270M is not installed.", hint=_INSTALL_HINT) from error
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "tpo_graph"
-    # The checksum in the name: a later release of the weights never meets an old file.
-    target = cache / f"{package.EXPECTED_SHA256[:12]}-{package.MODEL_NAME}"
+    # The checksum in the path: a later release of the weights never meets an old file.
+    target = cache / package.EXPECTED_SHA256[:12] / package.MODEL_NAME
     try:
         if target.is_file() and target.stat().st_size == sum(part.stat().st_size for part in package.chunk_paths()):
             return target
-        cache.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
         # Written beside it and moved into place: a process that is killed, or two at once, leave nothing half done.
         with tempfile.TemporaryDirectory(dir=cache, prefix="unfinished-", ignore_cleanup_errors=True) as folder:
-            os.replace(package.assemble(Path(folder, package.MODEL_NAME)), target)  # assemble() verifies the checksum
+            written: Path = package.assemble(Path(folder, package.MODEL_NAME))  # verifies the checksum
+            written.replace(target)
     except (OSError, ValueError) as error:
         raise PolicyError(
             f"The packaged model could not be written to {target}: {error}",
@@ -317,7 +318,8 @@ def _hang_up(ports: set[int]) -> None:
 
     Both ends of a connection are in this process, so they are among its file descriptors.
     """
-    for descriptor in map(int, os.listdir("/dev/fd") if os.path.isdir("/dev/fd") else ()):
+    folder = Path("/dev/fd")
+    for descriptor in [int(entry.name) for entry in folder.iterdir()] if folder.is_dir() else []:
         with contextlib.suppress(OSError):  # closed meanwhile, or a socket that listens and is not connected
             if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
                 continue

@@ -61,7 +61,7 @@ def _embedded(gguf: str | None, options: dict[str, Any]) -> "BaseChatModel":
 
     server = start_embedded_server(gguf, **options)
     return _openai(
-        "local",
+        "llamacpp:local",
         {
             "model": server.model,
             "base_url": server.base_url,
@@ -108,14 +108,17 @@ def _only_model(url: str, key: str) -> str:
 def _openai(name: str, options: dict[str, Any]) -> "BaseChatModel":
     from langchain_openai import ChatOpenAI
 
+    from tpo_graph.policies.llama_cpp import ChatLlamaCpp
     from tpo_graph.policies.transport import loop_safe
+
+    kind = ChatLlamaCpp if name.startswith("llamacpp:") else ChatOpenAI
 
     if "api_key" not in options and not os.environ.get("OPENAI_API_KEY"):
         raise ConfigurationError(
             f"The policy {name!r} needs an API key and OPENAI_API_KEY is not set.",
             hint="Set it, or use a policy that needs none, as in --policy local.",
         )
-    return loop_safe(_build(name, lambda: ChatOpenAI(**options)))
+    return loop_safe(_build(name, lambda: kind(**options)))
 
 
 def _by_langchain(name: str, options: dict[str, Any]) -> "BaseChatModel":

@@ -24,7 +24,6 @@ _KNOB_WORDS = {
     "temperature": ("temperature",),
     "max_new_tokens": ("max_tokens", "max_completion_tokens", "max_output_tokens"),
 }
-_NO_SERVER = "Is the server running, and is its address right?"
 
 
 def status_of(error: BaseException) -> int | None:
@@ -66,17 +65,25 @@ def one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}".rstrip(": .") if text else type(error).__name__
 
 
-def hint_for(error: Exception) -> str:
-    """What a person can do about a provider's error; "" where there is nothing to say."""
+def hint_for(error: Exception, address: str = "") -> str:
+    """What a person can do about a provider's error; "" where there is nothing to say.
+
+    Args:
+        error: what the provider's client raised.
+        address: where the provider was asked, if that is known.
+    """
+    no_server = (
+        f"Is the server at {address} running?" if address else "Is the server running, and is its address right?"
+    )
     hint = _HINTS.get(status_of(error) or 0, "")
     if hint:
         return hint
     if _is_refused_connection(error):
-        return _NO_SERVER
+        return no_server
     name = type(error).__name__
     if "Timeout" in name:
         return "The provider did not answer in time: try again, or raise the model's timeout."
-    return _NO_SERVER if "Connect" in name else ""
+    return no_server if "Connect" in name else ""
 
 
 def _is_refused_connection(error: BaseException) -> bool:

@@ -11,7 +11,6 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
-    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -22,6 +21,7 @@ from tpo_graph.rewards.local.architecture import position_limit
 from tpo_graph.rewards.local.extractions import EXTRACTION_NAMES, Extraction, HeadKind, SingleScore
 from tpo_graph.rewards.local.loading_errors import loading_errors
 from tpo_graph.rewards.local.quiet import quiet_loading
+from tpo_graph.rewards.local.tokenizer import load_tokenizer
 from tpo_graph.rewards.local.value_head import load_value_head
 
 __all__ = ["Checkpoint", "DType", "load_checkpoint"]
@@ -78,14 +78,9 @@ def load_checkpoint(
     with loading_errors(name, revision=revision, trust_remote_code=trust_remote_code), quiet_loading():
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
         _refuse_labels(name, config, extraction)
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
-        if chat_template is not None:
-            tokenizer.chat_template = chat_template
-        if not tokenizer.chat_template:
-            raise RewardError(
-                f"Reward model {name!r} has no chat template, so how it wants a conversation written is not known.",
-                hint="Pass chat_template=..., a Jinja text as its model card describes the input.",
-            )
+        tokenizer = load_tokenizer(
+            source, revision=revision, trust_remote_code=trust_remote_code, chat_template=chat_template
+        )
         model, report = AUTO_CLASSES[extraction.head].from_pretrained(
             source,
             config=config,
@@ -178,7 +173,8 @@ def _dtype(dtype: DType, config: PreTrainedConfig, place: torch.device) -> torch
 
 
 def _cpu_multiplies_bfloat16() -> bool:
-    capabilities = torch.cpu.get_capabilities()
+    # older versions of torch can't tell; float32 is right everywhere
+    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "sve_bf16", "bf16"))
 
 

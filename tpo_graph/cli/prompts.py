@@ -1,0 +1,123 @@
+"""`tpo-graph prompts`: lists, shows, copies and checks prompt packs."""
+
+import shutil
+from pathlib import Path
+from typing import Annotated, get_args
+
+import typer
+
+from tpo_graph.cli.invocation import with_debug_flag
+from tpo_graph.errors import PromptError
+from tpo_graph.types import Mode
+
+__all__ = ["prompts"]
+
+prompts = typer.Typer(help="List, show, copy and check prompt packs.", no_args_is_help=False)
+
+Pack = Annotated[str, typer.Argument(metavar="PACK", help="A pack's name, or its folder.")]
+
+
+@prompts.callback(invoke_without_command=True)
+def _no_command(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help(), nl=False)
+
+
+@prompts.command("list")
+@with_debug_flag
+def list_packs() -> None:
+    """List the packs that come with the package."""
+    from tpo_graph.prompt_store import PromptPack, available_packs
+
+    names = available_packs()
+    wide = max((len(name) for name in names), default=0)
+    for name in names:
+        print(f"{name.ljust(wide)}  {PromptPack.load(name).description}")
+
+
+@prompts.command()
+@with_debug_flag
+def show(
+    pack: Pack,
+    prompt: Annotated[str | None, typer.Argument(help="One file of it, as in: loss. Default: all of them.")] = None,
+) -> None:
+    """Print the files of a pack as they are."""
+    files = _files(pack)
+    if prompt is not None:
+        name = f"{prompt.removesuffix('.toml')}.toml"
+        if name not in files:
+            told = ", ".join(each.removesuffix(".toml") for each in files)
+            raise PromptError(f"Prompt pack {pack!r} has no {prompt!r}; it has: {told}.")
+        print(_read(files[name]), end="")
+        return
+    for place, (name, file) in enumerate(files.items()):
+        text = _read(file)
+        print(f"{'' if place == 0 else chr(10)}# ---- {name} ----\n{text}", end="" if text.endswith("\n") else "\n")
+
+
+@prompts.command()
+@with_debug_flag
+def copy(
+    pack: Pack,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that does not exist yet.")],
+) -> None:
+    """Copy a pack into a new folder, for editing."""
+    from tpo_graph.prompt_store import PromptPack, pack_folder
+
+    source = pack_folder(pack)
+    if folder.exists():
+        raise PromptError(f"{str(folder)!r} is there already, and is left as it is.", hint="Name a folder that is new.")
+    try:
+        shutil.copytree(source, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    except (OSError, shutil.Error) as error:
+        raise PromptError(f"Prompt pack {pack!r} can't be copied to {str(folder)!r}: {error}.") from error
+    PromptPack.load(folder)
+    print(folder)
+    typer.echo(f"Edit its files, then: tpo-graph prompts check {folder}", err=True)
+    typer.echo(f'Use it: tpo-graph run "..." --prompts {folder}', err=True)
+
+
+@prompts.command()
+@with_debug_flag
+def check(
+    pack: Pack,
+    mode: Annotated[
+        str | None, typer.Option(metavar="|".join(get_args(Mode)), help="A mode that the pack must be able to run.")
+    ] = None,
+) -> None:
+    """Check a pack, and tell which modes it can run."""
+    from tpo_graph.prompt_store import PromptPack
+    from tpo_graph.settings import TPOSettings
+
+    required = TPOSettings.load(mode=mode).mode if mode is not None else None
+    loaded = PromptPack.load(pack)
+    problems: dict[Mode, PromptError] = {}
+    for each in get_args(Mode):
+        try:
+            loaded.check_mode(each)
+        except PromptError as error:
+            problems[each] = error
+        print(f"mode {each}: {problems[each].message if each in problems else 'ok'}")
+    using = [name for name, prompt in loaded.prompts.items() if "preference" in prompt.variables]
+    print(f"preference: {'used in ' + ', '.join(using) if using else 'not used'}")
+    # a pack for one mode alone is fine, unless that mode is what was asked for
+    failed = problems.get(required) if required else (problems.get("tpo") if "revision" in problems else None)
+    if failed is not None:
+        raise failed
+
+
+def _files(pack: str) -> dict[str, Path]:
+    """The files of a pack by name, pack.toml first."""
+    from tpo_graph.prompt_store import pack_folder
+
+    folder = pack_folder(pack)
+    return {
+        file.name: file for file in sorted(folder.glob("*.toml"), key=lambda file: (file.name != "pack.toml", file))
+    }
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_bytes().decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise PromptError(f"Prompt file {str(file)!r} can't be read: {error}.") from error

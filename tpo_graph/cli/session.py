@@ -1,0 +1,140 @@
+"""One run from names to an outcome: loads the models, runs the graph, tells a reporter, survives Ctrl-C.
+
+The work is done in a thread of its own; the main thread shows what happens and is the one that Ctrl-C reaches. So
+the terminal answers at once, whatever torch or a server is busy with, and what was scored until then is kept.
+"""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from typing import Any, TypeAlias
+
+from tpo_graph.cli import story
+from tpo_graph.cli.events import Event, PhaseBegan, Reporter, RunBegan, Waiting, Warned
+from tpo_graph.cli.loading import THREAD_NAME, load_all
+from tpo_graph.cli.outcome import Outcome, RunRequest
+from tpo_graph.settings import TPOSettings
+from tpo_graph.types import Phase
+
+__all__ = ["answer"]
+
+_DEMONSTRATION = (
+    "the reward model `local` is a small demonstration: good for a first look, no judge of quality "
+    "(--reward names another)"
+)
+_MOMENT = 0.5  # seconds; where a wait can't be interrupted, Ctrl-C is seen this late
+
+
+@dataclass(frozen=True)
+class _Prompts:
+    name: str
+
+
+@dataclass(frozen=True)
+class _State:
+    values: Mapping[str, Any]  # Any: a TPOState
+
+
+@dataclass(frozen=True)
+class _Done:
+    error: BaseException | None = None
+
+
+_Told: TypeAlias = Event | _Prompts | _State | _Done
+
+
+def answer(request: RunRequest, reporter: Reporter) -> Outcome:
+    """Run TPO on a question. Errors and Ctrl-C are part of the outcome, with what was made before them."""
+    began = time.perf_counter()
+    outcome = Outcome()
+    told: SimpleQueue[_Told] = SimpleQueue()
+    try:
+        with reporter:
+            try:
+                reporter.show(RunBegan(dict(request.models), _plan(request.settings)))
+                if request.models["reward model"] == "local":
+                    reporter.show(Warned(_DEMONSTRATION))
+                threading.Thread(target=_work, args=(request, told.put), name=THREAD_NAME, daemon=True).start()
+                _follow(told, outcome, reporter)
+            except KeyboardInterrupt:
+                outcome.interrupted = True
+            outcome.seconds = time.perf_counter() - began
+            reporter.show(outcome.ended())
+    except KeyboardInterrupt:  # a second one, while the end was shown
+        outcome.interrupted = True
+    return outcome
+
+
+def _follow(told: "SimpleQueue[_Told]", outcome: Outcome, reporter: Reporter) -> None:
+    """Show what the working thread tells, and keep its results, until it is done."""
+    while True:
+        try:
+            news = told.get(timeout=_MOMENT)
+        except Empty:
+            reporter.show(Waiting())
+            continue
+        match news:
+            case _Done(error):
+                outcome.error = error
+                return
+            case _State(values):
+                outcome.state = values
+            case _Prompts(name):
+                outcome.prompts = name
+            case _:
+                reporter.show(news)
+
+
+def _work(request: RunRequest, tell: Callable[[_Told], None]) -> None:
+    try:
+        models = load_all(request.models, request.load, tell)
+        from tpo_graph.graph.build import create_tpo_graph
+
+        policy = models["policy"]
+        suited = (getattr(policy, "metadata", None) or {}).get("tpo_prompts", "tpo")
+        tell(_Prompts(request.prompts.name if request.prompts else suited))
+        graph = create_tpo_graph(
+            policy,
+            models["reward model"],
+            critic=models.get("critic"),
+            prompts=request.prompts,
+            settings=request.settings,
+        )
+        asyncio.run(_run(graph, request, tell))
+    except BaseException as error:  # the main thread waits for word of whatever happened
+        tell(_Done(error))
+    else:
+        tell(_Done())
+
+
+async def _run(graph: Any, request: RunRequest, tell: Callable[[_Told], None]) -> None:  # Any: a compiled graph
+    """Stream the graph. A task that starts is a phase that begins; the next state is what came of it."""
+    state: Mapping[str, Any] = {}  # Any: as in Outcome
+    phase: Phase | None = None
+    step = 0
+    watch = time.perf_counter()
+    async for kind, news in graph.astream({"messages": request.conversation}, stream_mode=["tasks", "values"]):
+        if kind == "tasks" and "input" in news:
+            phase, watch = news["name"], time.perf_counter()
+            step = story.step_of(news["name"], state)
+            tell(PhaseBegan(step, news["name"], story.doing(news["name"], request.settings)))
+        elif kind == "values":
+            if phase is not None:
+                tell(_State(news))
+                tell(story.phase_ended(phase, step, state, news, time.perf_counter() - watch))
+                for warning in news.get("warnings") or []:
+                    tell(Warned(warning["message"]))
+            state, phase = news, None
+
+
+def _plan(settings: TPOSettings) -> tuple[str, ...]:
+    """The settings that a person wants to see confirmed."""
+    plan = [f"mode {settings.mode}", f"N {settings.n}"]
+    if settings.mode != "bon":
+        plan.append(f"D {settings.depth}")
+    if settings.seed is not None:
+        plan.append(f"seed {settings.seed}")
+    return tuple(plan)
