@@ -60,6 +60,8 @@ class ChatServer:
         refused_knobs: request fields that it answers with 400, naming the field.
         finish_reason: of every completion, or by its text.
         tells_usage: whether it counts tokens; it counts words.
+        counts_first_alone: whether its count of completion tokens leaves out all but the first, as llama.cpp's does.
+        tokenizes: whether it has llama.cpp's `/tokenize`; a word is a token.
         seconds: how long each answer takes.
         models: what it says that it serves.
         requests: all that came, in order.
@@ -78,6 +80,8 @@ class ChatServer:
     refused_knobs: Sequence[str] = ()
     finish_reason: str | Callable[[str | None], str] = "stop"
     tells_usage: bool = True
+    counts_first_alone: bool = False
+    tokenizes: bool = False
     seconds: float = 0.0
     models: Sequence[str] = ("scripted",)
     requests: list[ChatRequest] = field(default_factory=list)
@@ -94,6 +98,8 @@ class ChatServer:
             Route("/v1/chat/completions", self._chat, methods=["POST"]),
             Route("/v1/models", self._models, methods=["GET"]),
         ]
+        if self.tokenizes:
+            routes.append(Route("/tokenize", self._tokenize, methods=["POST"]))
         config = uvicorn.Config(
             Starlette(routes=routes),
             log_level="critical",
@@ -130,6 +136,9 @@ class ChatServer:
         if self.always in _STATUS_FAULTS:
             return self._error(*_STATUS_FAULTS[self.always])
         return JSONResponse({"object": "list", "data": [{"id": name, "object": "model"} for name in self.models]})
+
+    async def _tokenize(self, http: Request) -> Response:
+        return JSONResponse({"tokens": list(range(len((await http.json())["content"].split())))})
 
     async def _chat(self, http: Request) -> Response:
         raw = await http.body()
@@ -173,7 +182,8 @@ class ChatServer:
             texts.append(self.answer(request, self._completions))
             self._completions += 1
         self.statuses.append(200)
-        prompt, written = len(request.text.split()), sum(len((text or "").split()) for text in texts)
+        counted = texts[:1] if self.counts_first_alone else texts
+        prompt, written = len(request.text.split()), sum(len((text or "").split()) for text in counted)
         usage = {"prompt_tokens": prompt, "completion_tokens": written, "total_tokens": prompt + written}
         head = {"id": f"chat-{len(self.requests)}", "created": 0, "model": request.body["model"]}
         told = {"usage": usage} if self.tells_usage else {}

@@ -339,7 +339,7 @@ async def test_no_server_is_a_policy_error_with_a_hint(start, chat_openai):
     model = chat_openai(start(), base_url="http://127.0.0.1:9/v1")
     with pytest.raises(PolicyError) as caught:
         await Sampler(model).draw(ASK, 2, PAPER)
-    assert "Is the server running" in caught.value.hint
+    assert "Is the server at" in caught.value.hint
 
 
 async def test_a_server_that_hangs_is_a_policy_error_with_a_hint(start, chat_openai):
