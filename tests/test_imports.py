@@ -30,6 +30,7 @@ LAYERS = [
     },
     {"graph"},
     {"langchain", "batch"},
+    {"serving"},
     {"cli", "__main__"},
 ]
 PLACE = {name: place for place, layer in enumerate(LAYERS) for name in layer}

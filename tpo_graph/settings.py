@@ -201,7 +201,10 @@ class TPOSettings(BaseModel):
         """
         if context is None:
             return self
-        named = context.model_dump(exclude_unset=True) if isinstance(context, TPOSettings) else dict(context)
+        if isinstance(context, TPOSettings):
+            # a class of settings with more fields may be the context
+            context = context.model_dump(exclude_unset=True, include=set(TPOSettings.model_fields))
+        named = dict(context)
         if not named:
             return self
         return TPOSettings(**(self.model_dump(exclude_unset=True) | named))

@@ -39,6 +39,7 @@ StopReason: TypeAlias = Literal[
     "policy_failed",  # the policy failed after the first candidates were scored
     "reward_failed",  # the reward model failed after the first candidates were scored
     "bon",  # best of N ends after the first score
+    "person",  # a person stopped it
 ]
 
 FailureReason: TypeAlias = Literal[

@@ -27,10 +27,18 @@ def development_server(tmp_path_factory, studio_chat_server):
 
 
 @pytest.fixture
-def client(development_server):
+async def client(development_server):
     from langgraph_sdk import get_client
 
-    return get_client(url=development_server.url)
+    async with get_client(url=development_server.url) as client:
+        yield client
+
+
+@pytest.fixture
+async def assistant(client):
+    """The id under which Studio finds the graph."""
+    (found,) = await client.assistants.search(graph_id="tpo")
+    return found["assistant_id"]
 
 
 @pytest.fixture

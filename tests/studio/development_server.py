@@ -35,6 +35,8 @@ class DevelopmentServer:
         command += ["--port", str(self._port), "--no-browser", "--no-reload"]
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("TPO_", "LANG", "OPENAI_"))}
         told = {"LANGGRAPH_CLI_NO_ANALYTICS": "1", "NO_COLOR": "1", "HOME": str(self._folder)}
+        # where the embedded model is unpacked, once for all
+        told["XDG_CACHE_HOME"] = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
         told |= {"LANGSMITH_TRACING": "false", "PYTHONPATH": str(ROOT)}
         with self.log.open("w") as log:
             self._process = subprocess.Popen(

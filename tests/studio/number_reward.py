@@ -2,7 +2,7 @@
 
 
 def number(response: str) -> float:
-    return float(response.split()[-1])
+    return float(response.rsplit(maxsplit=1)[-1])
 
 
 class Counted:

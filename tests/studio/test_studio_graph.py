@@ -50,9 +50,9 @@ async def test_the_critic_writes_loss_and_gradient(names, chat_server):
 
 
 async def test_in_mode_revision_the_prompt_of_that_mode_is_edited(names):
-    words = "Do not write a new response: what does $best lack?"
+    words = "Do not write a new response: what does $best as an answer to $query lack?"
     await create_studio_graph().ainvoke({"query": "q"}, context={**names[1], "mode": "revision", "loss_prompt": words})
-    assert [request.text for request in names[0].requests if phase_of(request.text) == "loss"][0].endswith("lack?")
+    assert next(request.text for request in names[0].requests if phase_of(request.text) == "loss").endswith("lack?")
 
 
 def test_without_edits_the_pack_stays_as_it_is():

@@ -26,6 +26,7 @@ class RunRequest:
         models: names of policy, reward model and maybe critic.
         system: the system message, "" for none.
         prompts: a pack; None takes the one that suits the policy.
+        ask: let a person choose after each scoring.
         load: makes a model of its name.
     """
 
@@ -34,6 +35,7 @@ class RunRequest:
     models: Mapping[Part, str]
     system: str = ""
     prompts: "PromptPack | None" = None
+    ask: bool = False
     load: Load = load_by_name
 
     @property

@@ -77,6 +77,12 @@ def run(
             rich_help_panel=_MODELS,
         ),
     ] = None,
+    ask: Annotated[
+        bool,
+        typer.Option(
+            "--ask", help="Choose best and worst yourself after each scoring, or stop.", rich_help_panel=_OUTPUT
+        ),
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the whole result as one JSON document.", rich_help_panel=_OUTPUT)
     ] = False,
@@ -94,7 +100,9 @@ def run(
         models: dict[Part, str] = {"policy": policy, "reward model": reward}
         if critic is not None:
             models["critic"] = critic
-        request = _request(question, models=models, prompts=prompts, system=system, config=config, settings=settings)
+        request = _request(
+            question, ask=ask, models=models, prompts=prompts, system=system, config=config, settings=settings
+        )
         outcome = answer(request, _reporter(quiet=quiet, answer_follows=sys.stdout.isatty() and not as_json))
     except TPOError as error:
         outcome = Outcome(error=error)
@@ -108,6 +116,7 @@ def run(
 def _request(
     question: str,
     *,
+    ask: bool,
     models: Mapping[Part, str],
     prompts: str | None,
     system: str,
@@ -116,6 +125,8 @@ def _request(
 ) -> RunRequest:
     """Everything that can be checked before a model is loaded, checked."""
     chosen = TPOSettings.load(config, **explicit_settings(settings))
+    if ask and question == "-":
+        raise ConfigurationError("--ask reads your answers from standard input, where '-' reads the question.")
     question = _read_question(question)
     pack = None
     if prompts is not None:
@@ -123,7 +134,7 @@ def _request(
 
         pack = PromptPack.load(prompts)
         pack.check_mode(chosen.mode, preference=chosen.preference, open_tag=chosen.open_tag)
-    return RunRequest(question=question, settings=chosen, models=models, system=system.strip(), prompts=pack)
+    return RunRequest(question=question, settings=chosen, models=models, system=system.strip(), prompts=pack, ask=ask)
 
 
 def _read_question(question: str) -> str:

@@ -43,7 +43,13 @@ class _Done:
     error: BaseException | None = None
 
 
-_Told: TypeAlias = Event | _Prompts | _State | _Done
+@dataclass(frozen=True)
+class _Asked:
+    question: Mapping[str, Any]  # Any: JSON, as is the reply
+    reply: "SimpleQueue[Any]"
+
+
+_Told: TypeAlias = Event | _Prompts | _State | _Asked | _Done
 
 
 def answer(request: RunRequest, reporter: Reporter) -> Outcome:
@@ -84,8 +90,24 @@ def _follow(told: "SimpleQueue[_Told]", outcome: Outcome, reporter: Reporter) ->
                 outcome.state = values
             case _Prompts(name):
                 outcome.prompts = name
+            case _Asked(question, reply):
+                _let_a_person_answer(question, reply, reporter)
             case _:
                 reporter.show(news)
+
+
+def _let_a_person_answer(question: Mapping[str, Any], reply: "SimpleQueue[Any]", reporter: Reporter) -> None:
+    """Ask in the terminal, which the reporter leaves alone meanwhile."""
+    from tpo_graph.cli.ask import ask
+
+    reporter.__exit__(None, None, None)
+    try:
+        reply.put(ask(question))
+    except BaseException:  # Ctrl-C: the thread that waits must not wait for ever
+        reply.put("stop")
+        raise
+    finally:
+        reporter.__enter__()
 
 
 def _work(request: RunRequest, tell: Callable[[_Told], None]) -> None:
@@ -96,13 +118,16 @@ def _work(request: RunRequest, tell: Callable[[_Told], None]) -> None:
         policy = models["policy"]
         suited = (getattr(policy, "metadata", None) or {}).get("tpo_prompts", "tpo")
         tell(_Prompts(request.prompts.name if request.prompts else suited))
-        graph = create_tpo_graph(
-            policy,
-            models["reward model"],
-            critic=models.get("critic"),
-            prompts=request.prompts,
-            settings=request.settings,
-        )
+        parts: dict[str, Any] = {"prompts": request.prompts, "settings": request.settings}  # Any: keyword arguments
+        asking: dict[str, Any] = {}  # Any: keyword arguments
+        if request.ask:
+            from langgraph.checkpoint.memory import InMemorySaver
+
+            from tpo_graph.graph.human import human_nodes
+
+            asking["nodes"] = human_nodes(models.get("critic") or policy, **parts)
+            asking["checkpointer"] = InMemorySaver()
+        graph = create_tpo_graph(policy, models["reward model"], critic=models.get("critic"), **parts, **asking)
         asyncio.run(_run(graph, request, tell))
     except BaseException as error:  # the main thread waits for word of whatever happened
         tell(_Done(error))
@@ -111,16 +136,34 @@ def _work(request: RunRequest, tell: Callable[[_Told], None]) -> None:
 
 
 async def _run(graph: Any, request: RunRequest, tell: Callable[[_Told], None]) -> None:  # Any: a compiled graph
-    """Stream the graph. A task that starts is a phase that begins; the next state is what came of it."""
+    """Stream the graph, again with every answer of a person."""
+    from langgraph.types import Command
+
+    given: Any = {"messages": request.conversation}  # Any: what a run begins or goes on with
+    while (question := await _stream(graph, given, request, tell)) is not None:
+        reply: SimpleQueue[Any] = SimpleQueue()
+        tell(_Asked(question, reply))
+        given = Command(resume=await asyncio.to_thread(reply.get))
+
+
+async def _stream(graph: Any, given: Any, request: RunRequest, tell: Callable[[_Told], None]) -> Any:  # Any: as above
+    """Stream until the end, or until a person is asked; then return what they are asked.
+
+    A task that starts is a phase that begins; the next state is what came of it.
+    """
     state: Mapping[str, Any] = {}  # Any: as in Outcome
     phase: Phase | None = None
     step = 0
     watch = time.perf_counter()
-    async for kind, news in graph.astream({"messages": request.conversation}, stream_mode=["tasks", "values"]):
+    config = {"configurable": {"thread_id": "run"}}
+    question = None
+    async for kind, news in graph.astream(given, config, stream_mode=["tasks", "values"]):
         if kind == "tasks" and "input" in news:
             phase, watch = news["name"], time.perf_counter()
             step = story.step_of(news["name"], state)
             tell(PhaseBegan(step, news["name"], story.doing(news["name"], request.settings)))
+        elif kind == "values" and "__interrupt__" in news:
+            question, phase = news["__interrupt__"][0].value, None
         elif kind == "values":
             if phase is not None:
                 tell(_State(news))
@@ -128,6 +171,7 @@ async def _run(graph: Any, request: RunRequest, tell: Callable[[_Told], None]) -
                 for warning in news.get("warnings") or []:
                     tell(Warned(warning["message"]))
             state, phase = news, None
+    return question
 
 
 def _plan(settings: TPOSettings) -> tuple[str, ...]:

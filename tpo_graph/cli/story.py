@@ -33,6 +33,7 @@ _ENDINGS: Mapping[StopReason, str] = {
     "policy_failed": "the policy failed; the best answer so far is kept",
     "reward_failed": "the reward model failed; the best answer so far is kept",
     "bon": "best of N takes no steps",
+    "person": "you stopped it",
 }
 
 

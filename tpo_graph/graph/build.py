@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from langgraph.graph import END, START, StateGraph
 from langgraph.graph.state import CompiledStateGraph
@@ -18,8 +18,9 @@ from tpo_graph.rewards.base import RewardModel
 from tpo_graph.sampling import Policy, Sampler
 from tpo_graph.settings import TPOSettings
 
-__all__ = ["build_tpo_graph", "create_tpo_graph", "pack_for"]
+__all__ = ["build_tpo_graph", "create_tpo_graph", "pack_for", "wire"]
 
+Settings = TypeVar("Settings", bound=TPOSettings)
 TPOStateGraph: TypeAlias = StateGraph[TPOState, TPOSettings, TPOInput, TPOState]
 TPOGraph: TypeAlias = CompiledStateGraph[TPOState, TPOSettings, TPOInput, TPOState]
 
@@ -79,7 +80,18 @@ def build_tpo_graph(
             raise ConfigurationError(f"Unknown node {name!r}; allowed: {', '.join(bodies)}.")
     bodies |= nodes or {}
 
-    graph: TPOStateGraph = StateGraph(TPOState, context_schema=TPOSettings, input_schema=TPOInput)
+    return wire(bodies, context_schema=TPOSettings)
+
+
+def wire(bodies: Mapping[str, Any], *, context_schema: type[Settings]) -> StateGraph[TPOState, Settings, TPOInput]:
+    """The six nodes and the loop, as in the paper's figure.
+
+    Args:
+        bodies: the nodes by name.
+        context_schema: what a call's context may hold.
+    """
+    graph: StateGraph[TPOState, Settings, TPOInput]
+    graph = StateGraph(TPOState, context_schema=context_schema, input_schema=TPOInput)
     for name, body in bodies.items():
         graph.add_node(name, AsyncNode(body, name) if inspect.iscoroutinefunction(body) else body)
     graph.add_edge(START, "sample")

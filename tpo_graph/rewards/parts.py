@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, final
 
+from langgraph.errors import GraphBubbleUp
+
 from tpo_graph.accounting import no_usage
 from tpo_graph.errors import RewardError
 from tpo_graph.types import PhaseUsage
@@ -118,7 +120,8 @@ async def part_scores(
             values = await asyncio.to_thread(_call, model.score, messages, responses)
             values = await values if inspect.isawaitable(values) else values
         scores = [None if value is None else float(value) for value in values]
-    except RewardError:
+    except (RewardError, GraphBubbleUp):
+        # LangGraph's interrupts are not failures
         raise
     except Exception as error:  # whatever a reward model may raise
         raise RewardError(f"The reward model failed: {type(error).__name__}: {error}".rstrip(": ")) from error

@@ -1,0 +1,76 @@
+"""Models and prompts of the Studio graph: loaded by name, once, in a thread, and kept."""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from tpo_graph.graph.bridge import AsyncNode, NodeBody
+from tpo_graph.graph.build import build_tpo_graph, pack_for
+from tpo_graph.graph.nodes.human_score import PersonReward, human_score_node
+from tpo_graph.graph.nodes.human_select import human_select_node, kept_loss_node
+from tpo_graph.graph.studio_settings import PERSON, StudioSettings
+from tpo_graph.policies.load import load_policy
+from tpo_graph.rewards.load import load_reward
+from tpo_graph.settings import TPOSettings
+
+__all__ = ["LoadedNodes"]
+
+T = TypeVar("T")
+_MOST_WORDINGS = 32
+
+
+class LoadedNodes:
+    """The nodes' bodies for whatever models and prompts a run names.
+
+    Loading blocks, and `langgraph dev` raises where that would block the event loop. All of it happens in one thread:
+    so nothing is loaded twice, and the embedded policy comes before a reward model imports torch (they share an
+    OpenMP library, and llama.cpp has to be the one that sets it up).
+
+    Args:
+        settings: defaults of every run.
+    """
+
+    def __init__(self, settings: TPOSettings) -> None:
+        self._settings = settings
+        self._models: dict[tuple[str, str], Any] = {}  # Any: policies and reward models, by kind and name
+        self._bodies: dict[tuple[str, ...], Mapping[str, NodeBody]] = {}
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tpo-graph-studio")
+
+    async def get(self, chosen: StudioSettings) -> Mapping[str, NodeBody]:
+        """The six bodies by node name; what failed to load is tried again the next time.
+
+        Raises:
+            TPOError: a model or a prompt can't be loaded.
+        """
+        key = (*chosen.models(), *chosen.wording())
+        if key not in self._bodies:
+            await asyncio.get_running_loop().run_in_executor(self._thread, self._load, key, chosen)
+        return self._bodies[key]
+
+    def _load(self, key: tuple[str, ...], chosen: StudioSettings) -> None:
+        if key in self._bodies:
+            return  # by a run that came first
+        policy_name, critic_name, reward_name = chosen.models()
+        policy = self._model("policy", policy_name, load_policy)
+        critic = self._model("policy", critic_name, load_policy)
+        reward = PersonReward() if reward_name == PERSON else self._model("reward", reward_name, load_reward)
+        pack = chosen.edited(pack_for(chosen.prompts.strip() or None, policy))
+        builder = build_tpo_graph(policy, reward, critic=critic, prompts=pack, settings=self._settings)
+        # all of them are ours, and our nodes are AsyncNodes
+        nodes = {name: node.runnable for name, node in builder.nodes.items()}
+        bodies = {name: node.body for name, node in nodes.items() if isinstance(node, AsyncNode)}
+        if reward_name == PERSON:
+            bodies["score"] = human_score_node()
+        if chosen.ask:
+            bodies["select"] = human_select_node(self._settings, takes_critique=True)
+            bodies["loss"] = kept_loss_node(bodies["loss"])
+        self._bodies[key] = bodies
+        if len(self._bodies) > _MOST_WORDINGS:
+            del self._bodies[next(iter(self._bodies))]
+
+    def _model(self, kind: str, name: str, load: Callable[[str], T]) -> T:
+        if (kind, name) not in self._models:
+            self._models[kind, name] = load(name)
+        model: T = self._models[kind, name]
+        return model
