@@ -29,6 +29,7 @@ __all__ = ["Completion", "Draw", "Policy", "Sampler"]
 _CUT_SHORT = frozenset({"length", "max_tokens", "max_output_tokens"})
 _MOST_SEEDS = 2**31 - 1
 _MOST_COPIES = 64
+_OWN_ARGUMENTS = frozenset({"n", "stop", "stream", "callbacks", "tags", "metadata"})
 _NOSTREAM = "nostream"  # LangGraph's tag: keeps drafts out of the message stream of the answer
 
 
@@ -184,7 +185,7 @@ class Sampler:
             callbacks=config.get("callbacks"),
             tags=config.get("tags"),
             metadata=config.get("metadata"),
-            **{name: value for name, value in self._bound.items() if name not in ("n", "stop", "stream")},
+            **{name: value for name, value in self._bound.items() if name not in _OWN_ARGUMENTS},
         )
         generations = [made for made in result.generations[0] if isinstance(made, ChatGeneration)]
         _count(usage, [made.message for made in generations], result.llm_output)

@@ -72,7 +72,9 @@ def stop_reason(  # noqa: PLR0911  # one return for each reason, in the order in
     if step >= settings.depth:
         return "depth"
     if settings.mode == "tpo" and last["best_reward"] == last["worst_reward"]:
-        return "no_preference"
+        # a draft alone, because nothing could be drawn beside it
+        drawing_failed = any((lost["phase"], lost["reason"]) == ("sample", "request_failed") for lost in failures)
+        return "policy_failed" if drawing_failed else "no_preference"
     if has_converged(trajectory, tolerance=settings.tolerance, patience=settings.patience):
         return "converged"
     if _budget_is_spent(trajectory, settings, usage):

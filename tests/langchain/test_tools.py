@@ -4,13 +4,15 @@ import asyncio
 
 import pytest
 from langchain_core.callbacks import get_usage_metadata_callback
+from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.tools import tool
 
 from tests.langchain.tool_policy import calling, tool_policy
-from tests.tpo_script import number_reward, phases_asked, scripted_policy
+from tests.tpo_script import number_reward, phases_asked
 from tpo_graph import ConfigurationError, PolicyError
 from tpo_graph.langchain.chat_model import ChatTPO
+from tpo_graph.testing import ScriptedChatModel
 
 
 @tool
@@ -101,9 +103,13 @@ def test_a_policy_with_fallbacks_takes_tools():
     assert answer.tool_calls[0]["args"] == {"word": "a"}
 
 
+class NoTools(ScriptedChatModel):
+    bind_tools = BaseChatModel.bind_tools
+
+
 def test_a_policy_that_takes_no_tools_is_named():
-    with pytest.raises(ConfigurationError, match="'ScriptedChatModel' can't be given tools"):
-        with_tools(scripted_policy()).invoke("q")
+    with pytest.raises(ConfigurationError, match="'NoTools' can't be given tools"):
+        with_tools(NoTools(["text"])).invoke("q")
 
 
 def test_a_failing_first_reply_is_the_policys_failure():

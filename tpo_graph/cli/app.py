@@ -14,6 +14,7 @@ from tpo_graph.cli.invocation import Invocation, with_debug_flag
 from tpo_graph.cli.prompts import prompts
 from tpo_graph.cli.run import run
 from tpo_graph.cli.score import score
+from tpo_graph.cli.serve import serve
 
 __all__ = ["app", "execute"]
 
@@ -23,6 +24,7 @@ app = typer.Typer(name=_NAME, epilog=EXIT_CODES_HELP)
 app.command(epilog=EXIT_CODES_HELP)(with_debug_flag(run))
 app.command()(with_debug_flag(graph))
 app.command()(with_debug_flag(score))
+app.command()(with_debug_flag(serve))
 app.add_typer(prompts, name="prompts")
 
 

@@ -8,7 +8,7 @@ from langgraph.types import Overwrite
 
 from tpo_graph.errors import ConfigurationError, PolicyError
 from tpo_graph.graph.bridge import NodeBody
-from tpo_graph.graph.build import TPOGraph, build_tpo_graph, pack_for
+from tpo_graph.graph.build import TPOGraph, build_tpo_graph
 from tpo_graph.graph.nodes import sample_node, select_node, update_node
 from tpo_graph.graph.phase import failure
 from tpo_graph.graph.state import TPOState
@@ -30,7 +30,7 @@ def compile_inner_graph(parts: Parts, options: CallOptions) -> TPOGraph:
     answer's message to itself, because the chat model returns it.
     """
     policy = parts.policy.bind(**options.policy) if options.policy else parts.policy
-    pack = pack_for(parts.prompts, parts.policy)
+    pack = parts.prompts
     nodes: dict[str, Any] = {"select": _without_message(select_node(parts.settings))}  # Any: nodes of any kind
     first = policy_of_call(parts, options)
     if options.stop:

@@ -12,6 +12,7 @@ from langchain_core.runnables import Runnable
 from langchain_core.runnables.base import RunnableBindingBase
 
 from tpo_graph.errors import ConfigurationError
+from tpo_graph.graph.build import pack_for
 from tpo_graph.policies.load import load_policy
 from tpo_graph.prompt_store import PromptPack
 from tpo_graph.rewards.base import RewardModel
@@ -30,7 +31,7 @@ class Parts:
         policy: answers and revises.
         reward: scores.
         critic: writes loss and gradient; None for the policy.
-        prompts: a pack, its name or folder; None for the one that suits the policy.
+        prompts: the prompt pack.
         nodes: replacements by name.
         settings: defaults of every call.
     """
@@ -38,7 +39,7 @@ class Parts:
     policy: Policy
     reward: RewardModel
     critic: Policy | None
-    prompts: PromptPack | str | Path | None
+    prompts: PromptPack
     nodes: Mapping[str, Any] | None  # Any: whatever LangGraph takes as a node
     settings: TPOSettings
 
@@ -75,9 +76,8 @@ class LazyParts:
         """
         if self._parts is not None:
             return self._parts
-        if any(isinstance(part, str) for part in self.given[:3]):
-            return await asyncio.to_thread(self._load)
-        return self._load()
+        # even the prompt pack is files, which an event loop must not wait for
+        return await asyncio.to_thread(self._load)
 
     def _load(self) -> Parts:
         # a lock of asyncio would belong to one event loop
@@ -92,7 +92,7 @@ class LazyParts:
                     policy=loaded_policy,
                     reward=load_reward(reward) if isinstance(reward, str) else reward,
                     critic=load_policy(critic) if isinstance(critic, str) else critic,
-                    prompts=prompts,
+                    prompts=pack_for(prompts, loaded_policy),
                     nodes=nodes,
                     settings=settings,
                 )

@@ -1,0 +1,94 @@
+"""A server on loopback, in a thread, and OpenAI's own client of it."""
+
+import asyncio
+import queue
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import openai
+import pytest
+import uvicorn
+
+from tests.tpo_script import number_reward
+from tpo_graph.serving import create_app
+
+
+@dataclass
+class Served:
+    """A running server.
+
+    Attributes:
+        root: its address without `/v1`.
+        client: OpenAI's client, which does not retry.
+        http: a plain client.
+        slots: what the app says of its work.
+    """
+
+    root: str
+    client: openai.OpenAI
+    http: httpx.Client
+    slots: Any
+    loop: asyncio.AbstractEventLoop
+
+    def chat(self, text: str = "q", **options: Any):
+        """One answer."""
+        given = {"model": "tpo-d1-n2", "messages": [{"role": "user", "content": text}], **options}
+        return self.client.chat.completions.create(**given)
+
+    def post(self, body: Any, **options: Any) -> httpx.Response:
+        return self.http.post("/v1/chat/completions", json=body, **options)
+
+    def close(self) -> None:
+        """What the command does when its grace is over."""
+        self.loop.call_soon_threadsafe(self.slots.closing.set)
+
+    def wait_until(self, happened: Callable[[], bool], seconds: float = 10) -> None:
+        give_up = time.monotonic() + seconds
+        while not happened():
+            assert time.monotonic() < give_up
+            time.sleep(0.005)
+
+
+@contextmanager
+def served(app: Any, api_key: str = "any") -> Iterator[Served]:
+    listening = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="off", ws="none", loop="asyncio"))
+    known: queue.SimpleQueue[asyncio.AbstractEventLoop] = queue.SimpleQueue()
+
+    async def run() -> None:
+        known.put(asyncio.get_running_loop())
+        await server.serve(sockets=[listening])
+
+    # `asyncio.run` closes what belongs to the loop
+    thread = threading.Thread(target=asyncio.run, args=(run(),), daemon=True)
+    thread.start()
+    root = f"http://127.0.0.1:{listening.getsockname()[1]}"
+    try:
+        with (
+            openai.OpenAI(base_url=f"{root}/v1", api_key=api_key, max_retries=0) as client,
+            httpx.Client(base_url=root, timeout=30) as http,
+        ):
+            yield Served(root, client, http, app.state.slots, known.get(timeout=10))
+    finally:
+        server.should_exit = True
+        thread.join(10)
+        listening.close()
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., Served]]:
+    """Starts servers; they end with the test. `policies` may be one chat model."""
+    with ExitStack() as stack:
+
+        def start(policies: Any, reward: Any = None, *, api_key: str = "any", **options: Any) -> Served:
+            given = policies if isinstance(policies, dict) else {"scripted": policies}
+            app = create_app(given, reward if reward is not None else number_reward(), **options)
+            return stack.enter_context(served(app, api_key))
+
+        yield start
