@@ -116,6 +116,11 @@ def _start(xllamacpp: Any, path: Path, *, threads: int | None, slots: int, conte
     params.model_alias = {path.stem}
     if not has_chat_template:
         params.chat_template = _PASS_THROUGH_TEMPLATE
+        # Small base models fall into loops. DRY makes a token less likely that would repeat a run of more than
+        # three; a repetition penalty on single words drove answers off their topic ("dog" became "cat").
+        params.sampling.dry_multiplier = 0.8
+        params.sampling.dry_allowed_length = 3
+        params.sampling.dry_penalty_last_n = 256
 
     params.hostnames = ["127.0.0.1"]
     params.port = 0
@@ -243,7 +248,7 @@ def _packaged_gguf() -> Path:
         raise MissingDependencyError("The packaged Gemma 3 270M is not installed.", hint=_INSTALL_HINT) from error
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "tpo_graph"
     # The checksum in the path: a later release of the weights never meets an old file.
-    target = cache / package.EXPECTED_SHA256[:12] / package.MODEL_NAME
+    target = Path(cache, package.EXPECTED_SHA256[:12], package.MODEL_NAME)
     try:
         if target.is_file() and target.stat().st_size == sum(part.stat().st_size for part in package.chunk_paths()):
             return target

