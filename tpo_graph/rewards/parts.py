@@ -14,8 +14,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, final
 
-from langgraph.errors import GraphBubbleUp
-
 from tpo_graph.accounting import no_usage
 from tpo_graph.errors import RewardError
 from tpo_graph.types import PhaseUsage
@@ -120,10 +118,14 @@ async def part_scores(
             values = await asyncio.to_thread(_call, model.score, messages, responses)
             values = await values if inspect.isawaitable(values) else values
         scores = [None if value is None else float(value) for value in values]
-    except (RewardError, GraphBubbleUp):
-        # LangGraph's interrupts are not failures
+    except RewardError:
         raise
     except Exception as error:  # whatever a reward model may raise
+        # imported here, because the children that run verifiers import this module and must start at once
+        from langgraph.errors import GraphBubbleUp
+
+        if isinstance(error, GraphBubbleUp):  # an interrupt is no failure
+            raise
         raise RewardError(f"The reward model failed: {type(error).__name__}: {error}".rstrip(": ")) from error
     if len(scores) != len(responses):
         raise RewardError(f"The reward model returned {len(scores)} rewards for {len(responses)} responses.")
