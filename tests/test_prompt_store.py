@@ -98,7 +98,22 @@ def test_a_rendered_prompt_is_system_and_user(pack):
     [
         ({"loss.toml": None}, r"has no loss\.toml"),
         ({"update.toml": None}, r"has no update\.toml"),
-        ({"critique.toml": "user = 'x'"}, r"critique\.toml.* is no phase; allowed: sample"),
+        ({"judge.toml": "user = 'x'"}, r"judge\.toml.* is no phase; allowed: sample"),
+        (
+            {"critique.toml": "user = '$query $best $worst'"},
+            r"has critique\.toml, but no critique_divider in pack\.toml",
+        ),
+        (
+            {
+                "pack.toml": WHOLE["pack.toml"] + "critique_divider = '==='",
+                "critique.toml": "user = '$query $best $worst'",
+            },
+            r"critique\.toml .* must use critique_divider or hold the text '===' itself",
+        ),
+        (
+            {"pack.toml": WHOLE["pack.toml"] + "critique_divider = '=='", "critique.toml": "user = '$query $best =='"},
+            r"critique\.toml .* must use worst",
+        ),
         ({"pack.toml": 'open_tag = "<r>"'}, "must have open_tag and close_tag"),
         ({"pack.toml": 'open_tag = " "\nclose_tag = "x"'}, "open_tag = ' '"),
         ({"pack.toml": WHOLE["pack.toml"] + "colour = 1"}, "unknown key 'colour'; allowed: description, extends"),
@@ -215,7 +230,7 @@ def test_one_prompt_can_be_put_in_other_words():
 @pytest.mark.parametrize(
     ("name", "parts", "said"),
     [
-        ("critique", {"user": "x"}, "Unknown prompt 'critique'; allowed: sample"),
+        ("judge", {"user": "x"}, "Unknown prompt 'judge'; allowed: sample"),
         ("loss", {"user": "$oops"}, "allowed there"),
         ("loss", {"user": "no variables"}, "must use"),
         ("gradient_revision", {"system": "x"}, "give its user part"),

@@ -12,7 +12,7 @@ from langchain_core.messages import BaseMessage
 from tests.servers import ChatRequest
 from tpo_graph.testing import ScriptedChatModel, TableReward
 
-PhaseName = Literal["sample", "loss", "gradient", "update"]
+PhaseName = Literal["sample", "loss", "gradient", "critique", "update"]
 LOSS, GRADIENT = "the loss", "1. the gradient"
 
 
@@ -22,6 +22,8 @@ def phase_of(prompt: str) -> PhaseName:
         return "update"
     if "Turn the assessment into instructions" in prompt:
         return "gradient"
+    if "=== INSTRUCTIONS ===" in prompt:
+        return "critique"
     if "Do not write a new response" in prompt:
         return "loss"
     return "sample"
@@ -32,7 +34,8 @@ def reply(prompt: str, number: int) -> str:
     phase = phase_of(prompt)
     if phase == "update":
         return f"<revised_response>rev {number}</revised_response>"
-    return {"sample": f"cand {number}", "loss": LOSS, "gradient": GRADIENT}[phase]
+    critique = f"{LOSS}\n=== INSTRUCTIONS ===\n{GRADIENT}"
+    return {"sample": f"cand {number}", "loss": LOSS, "gradient": GRADIENT, "critique": critique}[phase]
 
 
 def scripted_policy(**replies: str | Exception | Callable[[int], object]) -> ScriptedChatModel:

@@ -53,6 +53,7 @@ class PackFile(_Table):
     syntax: Syntax | None = None
     open_tag: NotBlank | None = None
     close_tag: NotBlank | None = None
+    critique_divider: NotBlank | None = None
     preference: str | None = None
     conversation: ConversationTable | None = None
 

@@ -25,6 +25,8 @@ PromptName: TypeAlias = Literal[
     "loss_revision",
     "gradient",
     "gradient_revision",
+    "critique",
+    "critique_revision",
     "update",
     "update_revision",
 ]
@@ -34,6 +36,7 @@ _ALWAYS = frozenset({"query", "conversation", "preference"})
 _ALLOWED: Mapping[str, frozenset[str]] = {
     "sample": _ALWAYS,
     "loss": _ALWAYS | {"best", "worst", "open_tag", "close_tag"},
+    "critique": _ALWAYS | {"best", "worst", "open_tag", "close_tag", "critique_divider"},
     "gradient": _ALWAYS | {"best", "worst", "loss", "loss_prompt", "open_tag", "close_tag"},
     "update": _ALWAYS | {"best", "worst", "loss", "loss_prompt", "gradient", "open_tag", "close_tag"},
 }
@@ -41,6 +44,7 @@ _ALLOWED: Mapping[str, frozenset[str]] = {
 _NEEDED: Mapping[str, tuple[frozenset[str], ...]] = {
     "sample": (frozenset({"query", "conversation"}),),
     "loss": (frozenset({"query", "conversation"}), frozenset({"best"}), frozenset({"worst"})),
+    "critique": (frozenset({"query", "conversation"}), frozenset({"best"}), frozenset({"worst"})),
     "gradient": (frozenset({"loss"}),),
     "update": (frozenset({"gradient"}),),
 }

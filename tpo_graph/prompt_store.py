@@ -2,7 +2,8 @@
 
 A pack is a folder with a `pack.toml` (tags, how a preference and a conversation are worded) and one TOML file for
 each phase: `sample`, `loss`, `gradient`, `update`, and with `_revision` behind the name what is different in mode
-`revision`. A file has a `user` part, maybe a `system` part, and maybe a `[sampling]` table.
+`revision`. `critique` is loss and gradient in one, for the setting `fuse_critique`. A file has a `user` part, maybe a
+`system` part, and maybe a `[sampling]` table.
 """
 
 import dataclasses
@@ -10,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
 from langchain_core.messages import BaseMessage, HumanMessage, SystemMessage
 
@@ -26,7 +27,7 @@ from tpo_graph.prompt_parts import (
     parse_preference,
     parse_prompt,
 )
-from tpo_graph.settings import PolicyPhase
+from tpo_graph.settings import PolicyPhase, TPOSettings
 from tpo_graph.template import Syntax, Template
 from tpo_graph.types import Mode
 
@@ -45,6 +46,7 @@ class PromptPack:
         prompts: by name: a phase, or a phase with `_revision` behind it.
         open_tag: text before a revised response, unless the settings have another.
         close_tag: text after it.
+        critique_divider: text between the loss and the gradient of a fused critique; "" when the pack has none.
         preference: how a preference is worded; "" when there is none.
         conversation: how `$conversation` is written.
         syntax: which marks are variables in this pack.
@@ -57,6 +59,7 @@ class PromptPack:
     close_tag: str
     preference: Template
     conversation: ConversationFormat
+    critique_divider: str = ""
     syntax: Syntax = "both"
 
     @classmethod
@@ -94,8 +97,10 @@ class PromptPack:
             )
         return _checked(dataclasses.replace(self, prompts={**self.prompts, prompt: new}))
 
-    def prompt(self, phase: PolicyPhase, mode: Mode) -> PhasePrompt | None:
+    def prompt(self, phase: PolicyPhase | Literal["critique"], mode: Mode) -> PhasePrompt | None:
         """The prompt of a phase; None for `sample` where the conversation itself goes to the policy.
+
+        `critique` is loss and gradient in one.
 
         Raises:
             PromptError: the pack has no such prompt in this mode.
@@ -103,7 +108,8 @@ class PromptPack:
         revision = self.prompts.get(f"{phase}_revision") if mode == "revision" else None
         found = revision or self.prompts.get(phase)
         if found is None and phase != "sample":
-            raise PromptError(f"Prompt pack {self.name!r} has no {phase}.toml.")
+            hint = "Add one, or leave out fuse_critique." if phase == "critique" else ""
+            raise PromptError(f"Prompt pack {self.name!r} has no {phase}.toml.", hint=hint)
         if mode == "revision" and found is not None and "worst" in found.variables:
             raise PromptError(
                 f"Prompt pack {self.name!r} can't run mode 'revision': its {phase!r} prompt shows the worst response.",
@@ -111,8 +117,18 @@ class PromptPack:
             )
         return found
 
+    def check(self, settings: TPOSettings) -> None:
+        """Make sure, before anything is paid for, that the pack can do what the settings ask for.
+
+        Raises:
+            PromptError: it can't.
+        """
+        self.check_mode(settings.mode, preference=settings.preference, open_tag=settings.open_tag)
+        if settings.fuse_critique and settings.mode != "bon":
+            self.prompt("critique", settings.mode)
+
     def check_mode(self, mode: Mode, *, preference: str = "", open_tag: str | None = None) -> None:
-        """Make sure, before anything is paid for, that the pack can run `mode` with this preference and tag.
+        """Make sure that the pack can run `mode` with this preference and tag.
 
         Raises:
             PromptError: it can't.
@@ -207,6 +223,7 @@ def _read_pack(folder: Path, extending: tuple[Path, ...] = ()) -> PromptPack:
             open_tag=open_tag,
             close_tag=close_tag,
             preference=base.preference if base and inherits_preference else parse_preference(head.preference, syntax),
+            critique_divider=head.critique_divider or (base.critique_divider if base else ""),
             conversation=base.conversation
             if base and inherits_conversation
             else parse_conversation(head.conversation or ConversationTable(), syntax),
@@ -236,13 +253,30 @@ def _checked(pack: PromptPack) -> PromptPack:
                 raise PromptError(f"{name}.toml of prompt pack {pack.name!r} must use {' or '.join(sorted(choice))}.")
         if name.startswith("update"):
             _check_tags(pack, name, prompt)
+        if name.startswith("critique"):
+            _check_divider(pack, name, prompt)
     return pack
+
+
+def _check_divider(pack: PromptPack, name: str, prompt: PhasePrompt) -> None:
+    """The critic must be told what to put between the two parts: by variable, or in the pack's own words."""
+    if not pack.critique_divider:
+        raise PromptError(f"Prompt pack {pack.name!r} has {name}.toml, but no critique_divider in pack.toml.")
+    if "critique_divider" not in prompt.variables and pack.critique_divider not in _written(prompt):
+        raise PromptError(
+            f"{name}.toml of prompt pack {pack.name!r} must use critique_divider or hold the text "
+            f"{pack.critique_divider!r} itself."
+        )
+
+
+def _written(prompt: PhasePrompt) -> str:
+    """What a prompt says besides its variables."""
+    return prompt.user.literal + (prompt.system.literal if prompt.system else "")
 
 
 def _check_tags(pack: PromptPack, name: str, prompt: PhasePrompt) -> None:
     """The policy must be told the opening tag: by variable, or in the pack's own words."""
-    written = prompt.user.literal + (prompt.system.literal if prompt.system else "")
-    if "open_tag" not in prompt.variables and pack.open_tag not in written:
+    if "open_tag" not in prompt.variables and pack.open_tag not in _written(prompt):
         raise PromptError(
             f"{name}.toml of prompt pack {pack.name!r} must use open_tag or hold the tag {pack.open_tag!r} itself."
         )

@@ -94,5 +94,6 @@ def _why_nothing_came(failures: Sequence[FailureRecord], step: int) -> StopReaso
 
 def _budget_is_spent(trajectory: Sequence[StepRecord], settings: TPOSettings, usage: Usage) -> bool:
     # a step is loss, gradient and as many requests as drawing N took the last time
-    draws = trajectory[-1]["requests"] - (2 if trajectory[-1]["step"] > 0 else 0)
-    return not fits_budget(settings, usage, 2 + max(1, draws))
+    critiques = 1 if settings.fuse_critique else 2
+    draws = trajectory[-1]["requests"] - (critiques if trajectory[-1]["step"] > 0 else 0)
+    return not fits_budget(settings, usage, critiques + max(1, draws))

@@ -133,7 +133,7 @@ def _request(
         from tpo_graph.prompt_store import PromptPack
 
         pack = PromptPack.load(prompts)
-        pack.check_mode(chosen.mode, preference=chosen.preference, open_tag=chosen.open_tag)
+        pack.check(chosen)
     return RunRequest(question=question, settings=chosen, models=models, system=system.strip(), prompts=pack, ask=ask)
 
 

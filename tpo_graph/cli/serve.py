@@ -177,7 +177,7 @@ def _pack(prompts: str | None, chosen: TPOSettings) -> Any:  # Any: a pack, whos
     from tpo_graph.prompt_store import PromptPack
 
     pack = PromptPack.load(prompts)
-    pack.check_mode(chosen.mode, preference=chosen.preference, open_tag=chosen.open_tag)
+    pack.check(chosen)
     return pack
 
 

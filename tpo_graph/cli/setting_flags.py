@@ -24,7 +24,13 @@ _PANELS: Mapping[str, tuple[str, ...]] = {
         "max_seconds",
         "on_failure",
     ),
-    "Revised responses": ("open_tag", "close_tag", "max_shown_tokens", "keep_truncated"),
+    "Critique and revised responses": (
+        "fuse_critique",
+        "open_tag",
+        "close_tag",
+        "max_shown_tokens",
+        "keep_truncated",
+    ),
 }
 _SAMPLING_PANEL = "Sampling by phase (else what the pack recommends, else the default)"
 _OTHER_PANEL = "Other settings"

@@ -59,7 +59,7 @@ def build_tpo_graph(
     """
     settings = TPOSettings.load() if settings is None else settings
     pack = pack_for(prompts, policy)
-    pack.check_mode(settings.mode, preference=settings.preference, open_tag=settings.open_tag)
+    pack.check(settings)
     if not callable(getattr(reward_model, "score", None)):
         raise ConfigurationError(
             f"A reward model has a method score(messages, responses), and {type(reward_model).__name__!r} has none.",

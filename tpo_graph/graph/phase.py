@@ -10,7 +10,7 @@ from tpo_graph.accounting import add_usage, no_usage
 from tpo_graph.conversation import cut_to_tokens, last_query
 from tpo_graph.errors import PolicyError
 from tpo_graph.graph.state import TPOState
-from tpo_graph.prompt_store import PromptPack
+from tpo_graph.prompt_store import PhasePrompt, PromptPack
 from tpo_graph.sampling import Draw, Sampler
 from tpo_graph.settings import PolicyPhase, TPOSettings
 from tpo_graph.types import FailureReason, FailureRecord, Phase, PhaseUsage
@@ -61,16 +61,26 @@ class PhaseRequest:
         """The opening and the closing tag of revised responses."""
         return self.settings.open_tag or self.prompts.open_tag, self.settings.close_tag or self.prompts.close_tag
 
+    @property
+    def is_fused(self) -> bool:
+        """Whether this request asks for loss and gradient at once."""
+        return self.phase == "loss" and self.settings.fuse_critique
+
+    @property
+    def prompt(self) -> PhasePrompt | None:
+        """The prompt of the request; None where the pack has none for the phase."""
+        return self.prompts.prompt("critique" if self.is_fused else self.phase, self.settings.mode)
+
     def messages(self, sampler: Sampler, conversation: list[BaseMessage]) -> list[BaseMessage]:
         """The messages of the request; the conversation itself where the pack has no prompt for the phase."""
-        prompt = self.prompts.prompt(self.phase, self.settings.mode)
+        prompt = self.prompt
         if prompt is None:
             return conversation
         return self.prompts.render(prompt, self._values(sampler, conversation, prompt.variables))
 
     async def draw(self, sampler: Sampler, messages: list[BaseMessage], n: int, *, attempt: int = 0) -> Draw:
         """Send it."""
-        prompt = self.prompts.prompt(self.phase, self.settings.mode)
+        prompt = self.prompt
         sampling = self.settings.sampling(self.phase, prompt.sampling if prompt else None)
         return await sampler.draw(messages, n, sampling, seed=self._seed(attempt))
 
@@ -85,6 +95,7 @@ class PhaseRequest:
         settings, state = self.settings, self.state
         values = self.prompts.values(conversation, query=last_query(conversation), preference=settings.preference)
         values["open_tag"], values["close_tag"] = self.tags()
+        values["critique_divider"] = self.prompts.critique_divider
         if self.phase == "sample":
             return values
         shown = settings.max_shown_tokens

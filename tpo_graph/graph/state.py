@@ -49,8 +49,8 @@ class TPOState(TypedDict, total=False):
         step: how many steps are done.
         best: the best candidate of the cache ("chosen").
         worst: the worst one ("rejected").
-        loss: this step's textual loss.
-        gradient: this step's textual gradient.
+        loss: this step's textual loss; `select` empties it before the next step.
+        gradient: this step's textual gradient, by `gradient` or by a `loss` that writes both; emptied likewise.
         trajectory: one record a step.
         failures: responses and requests that could not be used, append only.
         usage: requests, tokens and seconds by phase.

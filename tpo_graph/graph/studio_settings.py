@@ -1,7 +1,7 @@
 """What LangGraph Studio lets a person choose: every setting, the models by name, and the prompts' texts."""
 
 import os
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from pydantic import Field
 
@@ -15,7 +15,8 @@ PERSON = "person"
 """The name of the reward that is whatever a person says."""
 
 _PHASES: tuple[PolicyPhase, ...] = get_args(PolicyPhase)
-_PROMPT_FIELDS = tuple(f"{phase}_{part}" for phase in _PHASES for part in ("prompt", "system"))
+_PROMPTS: tuple[PolicyPhase | Literal["critique"], ...] = (*_PHASES, "critique")
+_PROMPT_FIELDS = tuple(f"{name}_{part}" for name in _PROMPTS for part in ("prompt", "system"))
 
 
 def _name(variable: str, default: str, description: str, *nodes: str) -> Any:  # Any: pydantic's Field is typed so
@@ -24,9 +25,10 @@ def _name(variable: str, default: str, description: str, *nodes: str) -> Any:  #
     return Field(value, description=description, json_schema_extra={"langgraph_nodes": list(nodes)})
 
 
-def _prompt(phase: PolicyPhase, part: str) -> Any:  # Any: as above
-    text = f"Another {part} of the {phase} prompt, with $variables; empty keeps the prompt pack's."
-    return Field("", description=text, json_schema_extra={"langgraph_nodes": [phase], "langgraph_type": "prompt"})
+def _prompt(name: str, part: str, node: str = "") -> Any:  # Any: as above
+    text = f"Another {part} of the {name} prompt, with $variables; empty keeps the prompt pack's."
+    shown = {"langgraph_nodes": [node or name], "langgraph_type": "prompt"}
+    return Field("", description=text, json_schema_extra=shown)
 
 
 class StudioSettings(TPOSettings):
@@ -70,6 +72,8 @@ class StudioSettings(TPOSettings):
     loss_system: str = _prompt("loss", "system part")
     gradient_prompt: str = _prompt("gradient", "user part")
     gradient_system: str = _prompt("gradient", "system part")
+    critique_prompt: str = _prompt("critique", "user part", node="loss")
+    critique_system: str = _prompt("critique", "system part", node="loss")
     update_prompt: str = _prompt("update", "user part")
     update_system: str = _prompt("update", "system part")
 
@@ -94,10 +98,10 @@ class StudioSettings(TPOSettings):
         Raises:
             PromptError: a text is no valid prompt of its phase.
         """
-        for phase in _PHASES:
-            user, system = getattr(self, f"{phase}_prompt").strip(), getattr(self, f"{phase}_system").strip()
+        for prompt in _PROMPTS:
+            user, system = getattr(self, f"{prompt}_prompt").strip(), getattr(self, f"{prompt}_system").strip()
             if user or system:
                 # what is edited is what the run uses
-                used = [name for name in PROMPT_NAMES if name == f"{phase}_{self.mode}" and name in pack.prompts]
-                pack = pack.replace(used[0] if used else phase, user=user or None, system=system or None)
+                used = [name for name in PROMPT_NAMES if name == f"{prompt}_{self.mode}" and name in pack.prompts]
+                pack = pack.replace(used[0] if used else prompt, user=user or None, system=system or None)
         return pack

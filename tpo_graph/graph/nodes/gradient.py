@@ -16,12 +16,14 @@ __all__ = ["gradient_node"]
 
 
 def gradient_node(critic: Sampler, prompts: PromptPack, settings: TPOSettings) -> NodeBody:
-    """The node that writes the textual gradient (TPO paper, section 3)."""
+    """The node that writes the textual gradient (TPO paper, section 3), unless `loss` has written this step's."""
 
     async def gradient(state: TPOState, runtime: Runtime[TPOSettings]) -> dict[str, Any]:  # Any: a partial state
         request = PhaseRequest("gradient", state, effective_settings(settings, runtime), prompts)
         if step_was_lost(state.get("failures", []), request.step):
             return {"gradient": ""}
+        if state.get("gradient"):
+            return {}
         text, usage, failures = await critique(critic, request)
         return {"gradient": text, "usage": {"gradient": usage}, "failures": failures}
 

@@ -60,7 +60,7 @@ def human_select_node(settings: TPOSettings | None = None, *, takes_critique: bo
         reason = "person" if choice.stop else _reason(state, record, chosen, told_apart=choice.best != choice.worst)
         done: dict[str, Any] = {**pair, "trajectory": [record], "stop_reason": reason}  # Any: a partial state
         if reason is None:
-            return done | ({"loss": choice.critique, "gradient": ""} if takes_critique else {})
+            return done | {"loss": choice.critique if takes_critique else "", "gradient": ""}
         best = pair["best"]
         told = {"tpo": {"reward": best["reward"], "steps": record["step"], "stop_reason": reason}}
         return done | {

@@ -27,7 +27,7 @@ def sample_node(policy: Sampler, prompts: PromptPack, settings: TPOSettings) -> 
 
     async def sample(state: TPOState, runtime: Runtime[TPOSettings]) -> dict[str, Any]:  # Any: a partial state
         chosen = effective_settings(settings, runtime)
-        prompts.check_mode(chosen.mode, preference=chosen.preference, open_tag=chosen.open_tag)
+        prompts.check(chosen)
         query = _checked_query(state)
         conversation: list[BaseMessage] = [*state.get("messages", []), *query]
         _check_conversation(conversation)

@@ -20,8 +20,8 @@ __all__ = ["select_node"]
 def select_node(settings: TPOSettings) -> NodeBody:
     """The node that picks chosen and rejected from the whole cache (TPO paper, section 3) and ends the run.
 
-    It appends the step's record to the trajectory. When the run is over it writes `stop_reason`, `answer` and the
-    answer's message.
+    It appends the step's record, which keeps the step's loss and gradient, to the trajectory, and empties these two for
+    the next step. When the run is over it writes `stop_reason`, `answer` and the answer's message.
     """
 
     async def select(state: TPOState, runtime: Runtime[TPOSettings]) -> dict[str, Any]:  # Any: a partial state
@@ -33,7 +33,7 @@ def select_node(settings: TPOSettings) -> NodeBody:
         best = pair["best"]
         update = {"best": best, "worst": pair["worst"], "trajectory": [record], "stop_reason": reason}
         if reason is None:
-            return update
+            return update | {"loss": "", "gradient": ""}
         # N candidates of one sampling were not optimised against the reward, so there is nothing to watch
         optimized = record["step"] > 0
         told = {"tpo": {"reward": best["reward"], "steps": record["step"], "stop_reason": reason}}

@@ -65,7 +65,7 @@ def _revision(completion: Completion, request: PhaseRequest, messages: list[Base
     if completion.tool_calls and not completion.text.strip():
         return Extraction("", "tool_calls")
     open_tag, close_tag = request.tags()
-    prompt = request.prompts.prompt("update", request.settings.mode)
+    prompt = request.prompt
     stops = request.settings.sampling("update", prompt.sampling if prompt else None).stop
     found = extract_revision(
         completion.text,
