@@ -1,0 +1,200 @@
+"""What the loop costs its client: many queries in flight against a simulated server, in the same run as a rival.
+
+    python benchmarks/client.py --queries 100
+
+The rival is the same graph over ChatOpenAI with its default HTTP client: what `load_policy` replaces. The runs
+alternate and each side's best run counts. "chain" is the time that the requests of one query would take on the server,
+one after the other, if each had a completion of full length. Prompt tokens that are "new" are those behind the longest prefix that
+the same query has sent before. CPU is that of the client's process alone; the server is another one.
+
+A second table shows how a checkpoint grows with the steps: bytes of all checkpoints of a run, by tokens sampled.
+
+Prints the tables, then one line of JSON.
+"""
+
+import asyncio
+import json
+import multiprocessing
+import socket
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Annotated
+
+import httpx
+import typer
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import BaseMessage
+from langchain_openai import ChatOpenAI
+from langgraph.checkpoint.memory import InMemorySaver
+from rich.console import Console
+from rich.table import Table
+from simulated_server import CHARACTERS_A_TOKEN, MARK, serve
+
+from tpo_graph import create_tpo_graph, load_policy
+from tpo_graph.graph.build import TPOGraph
+
+REQUEST_ROUNDS = 1 + 3 * 2  # sample, then loss, gradient and update in each of two steps
+
+
+@dataclass
+class Result:
+    """One client at its best.
+
+    Attributes:
+        client: whose.
+        seconds: wall time of all queries.
+        chains: the same, in lengths of a full chain of requests.
+        cpu_ms: milliseconds of the client's processor time a query.
+        requests: requests a query.
+        prompt_tokens: prompt tokens a query.
+        new_prompt_tokens: those behind a prefix that the query has sent before.
+        most_in_flight: requests in flight at once.
+    """
+
+    client: str
+    seconds: float
+    chains: float
+    cpu_ms: float
+    requests: float
+    prompt_tokens: float
+    new_prompt_tokens: float
+    most_in_flight: int
+
+
+class MarkReward:
+    """Reads the reward that the simulated policy wrote into its text."""
+
+    async def score(self, messages: Sequence[BaseMessage], responses: Sequence[str]) -> list[float]:  # noqa: ARG002
+        """The last mark of each response."""
+        return [float(MARK.findall(response)[-1]) for response in responses]
+
+
+def free_port() -> int:
+    """A port of the loopback interface that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for(url: str) -> None:
+    """Return when the server answers."""
+    for _ in range(200):
+        try:
+            httpx.get(url)
+        except httpx.TransportError:
+            time.sleep(0.1)
+        else:
+            return
+    raise SystemExit("The simulated server did not start.")
+
+
+def run_once(graph: TPOGraph, queries: int, server: str, chain: float, client: str) -> Result:
+    """All queries at the same time, once."""
+
+    async def run() -> list[dict[str, object]]:
+        asked = (graph.ainvoke({"query": f"Please answer query {number} for me."}) for number in range(queries))
+        return list(await asyncio.gather(*asked))
+
+    httpx.post(f"{server}/forget")
+    cpu, clock = time.process_time(), time.perf_counter()
+    results = asyncio.run(run())
+    cpu, clock = time.process_time() - cpu, time.perf_counter() - clock
+    if unfinished := [result["stop_reason"] for result in results if result["stop_reason"] != "depth"]:
+        raise SystemExit(f"{len(unfinished)} runs ended early: {sorted(set(map(str, unfinished)))}")
+    seen = httpx.get(f"{server}/seen").json()
+    return Result(
+        client=client,
+        seconds=clock,
+        chains=clock / chain,
+        cpu_ms=1000 * cpu / queries,
+        requests=seen["requests"] / queries,
+        prompt_tokens=seen["prompt_tokens"] / queries,
+        new_prompt_tokens=seen["new_prompt_tokens"] / queries,
+        most_in_flight=seen["most_in_flight"],
+    )
+
+
+def checkpoint_bytes(policy: BaseChatModel, depth: int) -> tuple[int, int]:
+    """Bytes of all checkpoints of a run of `depth` steps, and tokens of the candidates that it sampled."""
+    saver = InMemorySaver()
+    graph = create_tpo_graph(policy, MarkReward(), checkpointer=saver)
+    config = {"configurable": {"thread_id": str(depth)}, "recursion_limit": 4 + 5 * depth}
+    result = graph.invoke({"query": "Please answer query 0 for me."}, config, context={"depth": depth})
+    sampled = sum(len(candidate["text"]) for candidate in result["cache"]) // CHARACTERS_A_TOKEN
+    blobs = sum(len(value[1]) for value in saver.blobs.values())
+    writes = sum(len(write[2][1]) for thread in saver.writes.values() for write in thread.values())
+    kept = sum(
+        len(entry[0][1]) for thread in saver.storage.values() for each in thread.values() for entry in each.values()
+    )
+    return blobs + writes + kept, sampled
+
+
+def main(
+    queries: Annotated[int, typer.Option(help="Queries in flight at once.", min=1)] = 100,
+    repeats: Annotated[int, typer.Option(help="Runs of each client; the best counts.", min=1)] = 3,
+    first_token: Annotated[float, typer.Option(help="Seconds to the first token.", min=0)] = 0.05,
+    per_token: Annotated[float, typer.Option(help="Seconds a token.", min=0)] = 0.002,
+    tokens: Annotated[int, typer.Option(help="Tokens of a completion at most.", min=30)] = 200,
+) -> None:
+    """Measure and print."""
+    port = free_port()
+    process = multiprocessing.get_context("spawn").Process(
+        target=serve, args=(port, first_token, per_token, tokens), daemon=True
+    )
+    process.start()
+    server = f"http://127.0.0.1:{port}"
+    wait_for(f"{server}/seen")
+    chain = REQUEST_ROUNDS * (first_token + per_token * tokens)
+    ours = load_policy(f"server:{server}/v1#simulated")
+    default = ChatOpenAI(model="simulated", base_url=f"{server}/v1", api_key="none")
+    makers: dict[str, Callable[[], TPOGraph]] = {
+        "load_policy (aiohttp)": lambda: create_tpo_graph(ours, MarkReward()),
+        "ChatOpenAI's default (httpx)": lambda: create_tpo_graph(default, MarkReward()),
+    }
+    best: dict[str, Result] = {}
+    for name, make in makers.items():
+        run_once(make(), 2, server, chain, name)  # imports, connections
+    for _ in range(repeats):
+        for name, make in makers.items():
+            result = run_once(make(), queries, server, chain, name)
+            if name not in best or result.seconds < best[name].seconds:
+                best[name] = result
+    growth = {depth: checkpoint_bytes(ours, depth) for depth in (1, 2, 4, 8)}
+    show(list(best.values()), growth, queries, chain)
+    checkpoints = [{"depth": d, "bytes": size, "tokens_sampled": count} for d, (size, count) in growth.items()]
+    typer.echo(json.dumps({"clients": [asdict(result) for result in best.values()], "checkpoints": checkpoints}))
+    process.terminate()
+
+
+def show(results: Sequence[Result], growth: dict[int, tuple[int, int]], queries: int, chain: float) -> None:
+    """Print the tables for people."""
+    console = Console()
+    table = Table(
+        title=f"{queries} queries at once, D2-N5; a full chain takes {chain:.2f} s", title_justify="left"
+    )
+    table.add_column("client", no_wrap=True)
+    for name in ("seconds", "chains", "CPU ms", "requests", "prompt tokens", "new", "in flight"):
+        table.add_column(name, justify="right")
+    for row in results:
+        table.add_row(
+            row.client,
+            f"{row.seconds:.2f}",
+            f"{row.chains:.2f}",
+            f"{row.cpu_ms:.1f}",
+            f"{row.requests:.1f}",
+            f"{row.prompt_tokens:,.0f}",
+            f"{row.new_prompt_tokens:,.0f}",
+            str(row.most_in_flight),
+        )
+    console.print(table)
+    table = Table(title="All checkpoints of one run", title_justify="left")
+    for name in ("depth", "bytes", "tokens sampled", "bytes a token"):
+        table.add_column(name, justify="right")
+    for depth, (size, count) in growth.items():
+        table.add_row(str(depth), f"{size:,}", f"{count:,}", f"{size / count:.1f}")
+    console.print(table)
+
+
+if __name__ == "__main__":
+    typer.run(main)
