@@ -1,15 +1,16 @@
 """What an error of a model provider means: how its kinds are told apart, and what to do about each."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
 
 from tpo_graph.errors import ConfigurationError
 
-__all__ = ["hint_for", "may_refuse_n", "one_line", "refused_knob", "smaller_n", "status_of"]
+__all__ = ["hint_for", "may_refuse_n", "names_n", "one_line", "refused_knob", "smaller_n", "status_of"]
 
 # what servers answer to more completions than they give; 404 is a wrong model or address
 _NOT_TAKEN = frozenset({400, 413, 422, 501})
+_SERVER_ERROR = 500
 _HINTS = {
     400: "Set a knob to none to leave it to the provider, as in sample_temperature=none.",
     401: "Check the API key: the provider does not accept it.",
@@ -36,13 +37,36 @@ def may_refuse_n(error: object) -> bool:
     """Whether a failed request for several completions may be one that asks for too many."""
     if isinstance(error, TypeError | ValueError | NotImplementedError) and not isinstance(error, ConfigurationError):
         return True
-    return isinstance(error, Exception) and status_of(error) in _NOT_TAKEN
+    if not isinstance(error, Exception):
+        return False
+    status = status_of(error) or 0
+    return status in _NOT_TAKEN or (status >= _SERVER_ERROR and _has_word_n(error))
 
 
-def smaller_n(error: object, n: int) -> int:
-    """How many completions to ask for after `n` were refused: the most that the error names, else half."""
-    named = [int(number) for number in re.findall(r"\b\d{1,4}\b", str(error)) if 0 < int(number) < n]
-    return max(named, default=n // 2)
+def names_n(error: Exception, n: int) -> bool:
+    """Whether the error of a request for `n` completions speaks of their number."""
+    return _has_word_n(error) or re.search(rf"\b{n}\b", _said(error)) is not None
+
+
+def smaller_n(error: Exception, n: int) -> int:
+    """How many completions to ask for after `n` were refused.
+
+    The most that the error names; else half, or one where the server calls it a failure of its own.
+    """
+    named = [int(number) for number in re.findall(r"\b\d{1,4}\b", _said(error)) if 0 < int(number) < n]
+    return max(named, default=1 if (status_of(error) or 0) >= _SERVER_ERROR else n // 2)
+
+
+def _has_word_n(error: Exception) -> bool:
+    # a line break in a quoted text is no n
+    return getattr(error, "param", None) == "n" or re.search(r"(?<!\\)\bn\b", _said(error)) is not None
+
+
+def _said(error: Exception) -> str:
+    """What the provider says, without the status that OpenAI's client puts before it."""
+    body = getattr(error, "body", None)
+    message = body.get("message") if isinstance(body, Mapping) else None
+    return str(message or error)
 
 
 def refused_knob(error: Exception, knobs: AbstractSet[str]) -> str | None:
