@@ -6,6 +6,7 @@ which sampling knobs it refuses.
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
@@ -27,6 +28,8 @@ from tpo_graph.settings import Sampling
 from tpo_graph.types import PhaseUsage
 
 __all__ = ["Completion", "Draw", "Policy", "Sampler"]
+
+_log = logging.getLogger(__name__)
 
 _CUT_SHORT = frozenset({"length", "max_tokens", "max_output_tokens"})
 _MOST_SEEDS = 2**31 - 1
@@ -88,11 +91,18 @@ class Sampler:
         self._size = RequestSize(None if self._model is not None and takes(self._model, "n") else 1)
         self._copies: dict[tuple[tuple[str, Any], ...], BaseChatModel] = {}  # the latest ones, by their fields
         self._refused: set[str] = set()  # knobs that the provider refuses
+        self._warned: set[str] = set()
 
     @property
     def tokenize(self) -> Callable[[str], list[int]] | None:
         """The policy's own tokenizer (`custom_get_token_ids`), or None."""
         return getattr(self._model, "custom_get_token_ids", None)
+
+    def warn_once(self, text: str) -> None:
+        """Log a warning about this policy, unless it was logged before."""
+        if text not in self._warned:
+            self._warned.add(text)
+            _log.warning(text)
 
     def requests_for(self, n: int) -> int:
         """The fewest requests that `n` completions take, as far as is known."""

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from tests.tpo_script import GRADIENT, LOSS, number_reward, phase_of
-from tpo_graph import PromptPack, create_tpo_graph
+from tpo_graph import PromptPack, TPOSettings, create_tpo_graph
+from tpo_graph.graph.phase import PhaseRequest
 
 
 def test_d2_n5_is_seven_requests_with_the_papers_settings(chat_server, chat_openai):
@@ -63,6 +64,18 @@ def test_no_two_requests_of_a_fanned_out_run_share_a_seed(chat_server, chat_open
     graph.invoke({"query": "q"}, context={"seed": 11})
     seeds = [body["seed"] for body in server.bodies[before:]]
     assert len(seeds) == len(set(seeds)) == 19
+
+
+@pytest.mark.parametrize("n", [5, 1024])
+def test_no_two_phases_or_attempts_share_a_seed(n):
+    pack, seeds = PromptPack.load("tpo"), []
+    for step in range(3):
+        phases = ("loss", "gradient", "update") if step else ("sample",)
+        for phase in phases:
+            request = PhaseRequest(phase, {"step": step - 1}, TPOSettings(n=n, seed=7), pack)
+            for attempt in (0, 1):
+                seeds += [request.seed(attempt) + place for place in range(1 if phase in ("loss", "gradient") else n)]
+    assert len(set(seeds)) == len(seeds)
 
 
 def test_a_step_that_is_asked_for_twice_uses_other_seeds(chat_server, chat_openai):
