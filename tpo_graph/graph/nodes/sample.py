@@ -12,6 +12,7 @@ from tpo_graph.graph.bridge import NodeBody
 from tpo_graph.graph.phase import PhaseRequest, effective_settings, failure, request_failures
 from tpo_graph.graph.state import TPOState
 from tpo_graph.prompt_store import PromptPack
+from tpo_graph.revision_tags import without_blank_edges
 from tpo_graph.sampling import Completion, Draw, Sampler
 from tpo_graph.settings import TPOSettings
 from tpo_graph.types import Candidate, FailureRecord
@@ -40,7 +41,7 @@ def sample_node(policy: Sampler, prompts: PromptPack, settings: TPOSettings) -> 
         pending: list[Candidate] = []
         failures = request_failures("sample", 0, draw)
         for completion in drafts + draw.completions:
-            text = completion.text.strip()
+            text = without_blank_edges(completion.text)
             if text:
                 pending.append(Candidate(id=f"0-{len(pending)}", step=0, text=text, truncated=completion.truncated))
             else:

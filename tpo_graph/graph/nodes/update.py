@@ -73,6 +73,7 @@ def _revision(completion: Completion, request: PhaseRequest, messages: list[Base
         close_tag=close_tag,
         opened=messages[-1].text.rstrip().endswith(open_tag.rstrip()),
         closed=completion.ended_by_stop and any(close_tag.startswith(stop) for stop in stops),
+        truncated=completion.truncated,
         keep_truncated=request.settings.keep_truncated,
     )
     problem: FailureReason | None = found.problem
