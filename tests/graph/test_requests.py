@@ -130,7 +130,7 @@ assistant = "BOT"
     "loss.toml": "system = 'loss of $query'\nuser = 'L1 $conversation | $best | {{worst}} |$preference'",
     "gradient.toml": "system = 'grad'\nuser = '''G1 ${loss} ~ $loss_prompt ~$preference $$5 {not_a_mark}'''",
     "update.toml": """
-user = 'U1 $query $best $worst $loss $gradient $open_tag$close_tag'
+user = 'U1 $query $best $worst $loss $gradient$preference $open_tag$close_tag'
 system = '  upd  '
 [sampling]
 temperature = 0.2
@@ -169,7 +169,7 @@ def test_a_pack_of_ones_own_is_reproduced_byte_for_byte(chat_server, chat_openai
         ],
         [
             {"role": "system", "content": "  upd  "},
-            {"role": "user", "content": "U1 why? cand 1 cand 0 THE LOSS THE GRADIENT [[[]]]"},
+            {"role": "user", "content": "U1 why? cand 1 cand 0 THE LOSS THE GRADIENT PREF<kind> [[[]]]"},
         ],
     ]
     assert server.bodies[-1]["temperature"] == 0.2
