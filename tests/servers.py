@@ -66,7 +66,8 @@ class ChatServer:
         tokenizes: whether it has llama.cpp's `/tokenize`; a word is a token.
         seconds: how long each answer takes.
         models: what it says that it serves.
-        requests: all that came, in order.
+        requests: all chat requests that came, in order.
+        headers: those of every request of any kind.
         statuses: of the answers, in order.
         disconnected: how many clients left while it hung.
         in_flight: requests that wait for their answer.
@@ -88,6 +89,7 @@ class ChatServer:
     seconds: float = 0.0
     models: Sequence[str] = ("scripted",)
     requests: list[ChatRequest] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)
     statuses: list[int] = field(default_factory=list)
     disconnected: int = 0
     in_flight: int = 0
@@ -135,7 +137,8 @@ class ChatServer:
         """How many completions each request asked for."""
         return [request.n for request in self.requests]
 
-    async def _models(self, _: Request) -> Response:
+    async def _models(self, http: Request) -> Response:
+        self.headers.append(dict(http.headers))
         if self.always in _STATUS_FAULTS:
             return self._error(*_STATUS_FAULTS[self.always])
         return JSONResponse({"object": "list", "data": [{"id": name, "object": "model"} for name in self.models]})
@@ -147,6 +150,7 @@ class ChatServer:
         raw = await http.body()
         request = ChatRequest(raw, json.loads(raw), dict(http.headers), tuple(http.client or ("", 0)))
         self.requests.append(request)
+        self.headers.append(request.headers)
         self.asked.set()
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
