@@ -12,18 +12,22 @@ __all__ = ["hint_for", "may_refuse_n", "names_n", "one_line", "refused_knob", "s
 _NOT_TAKEN = frozenset({400, 413, 422, 501})
 _SERVER_ERROR = 500
 _HINTS = {
-    400: "Set a knob to none to leave it to the provider, as in sample_temperature=none.",
     401: "Check the API key: the provider does not accept it.",
     403: "Check the API key: the provider does not accept it.",
     404: "Check the model name and the address: the provider does not know them.",
-    422: "Set a knob to none to leave it to the provider, as in sample_temperature=none.",
     429: "The provider limits the rate or the quota: wait, or ask for less at a time.",
 }
+_CONTEXT = re.compile(r"context (length|size|window)|maximum context|too many tokens|prompt is too long", re.IGNORECASE)
+_TOO_LONG = (
+    "Prompt and answers do not fit into the model's context: lower max_shown_tokens, the phases' max_new_tokens or n, "
+    'or give the server a larger context (load_policy("local", context_tokens=...)).'
+)
 # of two that a provider does not take together, top_p goes first
 _KNOB_WORDS = {
     "top_p": ("top_p",),
     "temperature": ("temperature",),
     "max_new_tokens": ("max_tokens", "max_completion_tokens", "max_output_tokens"),
+    "seed": ("seed",),
 }
 
 
@@ -71,14 +75,18 @@ def _said(error: Exception) -> str:
 
 def refused_knob(error: Exception, knobs: AbstractSet[str]) -> str | None:
     """The one of `knobs` that the provider says it does not take, or None."""
+    return next((knob for knob in _named_knobs(error) if knob in knobs), None)
+
+
+def _named_knobs(error: Exception) -> Iterator[str]:
+    """The knobs that an error names as not taken; `seed` is one that is never left out by itself."""
     if status_of(error) not in (400, 422):
-        return None
+        return
     # OpenAI's errors name the parameter; a text may also repeat the request
     text = getattr(error, "param", None) or str(error)
     for knob, words in _KNOB_WORDS.items():
-        if knob in knobs and any(re.search(rf"\b{word}\b", text) for word in words):
-            return knob
-    return None
+        if any(re.search(rf"\b{word}\b", text) for word in words):
+            yield knob
 
 
 def one_line(error: BaseException) -> str:
@@ -99,7 +107,7 @@ def hint_for(error: Exception, address: str = "") -> str:
     no_server = (
         f"Is the server at {address} running?" if address else "Is the server running, and is its address right?"
     )
-    hint = _HINTS.get(status_of(error) or 0, "")
+    hint = _HINTS.get(status_of(error) or 0, "") or _hint_for_request(error)
     if hint:
         return hint
     if _is_refused_connection(error):
@@ -108,6 +116,21 @@ def hint_for(error: Exception, address: str = "") -> str:
     if "Timeout" in name:
         return "The provider did not answer in time: try again, or raise the model's timeout."
     return no_server if "Connect" in name else ""
+
+
+def _hint_for_request(error: Exception) -> str:
+    """What to change in a request that the provider refused, or that was too much for it."""
+    if status_of(error) is None:
+        return ""
+    if _CONTEXT.search(_said(error)):
+        return _TOO_LONG
+    knob = next(_named_knobs(error), "")
+    if knob == "seed":
+        return "The provider takes no seed: set seed to none."
+    if knob:
+        return f"Set {knob} of the phase to none to leave it to the provider, as in sample_{knob}=none."
+    param = getattr(error, "param", None)
+    return f"The provider does not take {param!r} as it was sent." if param else ""
 
 
 def _is_refused_connection(error: BaseException) -> bool:
