@@ -3,6 +3,7 @@
 from typing import Any
 
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
+from langgraph.config import get_config
 from langgraph.runtime import Runtime
 from langgraph.types import Overwrite
 
@@ -29,6 +30,7 @@ def sample_node(policy: Sampler, prompts: PromptPack, settings: TPOSettings) -> 
     async def sample(state: TPOState, runtime: Runtime[TPOSettings]) -> dict[str, Any]:  # Any: a partial state
         chosen = effective_settings(settings, runtime)
         prompts.check(chosen)
+        _check_recursion_limit(chosen)
         query = _checked_query(state)
         conversation: list[BaseMessage] = [*state.get("messages", []), *query]
         _check_conversation(conversation)
@@ -115,6 +117,17 @@ def _has_other_content(message: BaseMessage) -> bool:
     return not isinstance(message.content, str) and any(
         isinstance(block, dict) and block.get("type") != "text" for block in message.content
     )
+
+
+def _check_recursion_limit(settings: TPOSettings) -> None:
+    """Inside a chain langchain-core sets a limit of 25, and a run that reaches it loses everything."""
+    limit = get_config().get("recursion_limit")
+    needed = 4 if settings.mode == "bon" else 4 + 5 * settings.depth
+    if limit is not None and limit < needed:
+        raise ConfigurationError(
+            f"A run of depth {settings.depth} takes a recursion limit of {needed}, and the one given is {limit}.",
+            hint=f'Pass config={{"recursion_limit": {needed}}} to the call; inside a chain it is 25 unless you do.',
+        )
 
 
 def _check_budget(settings: TPOSettings, requests: int) -> None:
