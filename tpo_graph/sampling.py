@@ -125,7 +125,7 @@ class Sampler:
             sampling: temperature and the like.
             seed: of the first completion; the others count up from it, as servers do within a request. None sends
                 none.
-            most_requests: no more are sent, and what came is all; where all were refused, they go on until one is
+            most_requests: after this many, what came is all. Where every one was refused, they go on until one is
                 answered.
 
         Returns:
