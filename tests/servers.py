@@ -14,11 +14,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-Fault = Literal["429", "500", "401", "404", "hang", "drop", "malformed", "null choices", "no choices"]
+Fault = Literal["400", "429", "500", "401", "404", "hang", "drop", "malformed", "null choices", "no choices"]
 Answer = Callable[["ChatRequest", int], str | None]
 """The text of one completion, from the request and the running number of the completion; None for a null content."""
 
 _STATUS_FAULTS = {
+    "400": (400, "The content was flagged"),
     "429": (429, "Rate limit reached for requests"),
     "500": (500, "The server had an error"),
     "401": (401, "Incorrect API key provided"),
@@ -57,6 +58,7 @@ class ChatServer:
         most_n: completions a request may ask for.
         beyond_most_n: what it does with a request for more: "refuse" as a plain API does, "llama.cpp" in that
             server's words, or return "fewer".
+        refuses_with: the status of a refusal.
         refused_knobs: request fields that it answers with 400, naming the field.
         finish_reason: of every completion, or by its text.
         tells_usage: whether it counts tokens; it counts words.
@@ -64,7 +66,8 @@ class ChatServer:
         tokenizes: whether it has llama.cpp's `/tokenize`; a word is a token.
         seconds: how long each answer takes.
         models: what it says that it serves.
-        requests: all that came, in order.
+        requests: all chat requests that came, in order.
+        headers: those of every request of any kind.
         statuses: of the answers, in order.
         disconnected: how many clients left while it hung.
         in_flight: requests that wait for their answer.
@@ -77,6 +80,7 @@ class ChatServer:
     always: Fault | None = None
     most_n: int | None = None
     beyond_most_n: Literal["refuse", "llama.cpp", "fewer"] = "refuse"
+    refuses_with: int = 400
     refused_knobs: Sequence[str] = ()
     finish_reason: str | Callable[[str | None], str] = "stop"
     tells_usage: bool = True
@@ -85,6 +89,7 @@ class ChatServer:
     seconds: float = 0.0
     models: Sequence[str] = ("scripted",)
     requests: list[ChatRequest] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)
     statuses: list[int] = field(default_factory=list)
     disconnected: int = 0
     in_flight: int = 0
@@ -132,7 +137,8 @@ class ChatServer:
         """How many completions each request asked for."""
         return [request.n for request in self.requests]
 
-    async def _models(self, _: Request) -> Response:
+    async def _models(self, http: Request) -> Response:
+        self.headers.append(dict(http.headers))
         if self.always in _STATUS_FAULTS:
             return self._error(*_STATUS_FAULTS[self.always])
         return JSONResponse({"object": "list", "data": [{"id": name, "object": "model"} for name in self.models]})
@@ -144,6 +150,7 @@ class ChatServer:
         raw = await http.body()
         request = ChatRequest(raw, json.loads(raw), dict(http.headers), tuple(http.client or ("", 0)))
         self.requests.append(request)
+        self.headers.append(request.headers)
         self.asked.set()
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
@@ -168,7 +175,7 @@ class ChatServer:
         n = request.n
         if self.most_n is not None and n > self.most_n:
             if self.beyond_most_n == "refuse":
-                return self._error(400, "Only n = 1 is supported")
+                return self._error(self.refuses_with, "Only n = 1 is supported")
             if self.beyond_most_n == "llama.cpp":
                 return self._error(400, f"Value must be between 1 <= value <= {self.most_n}, but got {n}")
             n = self.most_n

@@ -11,6 +11,10 @@ def template(text):
     return Template.parse(text, allowed={"role", "content"}, where="test")
 
 
+def calling(text, *calls):
+    return AIMessage(text, tool_calls=[{"name": name, "args": args, "id": name} for name, args in calls])
+
+
 FORMAT = ConversationFormat(
     single=template("Q: $content"),
     turn=template("<$role>$content"),
@@ -27,6 +31,9 @@ FORMAT = ConversationFormat(
         ([HumanMessage("a"), AIMessage("b"), HumanMessage("c")], "<U>a|<A>b|<U>c"),
         ([HumanMessage("$role {{content}}"), AIMessage("|")], "<U>$role {{content}}|<A>|"),
         ([HumanMessage("a"), ToolMessage("t", tool_call_id="1")], "<U>a|<tool>t"),
+        ([HumanMessage("a"), calling("", ("f", {"città": "Forlì"}))], '<U>a|<A>f({"città": "Forlì"})'),
+        ([HumanMessage("a"), calling("b", ("f", {}), ("g", {"x": [1]}))], '<U>a|<A>b\nf({})\ng({"x": [1]})'),
+        ([AIMessage("")], "<A>"),
         ([AIMessage("b")], "<A>b"),
         ([HumanMessage([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}])], "Q: ab"),
         ([ChatMessage("x", role="judge"), HumanMessage("a")], "<chat>x|<U>a"),

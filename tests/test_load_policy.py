@@ -38,19 +38,22 @@ def test_a_server_that_is_not_there_is_a_policy_error(unused_port=9):
 
 
 def test_a_server_that_refuses_the_key_says_so(chat_server):
-    with pytest.raises(PolicyError, match="Incorrect API key"):
+    with pytest.raises(PolicyError, match="Incorrect API key") as caught:
         load_policy(f"vllm:{chat_server(always='401').url}")
+    assert "TPO_POLICY_API_KEY" in caught.value.hint
 
 
 @pytest.mark.parametrize(
     ("environment", "options", "sent"), [(None, {}, "none"), ("env", {}, "env"), ("env", {"api_key": "arg"}, "arg")]
 )
-def test_the_key_of_a_server(chat_server, monkeypatch, environment, options, sent):
+@pytest.mark.parametrize("model", ["#m", ""])
+def test_the_key_of_a_server(chat_server, monkeypatch, environment, options, sent, model):
+    monkeypatch.setenv("OPENAI_API_KEY", "of another provider")
     if environment:
-        monkeypatch.setenv("OPENAI_API_KEY", environment)
+        monkeypatch.setenv("TPO_POLICY_API_KEY", environment)
     server = chat_server()
-    asyncio.run(load_policy(f"vllm:{server.url}#m", **options).ainvoke("hi"))
-    assert server.requests[0].headers["authorization"] == f"Bearer {sent}"
+    asyncio.run(load_policy(f"vllm:{server.url}{model}", **options).ainvoke("hi"))
+    assert {headers["authorization"] for headers in server.headers} == {f"Bearer {sent}"}
 
 
 def test_openai_by_name(chat_server, monkeypatch):

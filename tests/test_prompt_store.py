@@ -3,7 +3,7 @@
 import pytest
 from langchain_core.messages import HumanMessage
 
-from tpo_graph import PromptError, PromptPack
+from tpo_graph import PromptError, PromptPack, TPOSettings
 from tpo_graph.prompt_store import available_packs
 
 PHASES = ("loss", "gradient", "update")
@@ -54,7 +54,8 @@ def test_our_packs_can_be_loaded_and_have_a_description():
         assert loaded.name == name
         assert loaded.description
         for mode in ("tpo", "revision", "bon"):
-            loaded.check_mode(mode, preference="kind")
+            for fused in (False, True):
+                loaded.check(TPOSettings(mode=mode, preference="kind", fuse_critique=fused))
 
 
 @pytest.mark.parametrize("phase", PHASES)
@@ -140,6 +141,7 @@ def test_a_rendered_prompt_is_system_and_user(pack):
         ({"loss.toml": "user = '$best $worst'"}, "must use conversation or query"),
         ({"gradient.toml": "user = 'advice please'"}, r"gradient\.toml of prompt pack 'mine' must use loss"),
         ({"update.toml": "user = '$gradient'"}, "must use open_tag or hold the tag '<r>'"),
+        ({"update.toml": "user = '$gradient $open_tag'"}, "must use close_tag or hold the tag '</r>'"),
         ({"update.toml": "user = '$open_tag'"}, "must use gradient"),
         ({"loss_revision.toml": "user = '$query $best $worst'"}, r"'\$worst' in loss_revision\.toml"),
         ({"loss.toml": WHOLE["loss.toml"] + "[sampling]\ntop_k = 1"}, "unknown key 'sampling.top_k'"),
@@ -249,12 +251,40 @@ def test_a_pack_that_shows_the_worst_can_not_run_revision(pack):
     pack({"loss_revision.toml": "user = '$query $best'"}).check_mode("revision")
 
 
-def test_a_preference_that_would_be_lost_is_an_error(pack):
-    files = {name: text.replace(" $preference", "") for name, text in WHOLE.items()}
-    mine = pack(files)
+@pytest.mark.parametrize(
+    ("lacking", "named"),
+    [
+        (["loss"], "'loss'"),
+        (["gradient"], "'gradient'"),
+        (["update"], "'update'"),
+        (["loss", "gradient", "update"], "'loss' and 'gradient' and 'update'"),
+    ],
+)
+def test_a_preference_that_would_be_lost_is_an_error(pack, lacking, named):
+    mine = pack({f"{name}.toml": WHOLE[f"{name}.toml"].replace(" $preference", "") for name in lacking})
     mine.check_mode("tpo")
-    with pytest.raises(PromptError, match="'be kind' would be lost"):
-        mine.check_mode("tpo", preference="be kind")
+    with pytest.raises(PromptError, match=f"does not use 'preference' in {named}: the preference 'be kind' would be"):
+        mine.check(TPOSettings(preference="be kind"))
+    mine.check(TPOSettings(preference="be kind", mode="bon"))
+
+
+def test_a_preference_reaches_a_phase_with_the_loss_prompt_that_it_shows(pack):
+    files = {"gradient.toml": "user = '$loss_prompt $loss'"}
+    pack(files).check(TPOSettings(preference="be kind"))
+    with pytest.raises(PromptError, match="in 'loss' and 'gradient'"):
+        pack({**files, "loss.toml": "user = '$query $best $worst'"}).check(TPOSettings(preference="be kind"))
+
+
+def test_a_fused_critique_must_have_the_preference_and_the_loss_need_not(pack):
+    files = {
+        "pack.toml": WHOLE["pack.toml"] + "critique_divider = '=='",
+        "loss.toml": "user = '$query $best $worst'",
+        "critique.toml": "user = '$query $best $worst == $preference'",
+    }
+    settings = TPOSettings(preference="be kind", fuse_critique=True)
+    pack(files).check(settings)
+    with pytest.raises(PromptError, match="in 'critique'"):
+        pack({**files, "critique.toml": "user = '$query $best $worst =='"}).check(settings)
 
 
 def test_a_preference_is_worded_by_the_pack(pack):
@@ -264,11 +294,23 @@ def test_a_preference_is_worded_by_the_pack(pack):
     assert mine.values(conversation, query="q", preference="")["preference"] == ""
 
 
-def test_a_tag_of_the_settings_needs_the_variable(pack):
+@pytest.mark.parametrize("name", ["open_tag", "close_tag"])
+def test_a_tag_of_the_settings_needs_the_variable(pack, name):
     mine = pack({"update.toml": "user = '$gradient between <r> and </r>$preference'"})
-    mine.check_mode("tpo", open_tag="<r>")
-    with pytest.raises(PromptError, match="would find nothing"):
-        mine.check_mode("tpo", open_tag="[[")
+    mine.check(TPOSettings(open_tag="<r>", close_tag="</r>"))
+    with pytest.raises(PromptError, match=rf"{name}='\[\[' would find nothing"):
+        mine.check(TPOSettings(**{name: "[["}))
+    mine.check(TPOSettings(mode="bon", **{name: "[["}))
+
+
+@pytest.mark.parametrize("pack_name", ["tpo", "base"])
+def test_our_packs_take_any_tags(pack_name):
+    PromptPack.load(pack_name).check(TPOSettings(open_tag="[[", close_tag="]]"))
+
+
+def test_a_stop_text_may_be_the_closing_tag(pack):
+    stop = "\n[sampling]\nstop = ['</']\n"
+    assert pack({"update.toml": f"user = '$gradient $preference $open_tag'{stop}"}).close_tag == "</r>"
 
 
 def test_texts_of_a_pack_keep_every_byte(pack):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tpo_graph.revision_tags import extract_revision
+from tpo_graph.revision_tags import extract_revision, without_blank_edges
 
 
 def extract(completion, open_tag="<r>", close_tag="</r>", **options):
@@ -13,7 +13,8 @@ def extract(completion, open_tag="<r>", close_tag="</r>", **options):
     ("completion", "text"),
     [
         ("<r>A</r>", "A"),
-        ("<r>\n  A b\n\n c \n</r>", "A b\n\n c"),
+        ("<r>\n  A b\n\n c \n</r>", "  A b\n\n c"),
+        ("<r>  A b\n c </r>", "A b\n c"),
         ("Sure!\n<r>A</r>\nHope that helps.", "A"),
         ("<r>draft</r> better: <r>final</r>", "final"),
         ("I put it between <r> and </r>.\n<r>final</r>", "final"),
@@ -57,6 +58,42 @@ def test_what_is_no_revision(completion, text, problem):
 )
 def test_a_truncated_revision_where_it_is_kept(completion, text, problem):
     assert extract(completion, keep_truncated=True) == (text, problem)
+
+
+QUOTED = "<r>Use <r>x</r> in the prompt, then the rest is cu"
+
+
+@pytest.mark.parametrize(
+    ("completion", "open_tag", "close_tag", "text", "problem"),
+    [
+        (QUOTED, "<r>", "</r>", QUOTED.removeprefix("<r>"), "not_closed"),
+        ("I put it between <r> and </r>.\n<r>fin", "<r>", "</r>", "fin", "not_closed"),
+        ("<r>whole</r>\nI hope that", "<r>", "</r>", "whole", None),
+        ("<r>Use <r>x</r> in it.</r> Now", "<r>", "</r>", "Use <r>x</r> in it.", None),
+        ("--- A --- B --- cu", "---", "---", "A --- B --- cu", "not_closed"),
+        ("--- A --- cu", "---", "---", "A", None),
+        ("---begin A ---end and", "---begin", "---end", "A", None),
+    ],
+)
+def test_a_truncated_completion_has_only_the_blocks_that_were_closed(completion, open_tag, close_tag, text, problem):
+    assert extract(completion, open_tag, close_tag, truncated=True) == (text, problem)
+    assert extract(completion, open_tag, close_tag, truncated=True, keep_truncated=True) == (text, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "trimmed"),
+    [
+        ("", ""),
+        (" \n\t\n ", ""),
+        ("A\n", "A"),
+        (" A", "A"),
+        ("    if x:\n        y\n\n", "    if x:\n        y"),
+        ("\n \r\n\tif x:\n\t\ty", "\tif x:\n\t\ty"),
+        ("\u3000\u3000\u7532", "\u3000\u3000\u7532"),
+    ],
+)
+def test_blank_edges_are_cut_and_indentation_is_not(text, trimmed):
+    assert without_blank_edges(text) == trimmed
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,86 @@ async def test_concurrent_draws_all_get_n(start, chat_openai):
     assert len({text for draw in draws for text in texts(draw)}) == 100
 
 
+def seeded(server):
+    """A server that draws completion i of a request with the seed of the request and i, as llama.cpp and vLLM do."""
+
+    def write(request, number):
+        if request is not server.last:
+            server.last, server.first = request, number
+        return f"drawn with {request.body['seed'] + number - server.first}"
+
+    server.last, server.answer = None, write
+    return server
+
+
+@pytest.mark.parametrize(
+    ("most_n", "beyond"), [(None, "refuse"), (1, "refuse"), (8, "llama.cpp"), (3, "llama.cpp"), (3, "fewer")]
+)
+async def test_with_a_seed_n_completions_differ_and_come_again(start, chat_openai, most_n, beyond):
+    server = seeded(start(most_n=most_n, beyond_most_n=beyond))
+    sampler = Sampler(chat_openai(server))
+    for _ in range(2):
+        draw = await sampler.draw(ASK, 20, PAPER, seed=11)
+        assert texts(draw) == [f"drawn with {11 + place}" for place in range(20)]
+
+
+@pytest.mark.parametrize("most_n", [1, 8])
+async def test_once_a_cap_is_known_a_seed_sends_the_requests_that_gave_the_first_completions(
+    start, chat_openai, most_n
+):
+    server = start(most_n=most_n, beyond_most_n="llama.cpp")
+    sampler = Sampler(chat_openai(server))
+    await sampler.draw(ASK, 10, PAPER, seed=11)
+    first = sorted((body.get("n", 1), body["seed"]) for body in server.bodies if body.get("n", 1) <= most_n)
+    del server.requests[:]
+    await sampler.draw(ASK, 10, PAPER, seed=11)
+    assert sorted((body.get("n", 1), body["seed"]) for body in server.bodies) == first
+
+
+async def test_a_refusal_that_is_not_about_n_does_not_stay(start, chat_openai):
+    server = start(faults=["400"])
+    sampler = Sampler(chat_openai(server))
+    assert len((await sampler.draw(ASK, 5, PAPER)).completions) == 5
+    del server.requests[:]
+    assert len((await sampler.draw(ASK, 5, PAPER)).completions) == 5
+    assert server.asked_n == [5]
+
+
+async def test_a_refusal_without_a_reason_that_comes_again_is_a_cap(start, chat_openai):
+    server = start(faults=["400", None, None, None, "400"])
+    sampler = Sampler(chat_openai(server))
+    for _ in range(2):
+        assert len((await sampler.draw(ASK, 5, PAPER)).completions) == 5
+    assert server.asked_n == [5, 2, 2, 1] * 2
+    await sampler.draw(ASK, 5, PAPER)
+    assert sorted(server.asked_n[8:]) == [1, 2, 2]
+
+
+async def test_a_server_error_that_names_n_is_a_refusal(start, chat_openai):
+    server = start(most_n=1, refuses_with=500)
+    sampler = Sampler(chat_openai(server))
+    for _ in range(2):
+        assert len((await sampler.draw(ASK, 3, PAPER)).completions) == 3
+    assert server.asked_n == [3, 1, 1, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("limit", "completions", "requests"), [(1, 1, 2), (2, 1, 2), (4, 3, 4), (6, 5, 6), (None, 5, 6)]
+)
+async def test_no_more_requests_are_sent_than_may_be(start, chat_openai, limit, completions, requests):
+    server = start(most_n=1)
+    draw = await Sampler(chat_openai(server)).draw(ASK, 5, PAPER, most_requests=limit)
+    assert (len(draw.completions), draw.usage["requests"], len(server.requests)) == (completions, requests, requests)
+    assert draw.errors == []
+
+
+async def test_requests_that_fail_count_among_those_that_may_be_sent():
+    model = ScriptedChatModel(lambda messages, number: ConnectionError("gone") if number < 2 else f"text {number}")
+    with pytest.raises(PolicyError, match="gone"):
+        await Sampler(model).draw(ASK, 5, PAPER, most_requests=2)
+    assert len(model.requests) == 2
+
+
 async def test_one_completion_sends_no_n(start, chat_openai):
     server = start()
     await Sampler(chat_openai(server, n=4)).draw(ASK, 1, PAPER)

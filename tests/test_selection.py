@@ -123,6 +123,16 @@ def test_stop_reason(best, settings, usage, reason):
 
 
 @pytest.mark.parametrize(
+    ("requests", "reason"), [([1, 3], None), ([1, 5], None), ([0, 7], "budget"), ([5, 7], "budget")]
+)
+def test_what_a_step_asked_for_twice_is_not_expected_of_the_next(requests, reason):
+    records = trajectory(1.0, 2.0)
+    for record, asked in zip(records, requests, strict=True):
+        record["requests"] = asked
+    assert stop_reason(records, TPOSettings(max_requests=12), used(requests=9)) == reason
+
+
+@pytest.mark.parametrize(
     ("failures", "reason"),
     [
         ([], "updates_failed"),

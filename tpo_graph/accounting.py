@@ -7,7 +7,7 @@ from typing import Self
 
 from tpo_graph.types import PhaseUsage, Usage
 
-__all__ = ["Stopwatch", "add_usage", "flops", "no_usage", "total"]
+__all__ = ["Stopwatch", "add_usage", "flops", "no_usage", "plus", "total"]
 
 
 def no_usage() -> PhaseUsage:
@@ -15,7 +15,8 @@ def no_usage() -> PhaseUsage:
     return PhaseUsage(requests=0, input_tokens=0, output_tokens=0, seconds=0.0)
 
 
-def _plus(left: PhaseUsage, right: PhaseUsage) -> PhaseUsage:
+def plus(left: PhaseUsage, right: PhaseUsage) -> PhaseUsage:
+    """The sum of two counts."""
     return PhaseUsage(
         requests=left["requests"] + right["requests"],
         input_tokens=left["input_tokens"] + right["input_tokens"],
@@ -28,7 +29,7 @@ def add_usage(left: Usage | None, right: Usage | None) -> Usage:
     """The reducer of the state's `usage`: sums phase by phase, without changing either side."""
     merged: Usage = dict(left or {})
     for phase, used in (right or {}).items():
-        merged[phase] = _plus(merged.get(phase, no_usage()), used)
+        merged[phase] = plus(merged.get(phase, no_usage()), used)
     return merged
 
 
@@ -36,7 +37,7 @@ def total(usage: Mapping[str, PhaseUsage]) -> PhaseUsage:
     """The sum over all phases."""
     result = no_usage()
     for used in usage.values():
-        result = _plus(result, used)
+        result = plus(result, used)
     return result
 
 

@@ -1,9 +1,10 @@
 """A conversation as text, for prompts; and the cut that keeps a shown response in bounds."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from langchain_core.messages import BaseMessage
+from langchain_core.messages import AIMessage, BaseMessage
 
 from tpo_graph.template import Template
 
@@ -36,12 +37,19 @@ class ConversationFormat:
         if len(messages) == 1 and messages[0].type == "human":
             return self.single.render({"content": messages[0].text})
         return self.separator.join(
-            self.turn.render({"role": self._role(message), "content": message.text}) for message in messages
+            self.turn.render({"role": self._role(message), "content": _content(message)}) for message in messages
         )
 
     def _role(self, message: BaseMessage) -> str:
         role = ROLES.get(message.type, message.type)
         return self.roles.get(role, role)
+
+
+def _content(message: BaseMessage) -> str:
+    """A message's text, and below it each call of a tool, as in `weather({"city": "Turku"})`."""
+    calls = message.tool_calls if isinstance(message, AIMessage) else []
+    told = [f"{call['name']}({json.dumps(call['args'], ensure_ascii=False, default=str)})" for call in calls]
+    return "\n".join([message.text, *told] if message.text else told)
 
 
 def last_query(messages: Sequence[BaseMessage]) -> str:

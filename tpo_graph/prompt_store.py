@@ -123,30 +123,52 @@ class PromptPack:
         Raises:
             PromptError: it can't.
         """
-        self.check_mode(settings.mode, preference=settings.preference, open_tag=settings.open_tag)
-        if settings.fuse_critique and settings.mode != "bon":
+        if settings.mode == "bon":
+            self.prompt("sample", settings.mode)
+            return
+        for phase in _PHASES:
+            self.prompt(phase, settings.mode)
+        if settings.fuse_critique:
             self.prompt("critique", settings.mode)
+        self._check_setting_of_tags(settings)
+        self._check_preference(settings)
 
-    def check_mode(self, mode: Mode, *, preference: str = "", open_tag: str | None = None) -> None:
-        """Make sure that the pack can run `mode` with this preference and tag.
+    def check_mode(self, mode: Mode) -> None:
+        """Make sure that the pack can run `mode`.
 
         Raises:
             PromptError: it can't.
         """
-        if mode == "bon":
-            self.prompt("sample", mode)
+        self.check(TPOSettings(mode=mode))
+
+    def _check_setting_of_tags(self, settings: TPOSettings) -> None:
+        """A tag of the settings reaches the policy only where the prompt has it as a variable."""
+        update = self.prompt("update", settings.mode)
+        used = update.variables if update else frozenset()
+        for name, tag, own in (
+            ("open_tag", settings.open_tag, self.open_tag),
+            ("close_tag", settings.close_tag, self.close_tag),
+        ):
+            if tag not in (None, own) and name not in used:
+                raise PromptError(
+                    f"Prompt pack {self.name!r} asks for the tag {own!r} in its own words, so the setting "
+                    f"{name}={tag!r} would find nothing.",
+                    hint="Leave the setting out, or use $open_tag and $close_tag in the update prompt.",
+                )
+
+    def _check_preference(self, settings: TPOSettings) -> None:
+        """A preference must reach loss, gradient and update, each by itself or inside the loss prompt that it shows."""
+        if not settings.preference:
             return
-        used = [self.prompt(phase, mode) for phase in _PHASES]
-        update = self.prompt("update", mode)
-        if open_tag not in (None, self.open_tag) and update is not None and "open_tag" not in update.variables:
+        critique: tuple[PolicyPhase | Literal["critique"], ...] = ("critique",) if settings.fuse_critique else ("loss",)
+        shown = {phase: self.prompt(phase, settings.mode) for phase in (*critique, "gradient", "update")}
+        loss = self.prompt("loss", settings.mode)
+        carriers = {"preference"} | ({"loss_prompt"} if loss and "preference" in loss.user.variables else set())
+        without = [f"{phase!r}" for phase, prompt in shown.items() if prompt and not carriers & prompt.variables]
+        if without:
             raise PromptError(
-                f"Prompt pack {self.name!r} asks for the tag {self.open_tag!r} in its own words, so the setting "
-                f"open_tag={open_tag!r} would find nothing.",
-                hint="Leave the setting out, or use $open_tag and $close_tag in the update prompt.",
-            )
-        if preference and not any(prompt is not None and "preference" in prompt.variables for prompt in used):
-            raise PromptError(
-                f"Prompt pack {self.name!r} does not use 'preference': the preference {preference!r} would be lost.",
+                f"Prompt pack {self.name!r} does not use 'preference' in {' and '.join(without)}: "
+                f"the preference {settings.preference!r} would be lost there.",
                 hint="Put $preference into its loss, gradient and update prompts, or use another pack.",
             )
 
@@ -275,8 +297,11 @@ def _written(prompt: PhasePrompt) -> str:
 
 
 def _check_tags(pack: PromptPack, name: str, prompt: PhasePrompt) -> None:
-    """The policy must be told the opening tag: by variable, or in the pack's own words."""
-    if "open_tag" not in prompt.variables and pack.open_tag not in _written(prompt):
-        raise PromptError(
-            f"{name}.toml of prompt pack {pack.name!r} must use open_tag or hold the tag {pack.open_tag!r} itself."
-        )
+    """The policy must be told both tags, by variable or in the pack's own words; a stop text may be the closing one."""
+    stops = prompt.sampling.get("stop", ())
+    for variable, tag in (("open_tag", pack.open_tag), ("close_tag", pack.close_tag)):
+        ended = variable == "close_tag" and any(tag.startswith(stop) for stop in stops)
+        if variable not in prompt.variables and tag not in _written(prompt) and not ended:
+            raise PromptError(
+                f"{name}.toml of prompt pack {pack.name!r} must use {variable} or hold the tag {tag!r} itself."
+            )

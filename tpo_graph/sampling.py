@@ -6,7 +6,9 @@ which sampling knobs it refuses.
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,12 +21,15 @@ from langchain_core.runnables.config import ensure_config, merge_configs
 from tpo_graph.accounting import Stopwatch, no_usage
 from tpo_graph.errors import ConfigurationError, PolicyError
 from tpo_graph.policies.knobs import Policy, change_models, completion_fields, knob_fields, takes, usable_knobs
-from tpo_graph.policies.provider_errors import hint_for, may_refuse_n, one_line, refused_knob, smaller_n
+from tpo_graph.policies.provider_errors import hint_for, may_refuse_n, one_line, refused_knob
+from tpo_graph.policies.request_size import Refusal, RequestSize, pieces
 from tpo_graph.policies.transport import loop_safe
 from tpo_graph.settings import Sampling
 from tpo_graph.types import PhaseUsage
 
 __all__ = ["Completion", "Draw", "Policy", "Sampler"]
+
+_log = logging.getLogger(__name__)
 
 _CUT_SHORT = frozenset({"length", "max_tokens", "max_output_tokens"})
 _MOST_SEEDS = 2**31 - 1
@@ -83,22 +88,34 @@ class Sampler:
             )
         self.policy = change_models(policy, loop_safe)
         self._model, self._bound, self._config = _unwrap(self.policy)
-        # completions a request; None: no limit is known
-        self._most: int | None = None if self._model is not None and takes(self._model, "n") else 1
+        self._size = RequestSize(None if self._model is not None and takes(self._model, "n") else 1)
         self._copies: dict[tuple[tuple[str, Any], ...], BaseChatModel] = {}  # the latest ones, by their fields
         self._refused: set[str] = set()  # knobs that the provider refuses
+        self._warned: set[str] = set()
 
     @property
     def tokenize(self) -> Callable[[str], list[int]] | None:
         """The policy's own tokenizer (`custom_get_token_ids`), or None."""
         return getattr(self._model, "custom_get_token_ids", None)
 
+    def warn_once(self, text: str) -> None:
+        """Log a warning about this policy, unless it was logged before."""
+        if text not in self._warned:
+            self._warned.add(text)
+            _log.warning(text)
+
     def requests_for(self, n: int) -> int:
         """The fewest requests that `n` completions take, as far as is known."""
-        return len(_pieces(n, self._most))
+        return len(pieces(range(n), self._size.most))
 
     async def draw(
-        self, messages: Sequence[BaseMessage], n: int, sampling: Sampling, *, seed: int | None = None
+        self,
+        messages: Sequence[BaseMessage],
+        n: int,
+        sampling: Sampling,
+        *,
+        seed: int | None = None,
+        most_requests: int | None = None,
     ) -> Draw:
         """Ask for `n` completions.
 
@@ -106,67 +123,76 @@ class Sampler:
             messages: what the policy is shown.
             n: how many, 1 or more.
             sampling: temperature and the like.
-            seed: of the first request; further ones count up from it. None sends none.
+            seed: of the first completion; the others count up from it, as servers do within a request. None sends
+                none.
+            most_requests: after this many, what came is all. Where every one was refused, they go on until one is
+                answered.
 
         Returns:
-            What came. Some of N failing is no error; `errors` tells.
+            What came, in the order of its seeds. Some of N failing is no error; `errors` tells.
 
         Raises:
             PolicyError: nothing came; the cause is the last failure, and `usage` tells what was spent.
             ConfigurationError: a knob was set that this policy has no way to take.
         """
         draw = Draw()
-        sent = 0
-        most, probing = self._most, False
+        came: dict[int, Completion] = {}
+        missing = list(range(n))  # places among the N: each has its seed, whichever request asks for it
+        most = self._size.most
+        refusal: Refusal | None = None
         with Stopwatch() as watch:
-            while (missing := n - len(draw.completions) - len(draw.errors)) > 0:
-                # after a refusal one piece tells whether it was n that was refused
-                sizes = _pieces(missing, most)[: 1 if probing else None]
+            while missing:
+                left = n if most_requests is None else most_requests - draw.usage["requests"]
+                if left < 1 and (came or draw.errors):
+                    break
+                # after a refusal one request tells whether it was n that was refused
+                places = pieces(missing, most)[: 1 if refusal else max(1, left)]
+                knobs = usable_knobs(sampling, self._refused)
                 requests = [
-                    self._request(list(messages), size, sampling, _shift(seed, sent + place), draw.usage)
-                    for place, size in enumerate(sizes)
+                    self._request(list(messages), len(piece), knobs | _seed(seed, piece[0]), sampling, draw.usage)
+                    for piece in places
                 ]
-                sent += len(sizes)
-                refusals = []
-                for size, outcome in zip(sizes, await asyncio.gather(*requests, return_exceptions=True), strict=True):
+                refusals: list[Refusal] = []
+                for piece, outcome in zip(places, await asyncio.gather(*requests, return_exceptions=True), strict=True):
+                    done: Sequence[int] = piece
                     if isinstance(outcome, list):
-                        draw.completions += outcome
-                        if len(outcome) < size or probing:
-                            most = self._most = min(self._most or size, size, len(outcome))
-                        probing = False
-                    elif size > 1 and may_refuse_n(outcome):
-                        refusals.append(smaller_n(outcome, size))
+                        done = piece[: len(outcome)]
+                        came.update(zip(done, outcome, strict=False))
+                        self._size.took(len(piece), len(done), refusal)
+                        if refusal or len(done) < len(piece):
+                            most, refusal = min(most or n, len(piece), len(done)), None
+                    elif isinstance(outcome, Exception) and self._drops_knob(outcome, knobs.keys() - sampling.explicit):
+                        done = ()
+                    elif len(piece) > 1 and isinstance(outcome, Exception) and may_refuse_n(outcome):
+                        refusals.append(Refusal.of(outcome, len(piece)))
+                        done = ()
                     elif isinstance(outcome, ConfigurationError) or not isinstance(outcome, Exception):
                         raise outcome
                     else:
                         # a probe of one that fails as well: it was not n, and nothing else will help
-                        draw.errors += [outcome] * (missing if probing else size)
+                        done = missing if refusal else piece
+                        draw.errors += [outcome] * len(done)
+                    missing = [place for place in missing if place not in done]
                 if refusals:
-                    most, probing = min(refusals), True
-        draw.completions = draw.completions[:n]
+                    refusal = min(refusals, key=lambda each: each.smaller)
+                    most = refusal.smaller
+        draw.completions = [came[place] for place in sorted(came)]
         draw.usage["seconds"] = watch.seconds
         if not draw.completions:
             raise _failed(draw, str(getattr(self._model, "openai_api_base", None) or "")) from draw.errors[-1]
         return draw
 
-    async def _request(
-        self, messages: list[BaseMessage], n: int, sampling: Sampling, seed: int | None, usage: PhaseUsage
-    ) -> list[Completion]:
-        """One request; asks again without a knob of which the provider says that it does not take it."""
-        while True:
-            knobs = usable_knobs(sampling, seed, self._refused)
-            usage["requests"] += 1
-            try:
-                return await self._ask(messages, n, knobs, sampling, usage)
-            except Exception as error:  # any provider's; what is not about a knob goes on to `draw`
-                knob = refused_knob(error, knobs.keys() - sampling.explicit - {"seed"})
-                if knob is None:
-                    raise
-                self._refused.add(knob)
+    def _drops_knob(self, error: Exception, knobs: AbstractSet[str]) -> bool:
+        """Whether the provider says that it does not take one of `knobs`, which is then never sent again."""
+        knob = refused_knob(error, knobs)
+        if knob is not None:
+            self._refused.add(knob)
+        return knob is not None
 
-    async def _ask(
+    async def _request(
         self, messages: list[BaseMessage], n: int, knobs: Mapping[str, float], sampling: Sampling, usage: PhaseUsage
     ) -> list[Completion]:
+        usage["requests"] += 1
         config = merge_configs(ensure_config(), self._config, {"tags": [_NOSTREAM]})
 
         def told(model: BaseChatModel) -> BaseChatModel:
@@ -226,15 +252,9 @@ def _unwrap(policy: Policy) -> tuple[BaseChatModel | None, dict[str, Any], Runna
     return (inner, bound, config) if isinstance(inner, BaseChatModel) else (None, {}, {})
 
 
-def _pieces(n: int, most: int | None) -> list[int]:
-    """`n` as sizes of requests of at most `most` completions."""
-    if most is None or n <= most:
-        return [n]
-    return [most] * (n // most) + ([n % most] if n % most else [])
-
-
-def _shift(seed: int | None, by: int) -> int | None:
-    return None if seed is None else (seed + by) % _MOST_SEEDS
+def _seed(first: int | None, place: int) -> dict[str, int]:
+    """The knob `seed` of a request whose first completion has this place among the N."""
+    return {} if first is None else {"seed": (first + place) % _MOST_SEEDS}
 
 
 def _completion(generation: ChatGeneration) -> Completion:

@@ -96,10 +96,17 @@ class TPOSettings(BaseModel):
     patience: int = _knob(1, "How many such steps in a row end the run.", "select", ge=1)
     target_reward: float | None = _knob(None, "Stop as soon as the best reward is at least this.", "select")
     max_requests: int | None = _knob(
-        None, "No step begins that would take the requests of the run over this.", "select", ge=1
+        None,
+        "No step begins that would take the requests of the run over this, a judge's included; when a phase takes more "
+        "than was foreseen, it ends with what came.",
+        "select",
+        ge=1,
     )
     max_tokens: int | None = _knob(
-        None, "No step begins once the run has used this many tokens, prompts included.", "select", ge=1
+        None,
+        "No step begins once the run has used this many tokens, prompts included, as the provider counts them.",
+        "select",
+        ge=1,
     )
     max_seconds: float | None = _knob(None, "No step begins once the run has worked this long.", "select", gt=0)
     open_tag: str | None = _knob(None, "Text before a revised response; none takes the prompt pack's.", "update")

@@ -112,7 +112,7 @@ class StepRecord(TypedDict):
         mean_reward: mean reward of the candidates that this step added; None when it added none.
         candidates: how many scored candidates this step added.
         failures: how many responses and requests of this step could not be used.
-        requests: requests to the policy and the critic in this step.
+        requests: requests of this step to policy and critic, and to a reward model that counts its own (a judge).
         input_tokens: prompt tokens of this step, as the provider counts them.
         output_tokens: completion tokens of this step.
         seconds: wall time since the step before was selected (for step 0: since the run began).

@@ -86,6 +86,13 @@ def test_loss_and_gradient_of_any_text_are_shown_as_they_are(text):
     [
         ("<revised_response>cut off here", "not_closed"),
         (AIMessage("<revised_response>cut off", response_metadata={"finish_reason": "length"}), "truncated"),
+        (
+            AIMessage(
+                "<revised_response>Use <revised_response>x</revised_response> in the prompt, then the rest is cu",
+                response_metadata={"finish_reason": "length"},
+            ),
+            "truncated",
+        ),
         ("no tags at all", "no_tags"),
         ("only the end</revised_response>", "no_tags"),
         ("<revised_response></revised_response>", "empty"),
@@ -122,6 +129,13 @@ def test_a_truncated_first_candidate_is_kept_and_marked():
     cut = AIMessage("cand 9", response_metadata={"finish_reason": "length"})
     result = run(scripted_policy(sample=cut), depth=0, n=1)
     assert result["best"]["truncated"] is True
+
+
+def test_the_first_line_of_an_answer_keeps_its_indentation():
+    code = "    if 9:\n        return 9"
+    policy = scripted_policy(sample=f"\n{code}\n", update=f"<revised_response>\n{code}0\n</revised_response>")
+    result = run(policy, depth=1, mode="revision", n=1)
+    assert [each["text"] for each in result["cache"]] == [code, f"{code}0"]
 
 
 def test_empty_first_candidates_are_recorded():

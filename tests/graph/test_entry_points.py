@@ -13,7 +13,7 @@ from typing_extensions import TypedDict
 
 from tests.fresh_process import run_script
 from tests.tpo_script import number_reward, scripted_policy
-from tpo_graph import create_tpo_graph
+from tpo_graph import ConfigurationError, TPOSettings, create_tpo_graph
 
 QUERY = {"query": "q"}
 
@@ -338,3 +338,27 @@ def test_inside_a_chain_a_run_takes_a_recursion_limit_of_4_and_5_a_step():
         return graph().invoke({"query": query}, {"recursion_limit": 4 + 5 * 6}, context={"depth": 6})["step"]
 
     assert RunnableLambda(call).invoke("q") == 6
+
+
+@pytest.mark.parametrize(("settings", "needed"), [({"depth": 5}, 29), ({"depth": 9, "fuse_critique": True}, 49)])
+def test_inside_a_chain_a_run_that_is_too_deep_is_refused_before_anything_is_paid_for(settings, needed):
+    from langchain_core.runnables import RunnableLambda
+
+    policy = scripted_policy()
+    tpo = create_tpo_graph(policy, number_reward(), settings=TPOSettings(**settings))
+    chain = RunnableLambda(lambda query: {"query": query}) | tpo
+    with pytest.raises(
+        ConfigurationError, match=f"takes a recursion limit of {needed}, and the one given is 25"
+    ) as caught:
+        chain.invoke("q")
+    assert f'config={{"recursion_limit": {needed}}}' in caught.value.hint
+    assert policy.requests == []
+    assert chain.invoke("q", {"recursion_limit": needed})["step"] == settings["depth"]
+
+
+@pytest.mark.parametrize("settings", [{"depth": 4}, {"depth": 99, "mode": "bon"}])
+def test_inside_a_chain_a_run_that_fits_needs_no_recursion_limit(settings):
+    from langchain_core.runnables import RunnableLambda
+
+    tpo = create_tpo_graph(scripted_policy(), number_reward(), settings=TPOSettings(**settings))
+    assert (RunnableLambda(lambda query: {"query": query}) | tpo).invoke("q")["answer"]

@@ -75,7 +75,11 @@ def test_the_budget_counts_the_fused_request_once(chat_server, chat_openai, limi
 
 def test_a_pack_without_the_prompt_is_refused_before_anything_is_paid_for(tmp_path):
     (tmp_path / "pack.toml").write_text("open_tag = '<r>'\nclose_tag = '</r>'\n", encoding="utf-8")
-    for name, user in {"loss": "$query $best $worst", "gradient": "$loss", "update": "$gradient $open_tag"}.items():
+    for name, user in {
+        "loss": "$query $best $worst",
+        "gradient": "$loss",
+        "update": "$gradient $open_tag $close_tag",
+    }.items():
         (tmp_path / f"{name}.toml").write_text(f"user = '{user}'\n", encoding="utf-8")
     policy = scripted_policy()
     with pytest.raises(PromptError, match=r"has no critique\.toml"):

@@ -74,12 +74,12 @@ def test_the_whole_history_reaches_policy_reward_model_and_prompts():
 def test_tool_results_are_part_of_the_conversation():
     messages = [
         HumanMessage("weather?"),
-        AIMessage("", tool_calls=[{"name": "weather", "args": {}, "id": "1"}]),
+        AIMessage("", tool_calls=[{"name": "weather", "args": {"city": "Turku"}, "id": "1"}]),
         {"role": "tool", "content": "22 degrees", "tool_call_id": "1"},
     ]
     policy = scripted_policy()
     result = run({"messages": messages}, policy, depth=1)
-    assert "[Tool] 22 degrees" in policy.requests[5][-1].text
+    assert '[Assistant] weather({"city": "Turku"})\n\n[Tool] 22 degrees' in policy.requests[5][-1].text
     assert result["stop_reason"] == "depth"
 
 

@@ -1,5 +1,7 @@
 """Nodes, prompts, models and edges that a user puts in place of ours."""
 
+import functools
+
 import pytest
 from langchain_core.runnables import RunnableLambda
 from langgraph.graph import END
@@ -39,7 +41,21 @@ def plain_function_with_runtime(state, runtime: Runtime[TPOSettings]):
     return MINE
 
 
+class AsyncObject:
+    async def __call__(self, state, runtime: Runtime[TPOSettings]):
+        assert runtime is not None
+        return MINE
+
+
+class PlainObject:
+    def __call__(self, state):
+        return MINE
+
+
 REPLACEMENTS = [
+    AsyncObject(),
+    PlainObject(),
+    functools.partial(state_and_runtime),
     only_state,
     state_and_runtime,
     state_and_config,
@@ -81,6 +97,17 @@ def test_a_score_node_of_ones_own():
 
     result = create_tpo_graph(scripted_policy(), number_reward(), nodes={"score": score}).invoke({"query": "q"})
     assert result["answer"] == "cand 0"
+
+
+def test_an_update_that_forgets_to_count_the_step_is_an_error_that_says_what_to_return():
+    def update(state):
+        return {"pending": [{"id": "x", "step": state["step"] + 1, "text": "rev 7", "truncated": False}]}
+
+    policy = scripted_policy()
+    with pytest.raises(ConfigurationError, match="`update` does not write `step`") as caught:
+        create_tpo_graph(policy, number_reward(), nodes={"update": update}).invoke({"query": "q"}, context={"depth": 9})
+    assert '"step": state["step"] + 1' in caught.value.hint
+    assert len(policy.requests) == 5 + 2 * 2
 
 
 def test_an_unknown_node_name_is_an_error_that_lists_the_nodes():

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from tests.tpo_script import GRADIENT, LOSS, number_reward, phase_of
-from tpo_graph import PromptPack, create_tpo_graph
+from tpo_graph import PromptPack, TPOSettings, create_tpo_graph
+from tpo_graph.graph.phase import PhaseRequest
 
 
 def test_d2_n5_is_seven_requests_with_the_papers_settings(chat_server, chat_openai):
@@ -65,6 +66,18 @@ def test_no_two_requests_of_a_fanned_out_run_share_a_seed(chat_server, chat_open
     assert len(seeds) == len(set(seeds)) == 19
 
 
+@pytest.mark.parametrize("n", [5, 1024])
+def test_no_two_phases_or_attempts_share_a_seed(n):
+    pack, seeds = PromptPack.load("tpo"), []
+    for step in range(3):
+        phases = ("loss", "gradient", "update") if step else ("sample",)
+        for phase in phases:
+            request = PhaseRequest(phase, {"step": step - 1}, TPOSettings(n=n, seed=7), pack)
+            for attempt in (0, 1):
+                seeds += [request.seed(attempt) + place for place in range(1 if phase in ("loss", "gradient") else n)]
+    assert len(set(seeds)) == len(seeds)
+
+
 def test_a_step_that_is_asked_for_twice_uses_other_seeds(chat_server, chat_openai):
     server = chat_server(answer=lambda request, number: f"cand {number}")
     create_tpo_graph(chat_openai(server), number_reward()).invoke({"query": "q"}, context={"seed": 11})
@@ -117,7 +130,7 @@ assistant = "BOT"
     "loss.toml": "system = 'loss of $query'\nuser = 'L1 $conversation | $best | {{worst}} |$preference'",
     "gradient.toml": "system = 'grad'\nuser = '''G1 ${loss} ~ $loss_prompt ~$preference $$5 {not_a_mark}'''",
     "update.toml": """
-user = 'U1 $query $best $worst $loss $gradient $open_tag$close_tag'
+user = 'U1 $query $best $worst $loss $gradient$preference $open_tag$close_tag'
 system = '  upd  '
 [sampling]
 temperature = 0.2
@@ -156,7 +169,7 @@ def test_a_pack_of_ones_own_is_reproduced_byte_for_byte(chat_server, chat_openai
         ],
         [
             {"role": "system", "content": "  upd  "},
-            {"role": "user", "content": "U1 why? cand 1 cand 0 THE LOSS THE GRADIENT [[[]]]"},
+            {"role": "user", "content": "U1 why? cand 1 cand 0 THE LOSS THE GRADIENT PREF<kind> [[[]]]"},
         ],
     ]
     assert server.bodies[-1]["temperature"] == 0.2

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from tests.tpo_script import number_reward, phases_asked, scripted_policy
+from tests.tpo_script import number_reward, phase_of, phases_asked, scripted_policy, server_reply
 from tpo_graph import PolicyError, RewardError, create_tpo_graph
 from tpo_graph.testing import TableReward
 
@@ -234,3 +234,52 @@ def test_the_budget_is_kept_when_revisions_are_asked_for_once_more():
     policy = scripted_policy(update="no tags")
     run(policy, max_requests=12)
     assert len(policy.requests) <= 12
+
+
+@pytest.mark.parametrize("limit", range(5, 20))
+@pytest.mark.parametrize("phase", ["loss", "gradient", "update"])
+def test_the_budget_is_kept_whatever_is_asked_for_once_more(phase, limit):
+    seen = []
+
+    def nothing_at_first(number):
+        seen.append(number)
+        if len(seen) <= (5 if phase == "update" else 1):
+            return ""
+        return f"<revised_response>rev {number}</revised_response>" if phase == "update" else "words"
+
+    policy = scripted_policy(**{phase: nothing_at_first})
+    result = run(policy, max_requests=limit)
+    assert len(policy.requests) == sum(used["requests"] for used in result["usage"].values()) <= limit
+    assert result["answer"] == result["best"]["text"]
+
+
+@pytest.mark.parametrize(("limit", "asked"), [(4, 1), (5, 2)])
+def test_an_empty_critique_is_asked_for_again_only_where_an_update_can_follow(chat_server, chat_openai, limit, asked):
+    def no_loss(request, number):
+        return "" if phase_of(request.text) == "loss" else server_reply(request, number)
+
+    server = chat_server(answer=no_loss)
+    graph = create_tpo_graph(chat_openai(server), number_reward())
+    result = graph.invoke({"query": "q"}, context={"max_requests": limit})
+    assert (result["stop_reason"], result["answer"]) == ("policy_failed", "cand 4")
+    assert [phase_of(request.text) for request in server.requests] == ["sample", *["loss"] * asked]
+
+
+@pytest.mark.parametrize("limit", range(1, 9))
+def test_the_budget_is_kept_where_the_provider_refuses_n(chat_server, chat_openai, limit):
+    server = chat_server(most_n=1)
+    result = create_tpo_graph(chat_openai(server), number_reward()).invoke(
+        {"query": "q"}, context={"max_requests": limit}
+    )
+    # the first request is refused, so one more is needed for any answer at all
+    assert len(server.requests) <= max(2, limit)
+    assert len(result["cache"]) == max(1, min(5, limit - 1))
+    assert result["stop_reason"] in ("budget", "no_preference")
+
+
+def test_max_tokens_says_so_once_where_the_provider_does_not_count(chat_server, chat_openai, caplog):
+    graph = create_tpo_graph(chat_openai(chat_server(tells_usage=False)), number_reward())
+    assert graph.invoke({"query": "q"})["stop_reason"] == "depth"
+    assert caplog.messages == []
+    assert graph.invoke({"query": "q"}, context={"max_tokens": 1})["stop_reason"] == "depth"
+    assert caplog.messages == ["max_tokens=1 will not end the run: the provider does not count tokens."]

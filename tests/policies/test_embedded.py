@@ -10,8 +10,8 @@ import openai
 import pytest
 from langchain_core.messages import HumanMessage
 
-from tpo_graph import ConfigurationError, MissingDependencyError, load_policy
-from tpo_graph.policies.embedded import start_embedded_server
+from tpo_graph import ConfigurationError, MissingDependencyError, PolicyError, load_policy
+from tpo_graph.policies.embedded import default_context_tokens, start_embedded_server
 from tpo_graph.sampling import Sampler
 from tpo_graph.settings import Sampling
 
@@ -60,6 +60,26 @@ def test_more_completions_than_slots_are_drawn_in_pieces(server):
     draw = asyncio.run(sampler.draw([HumanMessage("Once upon a time")], server.slots + 2, sampling))
     assert len(draw.completions) == server.slots + 2
     assert not draw.errors
+
+
+@pytest.mark.embedded
+def test_options_of_the_server_and_of_the_chat_model_can_be_given(server):
+    policy = load_policy("local", context_tokens=server.context_tokens, timeout=60, metadata={"mine": 1})
+    assert (policy.request_timeout, policy.metadata["mine"], policy.metadata["tpo_prompts"]) == (60, 1, "base")
+
+
+@pytest.mark.embedded
+def test_a_context_that_is_too_small_says_what_to_change(server):
+    del server
+    policy = load_policy("local", context_tokens=256)
+    with pytest.raises(PolicyError) as caught:
+        asyncio.run(Sampler(policy).draw([HumanMessage("one two three " * 200)], 1, Sampling(max_new_tokens=8)))
+    assert "context_tokens=" in caught.value.hint
+
+
+def test_a_chat_model_gets_room_for_the_longest_prompt_and_answers():
+    assert default_context_tokens(slots=8, has_chat_template=True) >= 4 * 2048 + 8 * 2048
+    assert default_context_tokens(slots=8, has_chat_template=False) == 16384
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):

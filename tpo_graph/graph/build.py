@@ -48,7 +48,7 @@ def build_tpo_graph(
         critic: writes loss and gradient; the policy when None.
         prompts: a pack, its name or its folder; None takes the one that suits the policy.
         nodes: replacements by name, as in `{"loss": my_node}`: async or sync functions of
-            `(state, runtime) -> partial state`, or any Runnable.
+            `(state, runtime) -> partial state`, objects that can be called so, or any Runnable.
         settings: defaults for every run; None reads the `TPO_*` variables. A call's `context` overrides what it
             names.
 
@@ -93,7 +93,7 @@ def wire(bodies: Mapping[str, Any], *, context_schema: type[Settings]) -> StateG
     graph: StateGraph[TPOState, Settings, TPOInput]
     graph = StateGraph(TPOState, context_schema=context_schema, input_schema=TPOInput)
     for name, body in bodies.items():
-        graph.add_node(name, AsyncNode(body, name) if inspect.iscoroutinefunction(body) else body)
+        graph.add_node(name, AsyncNode(body, name) if _is_async(body) else body)
     graph.add_edge(START, "sample")
     graph.add_edge("sample", "score")
     graph.add_edge("score", "select")
@@ -102,6 +102,11 @@ def wire(bodies: Mapping[str, Any], *, context_schema: type[Settings]) -> StateG
     graph.add_edge("gradient", "update")
     graph.add_edge("update", "score")
     return graph
+
+
+def _is_async(body: object) -> bool:
+    """Whether it is an async function, or an object that is called like one."""
+    return inspect.iscoroutinefunction(body) or inspect.iscoroutinefunction(type(body).__call__)
 
 
 def create_tpo_graph(
@@ -123,8 +128,8 @@ def create_tpo_graph(
         >>> graph.invoke({"query": "2 + 2?"}, context={"mode": "bon", "n": 2})["answer"]
         '4'
 
-    A run takes 3 + 5 D supersteps. Inside an LCEL chain langchain-core sets a recursion limit of 25, which ends
-    runs of D >= 5: call the graph there with `config={"recursion_limit": 4 + 5 * D}`.
+    A run takes 3 + 5 D supersteps. Inside an LCEL chain langchain-core sets a recursion limit of 25, with which runs
+    of D >= 5 are refused: call the graph there with `config={"recursion_limit": 4 + 5 * D}`.
 
     Args:
         policy: see `build_tpo_graph`, as for all others up to `settings`.

@@ -6,20 +6,21 @@ from dataclasses import dataclass
 from langchain_core.messages import BaseMessage
 from langgraph.runtime import Runtime
 
-from tpo_graph.accounting import add_usage, no_usage
+from tpo_graph.accounting import add_usage, no_usage, plus, total
 from tpo_graph.conversation import cut_to_tokens, last_query
 from tpo_graph.errors import PolicyError
 from tpo_graph.graph.state import TPOState
 from tpo_graph.prompt_store import PhasePrompt, PromptPack
 from tpo_graph.sampling import Draw, Sampler
+from tpo_graph.selection import fits_budget
 from tpo_graph.settings import PolicyPhase, TPOSettings
-from tpo_graph.types import FailureReason, FailureRecord, Phase, PhaseUsage
+from tpo_graph.types import FailureReason, FailureRecord, Phase, PhaseUsage, Usage
 
 __all__ = ["PhaseRequest", "critique", "effective_settings", "failure", "request_failures"]
 
-_SEEDS_PER_STEP = 10_000
-_SEEDS_PER_ATTEMPT = 2_000
-_FIRST_SEED: Mapping[PolicyPhase, int] = {"sample": 0, "loss": 4_000, "gradient": 5_000, "update": 6_000}
+_SEEDS_PER_ATTEMPT = 2_000  # N is 1024 at most, and each phase asks twice at most
+_FIRST_SEED: Mapping[PolicyPhase, int] = {"sample": 0, "loss": 4_000, "gradient": 8_000, "update": 12_000}
+_SEEDS_PER_STEP = 16_000
 
 
 def effective_settings(defaults: TPOSettings, runtime: Runtime[TPOSettings] | None) -> TPOSettings:
@@ -78,14 +79,41 @@ class PhaseRequest:
             return conversation
         return self.prompts.render(prompt, self._values(sampler, conversation, prompt.variables))
 
-    async def draw(self, sampler: Sampler, messages: list[BaseMessage], n: int, *, attempt: int = 0) -> Draw:
-        """Send it."""
-        prompt = self.prompt
-        sampling = self.settings.sampling(self.phase, prompt.sampling if prompt else None)
-        return await sampler.draw(messages, n, sampling, seed=self._seed(attempt))
+    def usage(self, used: PhaseUsage | None = None) -> Usage:
+        """What the run has used so far, with what this phase has used; the phase `sample` begins a new run."""
+        before = {} if self.phase == "sample" else self.state.get("usage", {})
+        return add_usage(before, {self.phase: used} if used else {})
 
-    def _seed(self, attempt: int) -> int | None:
-        """A seed of its own for every request of a run, so that no two draw the same."""
+    async def draw(
+        self,
+        sampler: Sampler,
+        messages: list[BaseMessage],
+        n: int,
+        *,
+        attempt: int = 0,
+        used: PhaseUsage | None = None,
+    ) -> Draw:
+        """Send it, in as many requests as `max_requests` leaves; what came by then is all.
+
+        Args:
+            sampler: the policy, or the critic.
+            messages: what it is shown.
+            n: how many completions.
+            attempt: 1 when the phase asks once more.
+            used: what the phase has used before.
+        """
+        prompt, limit = self.prompt, self.settings.max_requests
+        sampling = self.settings.sampling(self.phase, prompt.sampling if prompt else None)
+        left = None if limit is None else limit - total(self.usage(used))["requests"]
+        draw = await sampler.draw(messages, n, sampling, seed=self.seed(attempt), most_requests=left)
+        if self.settings.max_tokens is not None and not draw.usage["input_tokens"] + draw.usage["output_tokens"]:
+            sampler.warn_once(
+                f"max_tokens={self.settings.max_tokens} will not end the run: the provider does not count tokens."
+            )
+        return draw
+
+    def seed(self, attempt: int) -> int | None:
+        """The seed of the first completion; every completion of a run has its own, so that no two are drawn alike."""
         if self.settings.seed is None:
             return None
         place = _FIRST_SEED[self.phase] + attempt * _SEEDS_PER_ATTEMPT + self.step * _SEEDS_PER_STEP
@@ -109,7 +137,7 @@ class PhaseRequest:
 
 
 async def critique(sampler: Sampler, request: PhaseRequest) -> tuple[str, PhaseUsage, list[FailureRecord]]:
-    """One text from the critic, for loss and gradient. An empty one is asked for once more.
+    """One text from the critic, for loss and gradient. An empty one is asked for once more if the budget allows it.
 
     Returns:
         The text, "" when there is none; what it cost; what could not be used.
@@ -119,24 +147,29 @@ async def critique(sampler: Sampler, request: PhaseRequest) -> tuple[str, PhaseU
     """
     conversation: list[BaseMessage] = list(request.state["messages"])
     messages = request.messages(sampler, conversation)
-    used = {"": no_usage()}
+    used = no_usage()
     failures: list[FailureRecord] = []
+    # what the step still takes besides asking once more: an update, and a gradient of its own
+    rest = 2 if request.phase == "loss" and not request.is_fused else 1
     for attempt in (0, 1):
+        if attempt and not fits_budget(request.settings, request.usage(used), 1 + rest):
+            break
         try:
-            draw = await request.draw(sampler, messages, 1, attempt=attempt)
+            draw = await request.draw(sampler, messages, 1, attempt=attempt, used=used)
         except PolicyError as error:
             if request.settings.on_failure == "raise":
                 raise
-            used = add_usage(used, {"": error.usage or no_usage()})
-            return "", used[""], [*failures, failure(request.phase, request.step, "request_failed", str(error))]
-        used = add_usage(used, {"": draw.usage})
+            used = plus(used, error.usage or no_usage())
+            return "", used, [*failures, failure(request.phase, request.step, "request_failed", str(error))]
+        used = plus(used, draw.usage)
         text = draw.completions[0].text.strip()
         if text:
-            return text, used[""], []
+            return text, used, []
         failures.append(failure(request.phase, request.step, "empty"))
     if request.settings.on_failure == "raise":
-        raise PolicyError(f"The critic wrote nothing in phase {request.phase!r} of step {request.step}, twice.")
-    return "", used[""], failures
+        times = "twice" if len(failures) == 2 else "and the budget does not allow to ask again"
+        raise PolicyError(f"The critic wrote nothing in phase {request.phase!r} of step {request.step}, {times}.")
+    return "", used, failures
 
 
 def failure(phase: Phase, step: int, reason: FailureReason, detail: str = "", text: str = "") -> FailureRecord:

@@ -26,7 +26,7 @@ from typing import Any, TypeAlias
 
 from tpo_graph.errors import ConfigurationError, MissingDependencyError, PolicyError
 
-__all__ = ["EmbeddedServer", "start_embedded_server"]
+__all__ = ["EmbeddedServer", "default_context_tokens", "start_embedded_server"]
 
 _log = logging.getLogger(__name__)
 
@@ -40,6 +40,9 @@ _PASS_THROUGH_TEMPLATE = (
 # libgomp's own spin count for a machine with more threads than cores (its default is 300,000 and more).
 _SPIN_COUNT = "1000"
 _MAX_THREADS = 8  # a small model has too little work between two barriers to feed more
+
+_BASE_CONTEXT = 16_384  # prompts and answers of the pack "base" are short
+_CHAT_PROMPT, _CHAT_ANSWER = 8_192, 2_048  # of the pack "tpo" at its longest: best, loss and gradient, and an answer
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ class EmbeddedServer:
 
 
 _Running: TypeAlias = tuple[EmbeddedServer, Any]  # and xllamacpp's Server, which is untyped
-_Key: TypeAlias = tuple[Path, int | None, int, int]
+_Key: TypeAlias = tuple[Path, int | None, int, int | None]
 _lock = threading.Lock()
 _running: dict[_Key, _Running] = {}
 
@@ -74,7 +77,7 @@ def start_embedded_server(
     *,
     threads: int | None = None,
     slots: int = 8,
-    context_tokens: int = 16384,
+    context_tokens: int | None = None,
 ) -> EmbeddedServer:
     """Start a server for `gguf`, or return the one that this process already runs with the same options.
 
@@ -89,7 +92,9 @@ def start_embedded_server(
         gguf: a GGUF file; None for the packaged Gemma 3 270M, which is written to the user's cache directory once.
         threads: threads that compute; None chooses by the CPUs this process may use.
         slots: completions at the same time, at least 1. llama.cpp refuses a request whose `n` is larger.
-        context_tokens: see `EmbeddedServer`. Gemma takes 18 KB of memory a token.
+        context_tokens: see `EmbeddedServer`. Gemma takes 18 KB of memory a token, larger models far more. None gives
+            16,384 to a base model; to one with a chat template 8,192 and 2,048 for each slot, so that the longest
+            prompt and that many of the longest answers fit. A run that needs more fails with status 500.
 
     Raises:
         MissingDependencyError: the extra `local` is not installed.
@@ -108,9 +113,16 @@ def start_embedded_server(
         return _running[key][0]
 
 
-def _start(xllamacpp: Any, path: Path, *, threads: int | None, slots: int, context_tokens: int) -> _Running:
+def default_context_tokens(*, slots: int, has_chat_template: bool) -> int:
+    """Context for one request in every slot: its prompt once, and the longest answers that its prompt pack asks for."""
+    return _CHAT_PROMPT + slots * _CHAT_ANSWER if has_chat_template else _BASE_CONTEXT
+
+
+def _start(xllamacpp: Any, path: Path, *, threads: int | None, slots: int, context_tokens: int | None) -> _Running:
     """Load the model and listen. Sampling defaults stay llama.cpp's own (top_k 40, min_p 0.05 after top_p)."""
     has_chat_template = _has_chat_template(path)
+    if context_tokens is None:
+        context_tokens = default_context_tokens(slots=slots, has_chat_template=has_chat_template)
     params = xllamacpp.CommonParams()
     params.model.path = str(path)
     params.model_alias = {path.stem}

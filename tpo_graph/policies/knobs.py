@@ -47,13 +47,12 @@ def change_models(policy: Policy, change: Callable[[BaseChatModel], BaseChatMode
     return policy
 
 
-def usable_knobs(sampling: Sampling, seed: int | None, refused: AbstractSet[str]) -> dict[str, float]:
+def usable_knobs(sampling: Sampling, refused: AbstractSet[str]) -> dict[str, float]:
     """The knobs that have a value and that the provider has not refused."""
     wanted = {
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
         "max_new_tokens": sampling.max_new_tokens,
-        "seed": seed,
     }
     return {name: value for name, value in wanted.items() if value is not None and name not in refused}
 

@@ -1,5 +1,6 @@
 """A policy by name."""
 
+import inspect
 import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -33,7 +34,9 @@ def load_policy(name: str, **options: Any) -> "BaseChatModel":  # Any: each chat
         name: `local` is the embedded Gemma 3 270M, `local:FILE` another GGUF file in the same engine;
             `openai:MODEL`; `vllm:URL#MODEL` and the like for an OpenAI-compatible server (without `#MODEL` the
             one model that the server has); anything else goes to LangChain's `init_chat_model`.
-        **options: arguments of the chat model, as in `timeout=60`; for `local` those of `start_embedded_server`.
+        **options: arguments of the chat model, as in `timeout=60`; for `local` those of `start_embedded_server` too.
+            The key of a server given by its URL is `api_key=`, else the variable `TPO_POLICY_API_KEY`; the provider's
+            own key, as in `OPENAI_API_KEY`, is never sent there.
 
     Returns:
         The model. Its `metadata["tpo_prompts"]` names the prompt pack that suits it, where it is not `tpo`.
@@ -59,17 +62,12 @@ def load_policy(name: str, **options: Any) -> "BaseChatModel":  # Any: each chat
 def _embedded(gguf: str | None, options: dict[str, Any]) -> "BaseChatModel":
     from tpo_graph.policies.embedded import start_embedded_server
 
-    server = start_embedded_server(gguf, **options)
-    return _openai(
-        "llamacpp:local",
-        {
-            "model": server.model,
-            "base_url": server.base_url,
-            "api_key": server.api_key,
-            "max_retries": 0,
-            "metadata": {"tpo_prompts": "tpo" if server.has_chat_template else "base"},
-        },
-    )
+    of_server = inspect.signature(start_embedded_server).parameters.keys() & options.keys()
+    server = start_embedded_server(gguf, **{each: options.pop(each) for each in of_server})
+    suited = {"tpo_prompts": "tpo" if server.has_chat_template else "base"}
+    own = {"model": server.model, "base_url": server.base_url, "api_key": server.api_key}
+    metadata = {**suited, **options.pop("metadata", {})}
+    return _openai("llamacpp:local", {"max_retries": 0, **options, **own, "metadata": metadata})
 
 
 def _served(name: str, rest: str, options: dict[str, Any]) -> "BaseChatModel":
@@ -80,8 +78,8 @@ def _served(name: str, rest: str, options: dict[str, Any]) -> "BaseChatModel":
             f"The policy {name!r} has no address that begins with http:// or https://.",
             hint='Write it as "vllm:http://127.0.0.1:8000/v1#model".',
         )
-    # a server of one's own rarely has a key; the client wants some text all the same
-    key = options.pop("api_key", None) or os.environ.get("OPENAI_API_KEY") or "none"
+    # not the key of another provider, which would go to whoever is at that address; the client wants some text
+    key = options.pop("api_key", None) or os.environ.get("TPO_POLICY_API_KEY") or "none"
     model = model or _only_model(url, key)
     return _openai(name, {"model": model, "base_url": url, "api_key": key, **options})
 
@@ -93,6 +91,11 @@ def _only_model(url: str, key: str) -> str:
     try:
         with openai.OpenAI(base_url=url, api_key=key, max_retries=1, timeout=10) as client:
             models = [model.id for model in client.models.list()]
+    except openai.AuthenticationError as error:
+        raise PolicyError(
+            f"The server at {url} does not accept the key: {error}.",
+            hint="Give its key as api_key=, or in the variable TPO_POLICY_API_KEY.",
+        ) from error
     except openai.OpenAIError as error:
         raise PolicyError(
             f"The server at {url} does not tell its models: {error}.",

@@ -3,6 +3,7 @@
 from typing import Any
 
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
+from langgraph.config import get_config
 from langgraph.runtime import Runtime
 from langgraph.types import Overwrite
 
@@ -12,6 +13,7 @@ from tpo_graph.graph.bridge import NodeBody
 from tpo_graph.graph.phase import PhaseRequest, effective_settings, failure, request_failures
 from tpo_graph.graph.state import TPOState
 from tpo_graph.prompt_store import PromptPack
+from tpo_graph.revision_tags import without_blank_edges
 from tpo_graph.sampling import Completion, Draw, Sampler
 from tpo_graph.settings import TPOSettings
 from tpo_graph.types import Candidate, FailureRecord
@@ -28,6 +30,7 @@ def sample_node(policy: Sampler, prompts: PromptPack, settings: TPOSettings) -> 
     async def sample(state: TPOState, runtime: Runtime[TPOSettings]) -> dict[str, Any]:  # Any: a partial state
         chosen = effective_settings(settings, runtime)
         prompts.check(chosen)
+        _check_recursion_limit(chosen)
         query = _checked_query(state)
         conversation: list[BaseMessage] = [*state.get("messages", []), *query]
         _check_conversation(conversation)
@@ -40,7 +43,7 @@ def sample_node(policy: Sampler, prompts: PromptPack, settings: TPOSettings) -> 
         pending: list[Candidate] = []
         failures = request_failures("sample", 0, draw)
         for completion in drafts + draw.completions:
-            text = completion.text.strip()
+            text = without_blank_edges(completion.text)
             if text:
                 pending.append(Candidate(id=f"0-{len(pending)}", step=0, text=text, truncated=completion.truncated))
             else:
@@ -114,6 +117,17 @@ def _has_other_content(message: BaseMessage) -> bool:
     return not isinstance(message.content, str) and any(
         isinstance(block, dict) and block.get("type") != "text" for block in message.content
     )
+
+
+def _check_recursion_limit(settings: TPOSettings) -> None:
+    """Inside a chain langchain-core sets a limit of 25, and a run that reaches it loses everything."""
+    limit = get_config().get("recursion_limit")
+    needed = 4 if settings.mode == "bon" else 4 + 5 * settings.depth
+    if limit is not None and limit < needed:
+        raise ConfigurationError(
+            f"A run of depth {settings.depth} takes a recursion limit of {needed}, and the one given is {limit}.",
+            hint=f'Pass config={{"recursion_limit": {needed}}} to the call; inside a chain it is 25 unless you do.',
+        )
 
 
 def _check_budget(settings: TPOSettings, requests: int) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 from langchain_core.messages import BaseMessage
 from langgraph.runtime import Runtime
 
-from tpo_graph.accounting import add_usage, no_usage
+from tpo_graph.accounting import no_usage, plus
 from tpo_graph.errors import PolicyError
 from tpo_graph.graph.bridge import NodeBody
 from tpo_graph.graph.phase import PhaseRequest, effective_settings, failure, request_failures
@@ -15,7 +15,7 @@ from tpo_graph.revision_tags import Extraction, extract_revision
 from tpo_graph.sampling import Completion, Sampler
 from tpo_graph.selection import fits_budget, step_was_lost
 from tpo_graph.settings import TPOSettings
-from tpo_graph.types import Candidate, FailureReason, FailureRecord, Usage
+from tpo_graph.types import Candidate, FailureReason, FailureRecord
 
 __all__ = ["update_node"]
 
@@ -32,19 +32,19 @@ def update_node(policy: Sampler, prompts: PromptPack, settings: TPOSettings) -> 
         if step_was_lost(state.get("failures", []), request.step):
             return done
         messages = request.messages(policy, list(state["messages"]))
-        usage: Usage = {"update": no_usage()}
+        used = no_usage()
         failures: list[FailureRecord] = []
         pending: list[Candidate] = []
         for attempt in (0, 1):
             try:
-                draw = await request.draw(policy, messages, request.settings.n, attempt=attempt)
+                draw = await request.draw(policy, messages, request.settings.n, attempt=attempt, used=used)
             except PolicyError as error:
                 if request.settings.on_failure == "raise":
                     raise
-                usage = add_usage(usage, {"update": error.usage or no_usage()})
+                used = plus(used, error.usage or no_usage())
                 failures.append(failure("update", request.step, "request_failed", str(error)))
                 break
-            usage = add_usage(usage, {"update": draw.usage})
+            used = plus(used, draw.usage)
             failures += request_failures("update", request.step, draw)
             for completion in draw.completions:
                 text, problem = _revision(completion, request, messages)
@@ -53,9 +53,9 @@ def update_node(policy: Sampler, prompts: PromptPack, settings: TPOSettings) -> 
                     pending.append(Candidate(id=name, step=request.step, text=text, truncated=completion.truncated))
                 else:
                     failures.append(failure("update", request.step, problem, text=completion.text))
-            if pending or not fits_budget(request.settings, add_usage(state["usage"], usage), draw.usage["requests"]):
+            if pending or not fits_budget(request.settings, request.usage(used), 1):
                 break
-        return done | {"pending": pending, "usage": usage, "failures": failures}
+        return done | {"pending": pending, "usage": {"update": used}, "failures": failures}
 
     return update
 
@@ -73,6 +73,7 @@ def _revision(completion: Completion, request: PhaseRequest, messages: list[Base
         close_tag=close_tag,
         opened=messages[-1].text.rstrip().endswith(open_tag.rstrip()),
         closed=completion.ended_by_stop and any(close_tag.startswith(stop) for stop in stops),
+        truncated=completion.truncated,
         keep_truncated=request.settings.keep_truncated,
     )
     problem: FailureReason | None = found.problem
