@@ -168,8 +168,10 @@ async def _stream(graph: Any, given: Any, request: RunRequest, tell: Callable[[_
             if phase is not None:
                 tell(_State(news))
                 tell(story.phase_ended(phase, step, state, news, time.perf_counter() - watch))
+                told_before = {warning["kind"] for warning in state.get("warnings") or []}
                 for warning in news.get("warnings") or []:
-                    tell(Warned(warning["message"]))
+                    if warning["kind"] not in told_before:
+                        tell(Warned(warning["message"]))
             state, phase = news, None
     return question
 

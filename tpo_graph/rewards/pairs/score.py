@@ -102,7 +102,7 @@ class _Run:
         try:
             # a pair is a run of its own: what other pairs of the same prompt got must not move its scale
             texts = (pair.chosen, pair.rejected)
-            (chosen, rejected), _ = await part_scores(self._model, pair.messages, texts, RunContext(anchors=texts))
+            chosen, rejected = await part_scores(self._model, pair.messages, texts, RunContext(anchors=texts))
         except RewardError as error:
             self._failures += 1
             self.failure = self.failure or error
