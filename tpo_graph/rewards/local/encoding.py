@@ -1,19 +1,20 @@
 """From a conversation and its responses to token ids, as the model's authors tokenise them.
 
 The ids are those of the chat template's text through the tokenizer, with two differences: begin and end tokens that
-both the template and the tokenizer would add come once, and control tokens inside a message are plain text, so that a
-response can't end its own turn.
+both the template and the tokenizer would add come once, and control tokens that a message brings into the text are
+plain text, so that a response can't end its own turn. A template that takes such tokens out itself, as those do that
+strip a block of reasoning, sees the message as it is.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
 from langchain_core.messages import BaseMessage
 
 from tpo_graph.errors import RewardError
 from tpo_graph.rewards.local.conversation import ChatTurn, chat_turns
-from tpo_graph.rewards.local.truncation import Truncation, plan_cut
+from tpo_graph.rewards.local.truncation import TooLongError, Truncation, plan_cut
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -76,21 +77,49 @@ class ConversationEncoder:
         self._sanitize = sanitize
         self._ignored_at_end = ignored_at_end
         self._begin, self._end = _added_ids(tokenizer)
+        added = tokenizer.added_tokens_decoder.items()
+        # white space is what text is made of; some tokenizers have tokens of it
+        self._control_ids = frozenset(number for number, token in added if not token.content.isspace())
         self._step_separator = step_separator
         self._step_id = None if step_token is None else single_token_id(tokenizer, step_token)
 
-    def encode(self, messages: Sequence[BaseMessage], responses: Sequence[str]) -> list[EncodedText]:
+    def encode(self, messages: Sequence[BaseMessage], responses: Sequence[str]) -> list[EncodedText | RewardError]:
         """Encode each response as the next assistant turn of the conversation.
 
+        Returns:
+            For each response its text, or why it can't be one: it is too long under `error`.
+
         Raises:
-            RewardError: when the chat template refuses the conversation, or a text is too long under `error`.
+            RewardError: when the chat template refuses the conversation.
         """
         turns = chat_turns(messages)
-        probe = self._whole(turns, PROBE)
-        return [self._encode_one(turns, response, probe) for response in responses]
+        probe = self._whole(turns, PROBE, sanitize=False)
+        clean_probe = self._whole(turns, PROBE, sanitize=True) if self._sanitize else probe
+        controls = self._controls(clean_probe)
+        if self._controls(probe) != controls:
+            probe = clean_probe  # the conversation itself holds control tokens
+        encoded: list[EncodedText | RewardError] = []
+        for response in responses:
+            ids = self._whole(turns, response, sanitize=probe is clean_probe and self._sanitize)
+            try:
+                if self._sanitize and self._controls(ids) != controls:
+                    ids = self._whole(turns, response, sanitize=True)
+                    text = self._cut(ids, response, clean_probe)
+                    # what comes before the response may be written otherwise than for the others
+                    shared = min(text.shared, common_start(probe, clean_probe))
+                    encoded.append(replace(text, shared=shared))
+                else:
+                    encoded.append(self._cut(ids, response, probe))
+            except TooLongError as error:
+                encoded.append(error)
+        return encoded
 
-    def _encode_one(self, turns: Sequence[ChatTurn], response: str, probe: TokenIds) -> EncodedText:
-        ids = self._whole(turns, response)
+    def _controls(self, ids: TokenIds) -> TokenIds:
+        """The control tokens of a text, in order: the same for each response, unless one brings its own."""
+        return tuple(one for one in ids if one in self._control_ids)
+
+    def _cut(self, ids: TokenIds, response: str, probe: TokenIds) -> EncodedText:
+        """Find the response in the ids, and cut them where they are too long."""
         prompt = common_start(ids, probe)
         tail = common_end(ids[prompt:], probe[prompt:])
         marks: list[int] = []
@@ -118,14 +147,14 @@ class ConversationEncoder:
         # how much a cut conversation lost depends on the response, so that nothing of it is shared
         return EncodedText(ids, 0 if cut.prompt else prompt, positions, cut.prompt, cut.response)
 
-    def _whole(self, turns: Sequence[ChatTurn], response: str) -> TokenIds:
+    def _whole(self, turns: Sequence[ChatTurn], response: str, *, sanitize: bool) -> TokenIds:
         """Ids of the conversation with the response, begin and end tokens included once."""
-        ids = self._templated([*turns, {"role": "assistant", "content": response}])
+        ids = self._templated([*turns, {"role": "assistant", "content": response}], sanitize=sanitize)
         begin = () if ids[: len(self._begin)] == self._begin else self._begin
         end = () if self._end and ids[-len(self._end) :] == self._end else self._end
         return begin + ids + end
 
-    def _templated(self, turns: list[ChatTurn]) -> TokenIds:
+    def _templated(self, turns: list[ChatTurn], *, sanitize: bool) -> TokenIds:
         import jinja2  # comes with chat templates; not needed before a model is loaded
 
         try:
@@ -133,7 +162,7 @@ class ConversationEncoder:
                 turns,  # type: ignore[arg-type]  # typed as dict[str, str], documented to take tool calls too
                 tokenize=True,
                 return_dict=False,
-                sanitize_control_tokens=self._sanitize,
+                sanitize_control_tokens=sanitize,
             )
         except (jinja2.TemplateError, ValueError, TypeError) as error:
             roles = ", ".join(str(turn["role"]) for turn in turns)
