@@ -127,7 +127,14 @@ def _work(request: RunRequest, tell: Callable[[_Told], None]) -> None:
 
             asking["nodes"] = human_nodes(models.get("critic") or policy, **parts)
             asking["checkpointer"] = InMemorySaver()
-        graph = create_tpo_graph(policy, models["reward model"], critic=models.get("critic"), **parts, **asking)
+        graph = create_tpo_graph(
+            policy,
+            models["reward model"],
+            critic=models.get("critic"),
+            second_reward=models.get("second reward model"),
+            **parts,
+            **asking,
+        )
         asyncio.run(_run(graph, request, tell))
     except BaseException as error:  # the main thread waits for word of whatever happened
         tell(_Done(error))
