@@ -8,11 +8,12 @@ strip a block of reasoning, sees the message as it is.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from langchain_core.messages import BaseMessage
 
 from tpo_graph.errors import RewardError
+from tpo_graph.rewards.local.common_head import CommonHead
 from tpo_graph.rewards.local.conversation import ChatTurn, chat_turns
 from tpo_graph.rewards.local.truncation import TooLongError, Truncation, plan_cut
 
@@ -78,8 +79,10 @@ class ConversationEncoder:
         self._ignored_at_end = ignored_at_end
         self._begin, self._end = _added_ids(tokenizer)
         added = tokenizer.added_tokens_decoder.items()
-        # white space is what text is made of; some tokenizers have tokens of it
-        self._control_ids = frozenset(number for number, token in added if not token.content.isspace())
+        # white space and what the vocabulary does not know are part of a text; some tokenizers have tokens of them
+        self._control_ids = frozenset(
+            number for number, token in added if not token.content.isspace() and number != tokenizer.unk_token_id
+        )
         self._step_separator = step_separator
         self._step_id = None if step_token is None else single_token_id(tokenizer, step_token)
 
@@ -93,25 +96,27 @@ class ConversationEncoder:
             RewardError: when the chat template refuses the conversation.
         """
         turns = chat_turns(messages)
-        probe = self._whole(turns, PROBE, sanitize=False)
-        clean_probe = self._whole(turns, PROBE, sanitize=True) if self._sanitize else probe
+        rendered = self._rendered(turns, PROBE)
+        head = CommonHead(self._tokenizer, rendered, before=rendered.rfind(PROBE))
+        probe = self._completed(head.ids)
+        clean_probe = self._sanitized(turns, PROBE) if self._sanitize else probe
         controls = self._controls(clean_probe)
         if self._controls(probe) != controls:
-            probe = clean_probe  # the conversation itself holds control tokens
+            probe = clean_probe  # the conversation brings control tokens of its own
         encoded: list[EncodedText | RewardError] = []
         for response in responses:
-            ids = self._whole(turns, response, sanitize=probe is clean_probe and self._sanitize)
+            ids = self._completed(head.encode(self._rendered(turns, response)))
+            clean = self._sanitize and self._controls(ids) != controls
+            if clean:
+                ids = self._sanitized(turns, response)
             try:
-                if self._sanitize and self._controls(ids) != controls:
-                    ids = self._whole(turns, response, sanitize=True)
-                    text = self._cut(ids, response, clean_probe)
-                    # what comes before the response may be written otherwise than for the others
-                    shared = min(text.shared, common_start(probe, clean_probe))
-                    encoded.append(replace(text, shared=shared))
-                else:
-                    encoded.append(self._cut(ids, response, probe))
+                text = self._cut(ids, response, clean_probe if clean else probe)
             except TooLongError as error:
                 encoded.append(error)
+                continue
+            # for the others, what comes before the response may be written otherwise
+            shared = min(text.shared, common_start(probe, clean_probe)) if clean else text.shared
+            encoded.append(replace(text, shared=shared))
         return encoded
 
     def _controls(self, ids: TokenIds) -> TokenIds:
@@ -147,30 +152,35 @@ class ConversationEncoder:
         # how much a cut conversation lost depends on the response, so that nothing of it is shared
         return EncodedText(ids, 0 if cut.prompt else prompt, positions, cut.prompt, cut.response)
 
-    def _whole(self, turns: Sequence[ChatTurn], response: str, *, sanitize: bool) -> TokenIds:
-        """Ids of the conversation with the response, begin and end tokens included once."""
-        ids = self._templated([*turns, {"role": "assistant", "content": response}], sanitize=sanitize)
+    def _completed(self, ids: TokenIds) -> TokenIds:
+        """The ids with begin and end tokens, once."""
         begin = () if ids[: len(self._begin)] == self._begin else self._begin
         end = () if self._end and ids[-len(self._end) :] == self._end else self._end
         return begin + ids + end
 
-    def _templated(self, turns: list[ChatTurn], *, sanitize: bool) -> TokenIds:
+    def _rendered(self, turns: Sequence[ChatTurn], response: str) -> str:
+        """The text of the conversation with the response, as the template writes it."""
+        return str(self._templated(turns, response, tokenize=False))
+
+    def _sanitized(self, turns: Sequence[ChatTurn], response: str) -> TokenIds:
+        """The ids of the same, with control tokens that a message brings as plain text."""
+        return self._completed(tuple(self._templated(turns, response, sanitize_control_tokens=True, return_dict=False)))
+
+    def _templated(self, turns: Sequence[ChatTurn], response: str, **options: bool) -> Any:  # Any: a text, or ids
         import jinja2  # comes with chat templates; not needed before a model is loaded
 
+        whole = [*turns, {"role": "assistant", "content": response}]
         try:
-            ids = self._tokenizer.apply_chat_template(
-                turns,  # type: ignore[arg-type]  # typed as dict[str, str], documented to take tool calls too
-                tokenize=True,
-                return_dict=False,
-                sanitize_control_tokens=sanitize,
+            return self._tokenizer.apply_chat_template(
+                whole,  # type: ignore[arg-type]  # typed as dict[str, str], documented to take tool calls too
+                **options,
             )
         except (jinja2.TemplateError, ValueError, TypeError) as error:
-            roles = ", ".join(str(turn["role"]) for turn in turns)
+            roles = ", ".join(str(turn["role"]) for turn in whole)
             raise RewardError(
                 f"The reward model's chat template refuses the conversation (roles: {roles}): {error}",
                 hint="Some templates take no system message, or want user and assistant to alternate.",
             ) from error
-        return tuple(ids)
 
     def _steps(self, response: str, step_id: int, marks: list[int], *, start: int) -> TokenIds:
         """The response's steps, tokenised one by one as such models are trained, each followed by the step token.
