@@ -85,7 +85,8 @@ def _run(state: TPOState, pending: Sequence[Candidate], preference: str) -> RunC
     first += [lost["text"] for lost in state.get("failures", []) if (lost["phase"], lost["step"]) == ("score", 0)]
     extremes = None
     if cache:
-        best, worst = preference_pair(cache).values()
+        pair = preference_pair(cache)
+        best, worst = pair["best"], pair["worst"]
         extremes = RunExtremes(best["text"], best["reward"], worst["text"], worst["reward"])
     anchors = tuple(dict.fromkeys(first or [each["text"] for each in pending]))
     return RunContext(anchors=anchors, preference=preference, extremes=extremes)

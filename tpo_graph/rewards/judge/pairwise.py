@@ -124,10 +124,12 @@ class PairwiseJudgeReward(PartialRewardModel):
             begun = list(dict.fromkeys(anchors))
             first, known = await _placed(begun, await hold_tournament(begun, compare), None, compare)
         new = [text for text in texts if text not in first]
-        standing = await hold_tournament(new, compare) if new else None
+        if not new:
+            return first
+        standing = await hold_tournament(new, compare)
         while True:
-            rewards, found = await _placed(new, standing, known, compare) if standing else ({}, known)
-            if found is None or self._replace(key, stored, found):
+            rewards, found = await _placed(new, standing, known, compare)
+            if self._replace(key, stored, found):
                 return {**first, **rewards}
             stored = known = self._extremes.get(key)  # another call about the same run was faster
 

@@ -166,10 +166,11 @@ class ConversationEncoder:
         """The ids of the same, with control tokens that a message brings as plain text."""
         return self._completed(tuple(self._templated(turns, response, sanitize_control_tokens=True, return_dict=False)))
 
-    def _templated(self, turns: Sequence[ChatTurn], response: str, **options: bool) -> Any:  # Any: a text, or ids
+    # Any: options of the library; a text, or ids
+    def _templated(self, turns: Sequence[ChatTurn], response: str, **options: Any) -> Any:
         import jinja2  # comes with chat templates; not needed before a model is loaded
 
-        whole = [*turns, {"role": "assistant", "content": response}]
+        whole: list[ChatTurn] = [*turns, {"role": "assistant", "content": response}]
         try:
             return self._tokenizer.apply_chat_template(
                 whole,  # type: ignore[arg-type]  # typed as dict[str, str], documented to take tool calls too
