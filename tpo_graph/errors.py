@@ -77,11 +77,20 @@ class RewardError(TPOError):
 
     Attributes:
         unscored: the candidates that were waiting for a reward; they were paid for and are kept here.
+        usage: what the failed scoring cost, where it is known.
     """
 
-    def __init__(self, message: str, *, hint: str = "", unscored: Sequence["Candidate"] = ()) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str = "",
+        unscored: Sequence["Candidate"] = (),
+        usage: "PhaseUsage | None" = None,
+    ) -> None:
         super().__init__(message, hint=hint)
         self.unscored = list(unscored)
+        self.usage = usage
 
 
 class BudgetError(TPOError):

@@ -135,6 +135,18 @@ def test_signs_of_overoptimization_are_told(chat_server, tpo):
     assert "warning: 6 of 10 candidates repeat an earlier one" in ended.err
 
 
+def test_a_second_reward_watches(chat_server, tpo, tmp_path):
+    (tmp_path / "second.py").write_text("def f(response):\n    return -float(response.split()[-1])\n")
+    name = f"python:{tmp_path / 'second.py'}:f"
+    ended = tpo("run", QUESTION, *at(chat_server()), "--depth", "1", "--second-reward", name, "--json")
+    assert ended.code == 0, ended.err
+    result = json.loads(ended.out)
+    assert result["models"]["second reward model"] == name
+    assert [each["kind"] for each in result["warnings"]] == ["second_scorer_falls"]
+    assert ended.err.count("warning:") == 1
+    assert "while the second scorer's fell" in ended.err
+
+
 def test_the_first_line_comes_before_anything_heavy_is_imported(chat_server):
     done = run_script(
         f"""

@@ -27,6 +27,7 @@ def with_default(response, limit=10): ...
 def conversation_one(messages, response): ...
 def conversation_many(conversation, answers): ...
 def trl_text(prompts, completions: list[str], **columns): ...
+def trl_literal(prompts, completions, **columns): ...
 def trl_chat(completions: list[list[dict[str, str]]], **kwargs): ...
 
 
@@ -46,6 +47,7 @@ class Callable_:
         (conversation_one, "messages_response"),
         (conversation_many, "messages_responses"),
         (trl_text, "trl"),
+        (trl_literal, "trl"),
         (trl_chat, "trl_chat"),
         (Callable_(), "responses"),
     ],
@@ -61,7 +63,8 @@ def test_style_is_found_from_the_signature(function, style):
         (len, "don't tell how to call it"),
         (lambda: 1.0, "don't tell how to call it"),
         (lambda response, other: 1.0, "response, other"),
-        (lambda prompts, completions, **columns: [1.0], "TRL's signature"),
+        (lambda prompts, completions, reference: [1.0], "TRL's signature"),
+        (lambda completions, **columns: [1.0], "TRL's signature"),
         (max, "no signature"),
     ],
 )
@@ -127,7 +130,7 @@ async def test_trl_gets_texts_and_the_columns_of_the_query():
         seen.update(prompts=prompts, completions=completions, reference=reference, columns=columns)
         return [1.0, None]
 
-    scores, _ = await FunctionReward(rewards, style="trl").score_part(QUERY, ["a", "b"], RunContext())
+    scores = await FunctionReward(rewards, style="trl").score_part(QUERY, ["a", "b"], RunContext())
     assert scores == [1.0, None]
     assert seen == {
         "prompts": ["How much is 6 x 7?"] * 2,
@@ -154,7 +157,7 @@ async def test_trl_names_a_missing_column():
 
 async def test_none_is_not_applicable_and_alone_no_score():
     reward = FunctionReward(lambda response: None if response == "a" else math.nan, style="response")
-    (none, nan), _ = await reward.score_part(QUERY, ["a", "b"], RunContext())
+    none, nan = await reward.score_part(QUERY, ["a", "b"], RunContext())
     assert none is None
     assert math.isnan(nan)
     assert all(map(math.isnan, await reward.score(QUERY, ["a", "b"])))
@@ -271,6 +274,8 @@ async def test_functions_and_reward_models_by_name(tmp_path, monkeypatch):
     assert await load_function(f"{file}:brevity").score(QUERY, ["ab"]) == [-2.0]
     assert isinstance(load_function(f"{file}:table"), TableReward)
     assert await load_function(f"{file}:Own", value=7.0).score(QUERY, ["a"]) == [7.0]
+    with pytest.raises(ConfigurationError, match=r"Own' can't be made: TypeError: .*'colour'"):
+        load_function(f"{file}:Own", colour="red")
     monkeypatch.chdir(tmp_path)
     assert load_function("my_rewards_for_test:brevity", style="response").style == "response"
 

@@ -50,6 +50,27 @@ def test_forms_of_a_pair(raw):
     assert (pair.line, pair.chosen, pair.rejected) == (1, "good", "bad")
 
 
+SYSTEM = {"role": "system", "content": "Be brief."}
+ANSWER, AGAIN = {"role": "assistant", "content": "Because."}, {"role": "user", "content": "Really?"}
+
+
+@pytest.mark.parametrize(
+    ("raw", "roles"),
+    [
+        (line("Why?", [USER, ANSWER, AGAIN, GOOD], [USER, ANSWER, AGAIN, BAD]), "human ai human"),
+        (line("Why?", [USER, ANSWER, AGAIN, GOOD], "bad"), "human ai human"),
+        (line(None, [GOOD], [USER, BAD]), "human"),
+        (line("Why?", [SYSTEM, USER, GOOD], [SYSTEM, USER, BAD]), "system human"),
+        (line([SYSTEM, USER], [USER, ANSWER, AGAIN, GOOD], [USER, ANSWER, AGAIN, BAD]), "system human ai human"),
+    ],
+)
+def test_the_fuller_conversation_counts(raw, roles):
+    pair = only(raw)
+    assert isinstance(pair, Pair), pair
+    assert " ".join(message.type for message in pair.messages) == roles
+    assert (pair.chosen, pair.rejected) == ("good", "bad")
+
+
 def test_other_columns_travel_with_the_query():
     assert only(line(reference="42", id=7)).messages[0].additional_kwargs == {"reference": "42", "id": 7}
 
@@ -69,6 +90,11 @@ def test_other_columns_travel_with_the_query():
         (line(rejected=[{"role": "nobody"}]), "rejected can't be read as messages"),
         (line([{"content": "x"}]), "prompt can't be read as messages"),
         (line(chosen=[USER]), "chosen ends with a human message"),
+        (line(None, [USER, GOOD], [AGAIN, BAD]), "different conversations"),
+        (line(None, [USER, ANSWER, AGAIN, GOOD], [USER, BAD]), "different conversations"),
+        (line("How?", [USER, GOOD], [USER, BAD]), "do not go on from prompt"),
+        (line([USER, ANSWER, AGAIN], [USER, GOOD], [USER, BAD]), "do not go on from prompt"),
+        (line([{**SYSTEM, "content": "?"}, USER], [SYSTEM, USER, GOOD], "bad"), "do not go on from prompt"),
     ],
 )
 def test_bad_lines_are_told_by_number(raw, told):
@@ -216,6 +242,39 @@ def test_command_prints_json_from_stdin(command):
     result = command("-", *REWARD, "--json", input=line() + "\n")
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["reward"]["wins"] == 1
+
+
+def test_command_prints_the_scores(command):
+    result = command("pairs.jsonl", *REWARD, "--scores")
+    assert result.stdout.startswith(
+        "    line      chosen    rejected      margin\n"
+        "       1           1           0          +1\n"
+        "       2           0           1          -1\n"
+        "\n"
+        "               accuracy"
+    )
+    told = json.loads(command("pairs.jsonl", *REWARD, "--json").stdout)["scores"]
+    assert told == [
+        {"line": 1, "chosen": 1.0, "rejected": 0.0, "truncated": False},
+        {"line": 2, "chosen": 0.0, "rejected": 1.0, "truncated": False},
+    ]
+
+
+def test_command_tells_what_was_cut(command, tmp_path):
+    (tmp_path / "cutting.py").write_text(
+        "from tpo_graph.rewards.parts import PartialRewardModel\n"
+        "class Cutting(PartialRewardModel):\n"
+        "    async def score_part(self, messages, responses, run):\n"
+        "        run.report.truncated |= {text for text in responses if 'long' in text}\n"
+        "        return [float(len(text)) for text in responses]\n"
+    )
+    result = command("pairs.jsonl", "--reward", "python:cutting.py:Cutting", "--json")
+    assert result.exit_code == 0, result.output
+    assert "1 pair too long for the reward model" in result.stderr
+    assert "a response: line 1" in result.stderr
+    report = json.loads(result.stdout)
+    assert (report["truncated"], report["truncated_lines"]) == (1, [1])
+    assert [pair["truncated"] for pair in report["scores"]] == [True, False]
 
 
 def test_command_errors(command):

@@ -21,7 +21,7 @@ __all__ = [
     "Warned",
 ]
 
-Part: TypeAlias = Literal["policy", "critic", "reward model"]
+Part: TypeAlias = Literal["policy", "critic", "reward model", "second reward model"]
 
 
 @dataclass(frozen=True)

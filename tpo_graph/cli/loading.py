@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from queue import SimpleQueue
 from typing import Any, TypeAlias
 
@@ -13,12 +13,14 @@ __all__ = ["THREAD_NAME", "Load", "load_all", "load_by_name", "work_is_left"]
 THREAD_NAME = "tpo-graph-command"
 """Of every thread that the command starts."""
 
+_REWARDS: Collection[Part] = ("reward model", "second reward model")
+
 Load: TypeAlias = Callable[[Part, str], Any]  # Any: a chat model or a reward model
 
 
 def load_by_name(part: Part, name: str) -> Any:  # Any: as `Load`
-    """`load_reward` for the reward model, `load_policy` for the others."""
-    if part == "reward model":
+    """`load_reward` for the reward models, `load_policy` for the others."""
+    if part in _REWARDS:
         from tpo_graph.rewards.load import load_reward
 
         return load_reward(name)
@@ -43,7 +45,7 @@ def load_all(models: Mapping[Part, str], load: Load, emit: Emit) -> dict[Part, A
     # one at different places may see half of it
     import langchain_core.messages  # noqa: F401
 
-    _start_embedded_servers([name for part, name in models.items() if part != "reward model"])
+    _start_embedded_servers([name for part, name in models.items() if part not in _REWARDS])
     done: SimpleQueue[tuple[Part, Any]] = SimpleQueue()
 
     def work(part: Part, name: str) -> None:

@@ -48,6 +48,15 @@ def run(
             rich_help_panel=_MODELS,
         ),
     ] = "local",
+    second_reward: Annotated[
+        str | None,
+        typer.Option(
+            envvar="TPO_SECOND_REWARD",
+            metavar="NAME",
+            help="A reward model that only watches: a warning tells when it falls while the other one rises.",
+            rich_help_panel=_MODELS,
+        ),
+    ] = None,
     critic: Annotated[
         str | None,
         typer.Option(
@@ -98,6 +107,8 @@ def run(
     request = None
     try:
         models: dict[Part, str] = {"policy": policy, "reward model": reward}
+        if second_reward is not None:
+            models["second reward model"] = second_reward
         if critic is not None:
             models["critic"] = critic
         request = _request(

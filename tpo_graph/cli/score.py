@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import IO, TYPE_CHECKING, Annotated
 
@@ -12,7 +12,7 @@ from tpo_graph.cli.safe_text import one_line, plural
 from tpo_graph.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from tpo_graph.rewards.pairs.report import Accuracy, PairReport, PairTally
+    from tpo_graph.rewards.pairs.report import Accuracy, PairReport, PairScore, PairTally
 
 __all__ = ["score"]
 
@@ -25,7 +25,10 @@ def score(
     ],
     reward: Annotated[str, typer.Option(help='The reward model, as in "local", "hf:owner/name" or "recipe.toml".')],
     concurrency: Annotated[int, typer.Option(min=1, help="Pairs that are scored at the same time.")] = 8,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as one line of JSON.")] = False,
+    scores: Annotated[bool, typer.Option("--scores", help="Print the rewards of each pair before the report.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the report, with the rewards of each pair, as one line of JSON.")
+    ] = False,
 ) -> None:
     """Score pairs of a preference data set, and tell how often the reward model prefers the chosen one.
 
@@ -39,12 +42,19 @@ def score(
     with _opened(pairs) as lines:
         typer.echo(f"loading {one_line(reward)}", err=True)
         model = load_reward(reward)
+        told: list[PairScore] = []
+        keep = told.append if scores or as_json else None
         try:
             with _progress() as show:
-                report = asyncio.run(score_pairs(model, lines, max_concurrency=concurrency, on_progress=show))
+                scoring = score_pairs(model, lines, max_concurrency=concurrency, on_progress=show, on_scores=keep)
+                report = asyncio.run(scoring)
         finally:
             getattr(model, "close", lambda: None)()
-    print(json.dumps(report, ensure_ascii=False, allow_nan=False) if as_json else _table(report))
+    told.sort(key=lambda pair: pair["line"])
+    if as_json:
+        print(json.dumps({**report, "scores": told}, ensure_ascii=False, allow_nan=False))
+    else:
+        print("\n".join([*(_scores(told) if scores else ()), _table(report)]))
     _tell_what_is_missing(report)
 
 
@@ -69,6 +79,14 @@ def _progress() -> "Iterator[Callable[[PairTally], None]]":
         yield lambda tally: status.update(f"scored {plural(tally.pairs, 'pair')}")
 
 
+def _scores(told: "Sequence[PairScore]") -> "Iterator[str]":
+    yield f"{'line':>8}{'chosen':>12}{'rejected':>12}{'margin':>12}"
+    for pair in told:
+        margin = pair["chosen"] - pair["rejected"]
+        yield f"{pair['line']:>8}{pair['chosen']:>12.5g}{pair['rejected']:>12.5g}{margin:>+12.5g}"
+    yield ""
+
+
 def _table(report: "PairReport") -> str:
     low, high = report["advantage_low"], report["advantage_high"]
     return "\n".join(
@@ -89,6 +107,13 @@ def _row(name: str, told: "Accuracy") -> str:
 
 
 def _tell_what_is_missing(report: "PairReport") -> None:
+    if cut := report["truncated"]:
+        lines = ", ".join(map(str, report["truncated_lines"][:_LISTED])) + (", ..." if cut > _LISTED else "")
+        typer.echo(
+            f"{plural(cut, 'pair')} too long for the reward model, scored without the start of the conversation or the "
+            f"end of a response: line {lines}",
+            err=True,
+        )
     for count, lost, word in (
         (report["bad"], report["bad_lines"], "no pair"),
         (report["unscored"], report["unscored_lines"], "without a reward"),

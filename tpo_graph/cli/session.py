@@ -127,7 +127,14 @@ def _work(request: RunRequest, tell: Callable[[_Told], None]) -> None:
 
             asking["nodes"] = human_nodes(models.get("critic") or policy, **parts)
             asking["checkpointer"] = InMemorySaver()
-        graph = create_tpo_graph(policy, models["reward model"], critic=models.get("critic"), **parts, **asking)
+        graph = create_tpo_graph(
+            policy,
+            models["reward model"],
+            critic=models.get("critic"),
+            second_reward=models.get("second reward model"),
+            **parts,
+            **asking,
+        )
         asyncio.run(_run(graph, request, tell))
     except BaseException as error:  # the main thread waits for word of whatever happened
         tell(_Done(error))
@@ -168,8 +175,10 @@ async def _stream(graph: Any, given: Any, request: RunRequest, tell: Callable[[_
             if phase is not None:
                 tell(_State(news))
                 tell(story.phase_ended(phase, step, state, news, time.perf_counter() - watch))
+                told_before = {warning["kind"] for warning in state.get("warnings") or []}
                 for warning in news.get("warnings") or []:
-                    tell(Warned(warning["message"]))
+                    if warning["kind"] not in told_before:
+                        tell(Warned(warning["message"]))
             state, phase = news, None
     return question
 

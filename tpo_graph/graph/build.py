@@ -33,6 +33,7 @@ def build_tpo_graph(
     prompts: PromptPack | str | Path | None = None,
     nodes: Mapping[str, Any] | None = None,  # Any: whatever LangGraph takes as a node
     settings: TPOSettings | None = None,
+    second_reward: RewardModel | None = None,
 ) -> TPOStateGraph:
     """The TPO loop as a graph that is not compiled yet, so that nodes can be put beside its own.
 
@@ -51,25 +52,28 @@ def build_tpo_graph(
             `(state, runtime) -> partial state`, objects that can be called so, or any Runnable.
         settings: defaults for every run; None reads the `TPO_*` variables. A call's `context` overrides what it
             names.
+        second_reward: another reward model that watches: the result has a warning when its reward of the best
+            candidate fell while the first one rose. Nothing is selected by it, and its failures end no run.
 
     Raises:
-        ConfigurationError: the policy is no chat model, the reward model has no `score`, or a name in `nodes`
+        ConfigurationError: the policy is no chat model, a reward model has no `score`, or a name in `nodes`
             is not a node.
         PromptError: the pack is incomplete or can't run the mode.
     """
     settings = TPOSettings.load() if settings is None else settings
     pack = pack_for(prompts, policy)
     pack.check(settings)
-    if not callable(getattr(reward_model, "score", None)):
-        raise ConfigurationError(
-            f"A reward model has a method score(messages, responses), and {type(reward_model).__name__!r} has none.",
-            hint='load_reward("local") makes one.',
-        )
+    for each in (reward_model, second_reward):
+        if each is not None and not callable(getattr(each, "score", None)):
+            raise ConfigurationError(
+                f"A reward model has a method score(messages, responses), and {type(each).__name__!r} has none.",
+                hint='load_reward("local") makes one.',
+            )
     actor = Sampler(policy)
     judge = actor if critic is None or critic is policy else Sampler(critic)
     bodies: dict[str, Any] = {  # Any: as for `nodes`
         "sample": sample_node(actor, pack, settings),
-        "score": score_node(reward_model, settings),
+        "score": score_node(reward_model, settings, second_reward=second_reward),
         "select": select_node(settings),
         "loss": loss_node(judge, pack, settings),
         "gradient": gradient_node(judge, pack, settings),
@@ -117,6 +121,7 @@ def create_tpo_graph(
     prompts: PromptPack | str | Path | None = None,
     nodes: Mapping[str, Any] | None = None,  # Any: whatever LangGraph takes as a node
     settings: TPOSettings | None = None,
+    second_reward: RewardModel | None = None,
     **compile_options: Any,  # Any: LangGraph's own
 ) -> TPOGraph:
     """The TPO loop, compiled and ready to run.
@@ -132,19 +137,28 @@ def create_tpo_graph(
     of D >= 5 are refused: call the graph there with `config={"recursion_limit": 4 + 5 * D}`.
 
     Args:
-        policy: see `build_tpo_graph`, as for all others up to `settings`.
+        policy: see `build_tpo_graph`, as for all others up to `second_reward`.
         reward_model: see there.
         critic: see there.
         prompts: see there.
         nodes: see there.
         settings: see there.
+        second_reward: see there.
         **compile_options: go to `StateGraph.compile`, as in `checkpointer=InMemorySaver()`.
 
     Raises:
         ConfigurationError: see `build_tpo_graph`.
         PromptError: see there.
     """
-    graph = build_tpo_graph(policy, reward_model, critic=critic, prompts=prompts, nodes=nodes, settings=settings)
+    graph = build_tpo_graph(
+        policy,
+        reward_model,
+        critic=critic,
+        prompts=prompts,
+        nodes=nodes,
+        settings=settings,
+        second_reward=second_reward,
+    )
     return graph.compile(**{"name": "tpo", **compile_options})
 
 

@@ -54,7 +54,10 @@ class TPOState(TypedDict, total=False):
         trajectory: one record a step.
         failures: responses and requests that could not be used, append only.
         usage: requests, tokens and seconds by phase.
-        warnings: signs that the reward rose and the answers did not get better; written when the run ends.
+        second_rewards: what a second reward model gave, by candidate id: to all candidates of step 0, and to each
+            step's best.
+        warnings: what to look at before the reward is trusted: what the reward model could not read, as it happens,
+            and signs that the reward rose and the answers did not get better, when the run ends.
         stop_reason: why the run ended; None while it goes on.
         answer: the text of the best candidate, once the run has ended.
     """
@@ -73,6 +76,7 @@ class TPOState(TypedDict, total=False):
     trajectory: Annotated[list[StepRecord], DeltaChannel(append)]
     failures: Annotated[list[FailureRecord], DeltaChannel(append)]
     usage: Annotated[Usage, add_usage]
+    second_rewards: dict[str, float]
     warnings: list[OveroptimizationWarning]
     stop_reason: StopReason | None
     answer: str

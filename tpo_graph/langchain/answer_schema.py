@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from tpo_graph.errors import ConfigurationError, MissingDependencyError
 from tpo_graph.langchain.parts import chat_model_inside
 from tpo_graph.rewards.base import RewardModel
-from tpo_graph.rewards.parts import PartialRewardModel, RunContext, ScoredPart, part_scores
+from tpo_graph.rewards.parts import PartialRewardModel, PartialScores, RunContext, part_scores
 
 __all__ = ["AnswerSchema", "StructuredMethod", "ValidAnswers"]
 
@@ -170,16 +170,16 @@ class ValidAnswers(PartialRewardModel):
         messages: Sequence[BaseMessage],
         responses: Sequence[str],
         run: RunContext,
-    ) -> ScoredPart:
+    ) -> PartialScores:
         """NaN for what is not valid, the reward model's own score for the rest; see `PartialRewardModel`."""
         valid = [place for place, text in enumerate(responses) if self.schema.accepts(text)]
         if run.anchors is not None:
             run = replace(run, anchors=tuple(text for text in run.anchors if self.schema.accepts(text)))
         scores: list[float | None] = [math.nan] * len(responses)
-        found, used = await part_scores(self.reward, messages, [responses[place] for place in valid], run)
+        found = await part_scores(self.reward, messages, [responses[place] for place in valid], run)
         for place, score in zip(valid, found, strict=True):
             scores[place] = score
-        return scores, used
+        return scores
 
 
 def _json_schema(schema: Any) -> dict[str, Any]:  # Any: as for `AnswerSchema.of`

@@ -118,9 +118,18 @@ def load_reward(name: str, **options: Any) -> RewardModel:  # options depend on 
     try:
         return loader(rest, **options)
     except TypeError as error:
-        if "unexpected keyword argument" not in str(error):
+        if not options:
             raise
-        raise ConfigurationError(f"Reward model {name!r} does not take these options: {error}") from error
+        if "unexpected keyword argument" in str(error):
+            raise ConfigurationError(f"Reward model {name!r} does not take these options: {error}") from error
+        given = ", ".join(f"{option}={_shown(option, value)}" for option, value in options.items())
+        raise ConfigurationError(
+            f"An option of reward model {name!r} has a value of the wrong type ({given}): {error}"
+        ) from error
+
+
+def _shown(option: str, value: object) -> str:
+    return "..." if option.endswith("key") else repr(value)
 
 
 def _suggestion(name: str, scheme: str) -> str:

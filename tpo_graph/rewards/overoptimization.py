@@ -14,7 +14,15 @@ from typing_extensions import TypedDict
 
 from tpo_graph.types import ScoredCandidate, StepRecord
 
-__all__ = ["OveroptimizationWarning", "WarningKind", "overoptimization_warnings", "rank_correlation", "repetition"]
+__all__ = [
+    "OveroptimizationWarning",
+    "WarningKind",
+    "overoptimization_warnings",
+    "rank_correlation",
+    "repetition",
+    "with_failed_second_scorer",
+    "with_truncated_inputs",
+]
 
 WarningKind: TypeAlias = Literal[
     "length_correlation",  # the reward goes with the length of the candidates
@@ -23,6 +31,8 @@ WarningKind: TypeAlias = Literal[
     "truncated_candidates",  # many candidates end at the token limit
     "truncated_answer",  # the best candidate does
     "second_scorer_falls",  # another reward of the best candidate fell while the first one rose
+    "truncated_input",  # the reward model could not read candidates with their conversation whole
+    "second_scorer_failed",  # the other reward could not be had
 ]
 
 LENGTH_CORRELATION = 0.7
@@ -44,7 +54,7 @@ class OveroptimizationWarning(TypedDict):
 
     Attributes:
         kind: one of `WarningKind`.
-        message: what was seen, in a sentence.
+        message: what was seen, in a sentence or two.
         value: the number that was measured.
         threshold: the number from which on there is a warning.
     """
@@ -81,6 +91,42 @@ def overoptimization_warnings(
     ]
     order = get_args(WarningKind)
     return sorted((each for each in found if each is not None), key=lambda warning: order.index(warning["kind"]))
+
+
+def with_truncated_inputs(
+    warnings: Sequence[OveroptimizationWarning], candidates: int
+) -> list[OveroptimizationWarning]:
+    """The warnings of a run with one about candidates that the reward model did not read whole.
+
+    Args:
+        warnings: those so far.
+        candidates: how many of a step were cut; earlier ones are in the warning already.
+    """
+    count = int(_value(warnings, "truncated_input")) + candidates
+    what = "1 candidate was" if count == 1 else f"{count} candidates were"
+    message = (
+        f"{what} too long for the reward model together with the conversation, and scored without the start of the "
+        "conversation or the end of the response."
+    )
+    return _replaced(warnings, _warning("truncated_input", message, count, 1))
+
+
+def with_failed_second_scorer(warnings: Sequence[OveroptimizationWarning], why: str) -> list[OveroptimizationWarning]:
+    """The warnings of a run with one about a second scorer that gave no reward in one step more."""
+    count = int(_value(warnings, "second_scorer_failed")) + 1
+    steps = "1 step" if count == 1 else f"{count} steps"
+    message = f"The second reward model gave no reward in {steps}; the last time: {why}"
+    return _replaced(warnings, _warning("second_scorer_failed", message, count, 1))
+
+
+def _value(warnings: Sequence[OveroptimizationWarning], kind: WarningKind) -> float:
+    return next((warning["value"] for warning in warnings if warning["kind"] == kind), 0.0)
+
+
+def _replaced(
+    warnings: Sequence[OveroptimizationWarning], new: OveroptimizationWarning
+) -> list[OveroptimizationWarning]:
+    return [*(warning for warning in warnings if warning["kind"] != new["kind"]), new]
 
 
 def _length_correlation(cache: Sequence[ScoredCandidate]) -> OveroptimizationWarning | None:

@@ -2,20 +2,21 @@
 
 The protocol in `base` has one float a response. Some things don't fit into it. A reward may have nothing to say about a
 response, which is no failure. A combination that puts its parts on one scale has to keep that scale for a whole run, in
-which every step is scored by a call of its own. And parts that ask a language model have a cost, which the whole must
-report. Reward models that know about any of these inherit from `PartialRewardModel`; all others are parts as they are.
+which every step is scored by a call of its own. And some have more to tell than numbers: what they cost, what they cut,
+why a response has no score. Reward models that know about any of these inherit from `PartialRewardModel`; all others
+are parts as they are.
 """
 
 import asyncio
 import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias, final
 
-from tpo_graph.accounting import no_usage
 from tpo_graph.errors import RewardError
+from tpo_graph.rewards.scoring_report import ScoringReport
 from tpo_graph.types import PhaseUsage
 
 if TYPE_CHECKING:
@@ -23,11 +24,21 @@ if TYPE_CHECKING:
 
     from tpo_graph.rewards.base import RewardModel
 
-__all__ = ["PartialRewardModel", "RunContext", "ScoredPart", "part_scores", "run_scores"]
+__all__ = ["PartialRewardModel", "PartialScores", "RunContext", "RunExtremes", "part_scores", "run_scores"]
 
-ScoredPart: TypeAlias = tuple[list[float | None], PhaseUsage]
-"""One value for each response, and what they cost. A value is a float (higher is better), NaN for a response that
-should have a score and can't be scored, None for one that the reward does not apply to."""
+PartialScores: TypeAlias = list[float | None]
+"""One value for each response: a float (higher is better), NaN for a response that should have a score and can't be
+scored, None for one that the reward does not apply to."""
+
+
+@dataclass(frozen=True)
+class RunExtremes:
+    """The best and the worst response of a run so far, with the rewards that this reward model gave them."""
+
+    best: str
+    best_reward: float
+    worst: str
+    worst_reward: float
 
 
 @dataclass(frozen=True)
@@ -38,25 +49,31 @@ class RunContext:
         anchors: the responses of step 0, those without a reward too; they define a scale for the whole run. In step 0
             they are the responses themselves. None when the caller doesn't tell.
         preference: what the answer is to satisfy, in words; "" for nothing in particular.
+        extremes: None in step 0, when the caller doesn't tell, and for the parts of a combination, whose rewards are
+            not the run's.
+        report: what the reward model has to tell beside its scores goes here.
     """
 
     anchors: tuple[str, ...] | None = None
     preference: str = ""
+    extremes: RunExtremes | None = None
+    report: ScoringReport = field(default_factory=ScoringReport, compare=False)
 
 
 class PartialRewardModel(ABC):
-    """A reward model that may not apply to a response, whose scale depends on a run, or that has costly parts."""
+    """A reward model that may not apply to a response, whose scale depends on a run, or that tells more than scores."""
 
     @abstractmethod
     async def score_part(
         self, messages: "Sequence[BaseMessage]", responses: Sequence[str], run: RunContext
-    ) -> ScoredPart:
+    ) -> PartialScores:
         """Score every response.
 
         Args:
             messages: the conversation.
             responses: texts to score; may be empty.
-            run: what is known of the run.
+            run: what is known of the run. What this costs is counted in its report, at once, so that a failure loses
+                none of it.
 
         Raises:
             RewardError: when nothing can be scored.
@@ -79,10 +96,14 @@ class PartialRewardModel(ABC):
         """Score as `score` does, and tell the cost; see `UsageReportingReward`.
 
         Raises:
-            RewardError: when nothing can be scored.
+            RewardError: when nothing can be scored; its `usage` is what that cost.
         """
-        scores, used = await self.score_part(messages, responses, RunContext(preference=preference))
-        return _without_none(scores), used
+        run = RunContext(preference=preference)
+        try:
+            return _without_none(await self.score_part(messages, responses, run)), run.report.used
+        except RewardError as error:
+            error.usage = run.report.used
+            raise
 
 
 async def part_scores(
@@ -90,27 +111,26 @@ async def part_scores(
     messages: "Sequence[BaseMessage]",
     responses: Sequence[str],
     run: RunContext,
-) -> ScoredPart:
+) -> PartialScores:
     """Ask any reward model for what `PartialRewardModel.score_part` returns.
 
     Args:
         model: a reward model; its `score` may also be a plain function, which then runs in a thread.
         messages: the conversation.
         responses: texts to score.
-        run: what is known of the run.
+        run: what is known of the run; what it costs is counted in its report, also when it fails.
 
     Raises:
         RewardError: the model failed in any way, or returned something other than one number a response.
     """
-    used = no_usage()
     if not responses:
-        return [], used
+        return []
     try:
         values: Any  # Any: a reward model of a user may return whatever it likes, which is checked below
         if isinstance(model, PartialRewardModel):
-            values, used = await model.score_part(messages, responses, run)
+            values = await model.score_part(messages, responses, run)
         elif (with_usage := getattr(model, "score_with_usage", None)) is not None:
-            values, used = await with_usage(messages, responses, preference=run.preference)
+            values = await _counted(with_usage(messages, responses, preference=run.preference), run.report)
         elif inspect.iscoroutinefunction(model.score):
             values = await model.score(messages, responses)
         else:
@@ -129,7 +149,7 @@ async def part_scores(
         raise RewardError(f"The reward model failed: {type(error).__name__}: {error}".rstrip(": ")) from error
     if len(scores) != len(responses):
         raise RewardError(f"The reward model returned {len(scores)} rewards for {len(responses)} responses.")
-    return scores, used
+    return scores
 
 
 async def run_scores(
@@ -137,8 +157,8 @@ async def run_scores(
     messages: "Sequence[BaseMessage]",
     responses: Sequence[str],
     run: RunContext,
-) -> tuple[list[float], PhaseUsage]:
-    """The rewards of one step of a run, on the scale that the run began with, and their cost.
+) -> list[float]:
+    """The rewards of one step of a run, on the scale that the run began with.
 
     Args:
         model: a reward model.
@@ -152,8 +172,19 @@ async def run_scores(
     Raises:
         RewardError: see `part_scores`.
     """
-    scores, used = await part_scores(model, messages, responses, run)
-    return _without_none(scores), used
+    return _without_none(await part_scores(model, messages, responses, run))
+
+
+async def _counted(scoring: Awaitable[tuple[Any, PhaseUsage]], report: ScoringReport) -> Any:  # Any: as above
+    """The values of a `score_with_usage`; what it cost is counted, also where it failed and says so."""
+    try:
+        values, used = await scoring
+    except RewardError as error:
+        if error.usage is not None:
+            report.count(error.usage)
+        raise
+    report.count(used)
+    return values
 
 
 def _call(score: Callable[..., Any], messages: "Sequence[BaseMessage]", responses: Sequence[str]) -> Any:  # as above

@@ -26,13 +26,11 @@ def function(**rewards):
 
 
 async def scores(reward, texts, messages=QUERY):
-    told, _ = await part_scores(reward, messages, list(texts), RunContext())
-    return told
+    return await part_scores(reward, messages, list(texts), RunContext())
 
 
 async def in_run(reward, texts, anchors):
-    told, _ = await run_scores(reward, QUERY, list(texts), RunContext(anchors=tuple(anchors)))
-    return told
+    return await run_scores(reward, QUERY, list(texts), RunContext(anchors=tuple(anchors)))
 
 
 @pytest.mark.parametrize(

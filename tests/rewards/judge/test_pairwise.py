@@ -7,9 +7,12 @@ import random
 import pytest
 
 from tests.rewards.judge.conftest import CONVERSATION
+from tests.tpo_script import scripted_policy
+from tpo_graph import create_tpo_graph
 from tpo_graph.errors import ConfigurationError, RewardError
 from tpo_graph.rewards.judge import JudgePrompt, PairwiseJudgeReward, load_pairwise_judge
 from tpo_graph.rewards.judge.tournament import hold_tournament
+from tpo_graph.rewards.parts import RunContext, RunExtremes, run_scores
 from tpo_graph.testing import ScriptedChatModel
 
 
@@ -146,3 +149,46 @@ async def test_ties_go_to_the_earliest():
 
     standing = await hold_tournament(["a", "b", "c", "d", "e"], compare)
     assert (standing.best, standing.tied) == (0, True)
+
+
+async def test_a_second_run_of_the_same_question_starts_anew(serve):
+    _, model = serve(by_number)
+    judge = PairwiseJudgeReward(model)
+    for low, high in (("a 50", "b 90"), ("c 60", "d 61"), ("c 60", "d 61")):
+        run = RunContext(anchors=(low, high))
+        assert await run_scores(judge, CONVERSATION, [low, high], run) == [-1.0, 1.0]
+        assert await run_scores(judge, CONVERSATION, [high + "00"], run) == [2.0]
+
+
+@pytest.mark.parametrize("told", ["extremes", "anchors"])
+async def test_a_run_that_is_resumed_elsewhere_goes_on(told, serve):
+    """A judge that has seen nothing of the run ranks the new responses against the run's own."""
+    _, model = serve(by_number)
+    anchors = ("a 50", "b 90", "c 70")
+    extremes = RunExtremes(best="d 95", best_reward=2.0, worst="a 50", worst_reward=-1.0)
+    run = RunContext(anchors=anchors, extremes=extremes if told == "extremes" else None)
+    above, between, below = await run_scores(PairwiseJudgeReward(model), CONVERSATION, ["e 99", "f 80", "g 10"], run)
+    assert above == (3.0 if told == "extremes" else 2.0)
+    assert below == -2.0
+    assert below < between < above
+
+
+async def test_forgotten_first_candidates_keep_their_rewards(serve):
+    """A combination asks for them again when it has forgotten its scale."""
+    _, model = serve(by_number)
+    run = RunContext(anchors=("a 50", "b 90", "c 70"))
+    first = await run_scores(PairwiseJudgeReward(model), CONVERSATION, list(run.anchors), run)
+    again = await run_scores(PairwiseJudgeReward(model), CONVERSATION, [*run.anchors, "d 99"], run)
+    assert again == [*first, 2.0]
+
+
+def test_a_run_tells_the_judge_its_best_and_worst(serve):
+    """Two runs of one question in the graph, by one judge: both find what they have drawn."""
+    _, model = serve(by_number)
+    graph = create_tpo_graph(scripted_policy(), PairwiseJudgeReward(model))
+    for _ in range(2):
+        result = graph.invoke({"query": "q"}, context={"n": 3, "depth": 1})
+        numbers = [int(each["text"].split()[-1]) for each in result["cache"]]
+        assert int(result["answer"].split()[-1]) == max(numbers)
+        assert int(result["worst"]["text"].split()[-1]) == min(numbers)
+        assert (result["trajectory"][0]["best_reward"], result["trajectory"][0]["worst_reward"]) == (1.0, -1.0)

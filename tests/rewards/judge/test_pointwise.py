@@ -9,8 +9,10 @@ from langchain_core.messages import AIMessage
 from tests.rewards.judge.conftest import CONVERSATION
 from tpo_graph.errors import ConfigurationError, PromptError, RewardError
 from tpo_graph.rewards.base import RewardModel
+from tpo_graph.rewards.combinations import WeightedSum
 from tpo_graph.rewards.judge import JudgePrompt, JudgeReward, load_judge
 from tpo_graph.rewards.judge.prompts import DEFAULT_RUBRIC
+from tpo_graph.rewards.parts import RunContext, part_scores
 from tpo_graph.testing import ScriptedChatModel
 
 
@@ -134,6 +136,54 @@ async def test_mean_of_several_verdicts(serve):
     assert [body["temperature"] for body in server.bodies[-4:]] == [1.0] * 4
 
 
+async def test_the_mean_is_of_the_verdicts_that_can_be_read():
+    half = ScriptedChatModel(["6", "hm", "8", "hm"])
+    assert await JudgeReward(half, samples=4, max_concurrency=1).score(CONVERSATION, ["text"]) == [7.0]
+    less = ScriptedChatModel(["6", "hm", "hm"])
+    with pytest.raises(RewardError, match="answered 'hm'"):
+        await JudgeReward(less, samples=3, max_concurrency=1).score(CONVERSATION, ["text"])
+
+
+@pytest.mark.parametrize(("passing", "way"), [(1, "logprobs"), (2, "few_logprobs")])
+async def test_one_garbled_answer_is_no_refusal(passing, way):
+    """A proxy's page in place of JSON, once: the way is asked for again; an error that stays is a refusal."""
+
+    class Garbled(ScriptedChatModel):
+        logprobs: bool = False
+        top_logprobs: int = 0
+
+    tops = {"content": [{"token": "7", "top_logprobs": [{"token": "7", "logprob": 0.0}]}]}
+    error = ValueError("Expecting value: line 1 column 1 (char 0)")
+    judge = JudgeReward(Garbled([error] * passing + [AIMessage("7", response_metadata={"logprobs": tops})]))
+    assert await judge.score(CONVERSATION, ["x"]) == [7.0]
+    assert judge._verdicts.way == way
+
+
+async def test_a_failure_tells_what_it_cost(serve):
+    _, model = serve(lambda responses: {"The": 0.51, "9": 0.49})
+    with pytest.raises(RewardError) as caught:
+        await JudgeReward(model).score_with_usage(CONVERSATION, ["one", "two"])
+    assert (caught.value.usage["requests"], caught.value.usage["input_tokens"]) == (2, 200)
+
+
+async def test_the_cost_of_siblings_is_kept_when_a_part_fails(serve):
+    _, good = serve(by_last_digit)
+    _, slow = serve(lambda responses: {"The": 1.0}, seconds=0.05)
+    parts = {"good": JudgeReward(good), "bad": JudgeReward(slow)}
+    run = RunContext()
+    with pytest.raises(RewardError, match="Part 'bad'"):
+        await part_scores(WeightedSum(parts), CONVERSATION, ["text 1", "text 2"], run)
+    assert (run.report.used["requests"], run.report.used["input_tokens"]) == (4, 400)
+
+
+async def test_why_a_response_has_no_grade_is_told(serve):
+    _, model = serve(lambda responses: {"The": 0.6, "9": 0.4} if "?" in responses[0] else {"6": 1.0})
+    run = RunContext()
+    await part_scores(WeightedSum({"judge": JudgeReward(model)}), CONVERSATION, ["what?", "that"], run)
+    assert list(run.report.reasons) == ["what?"]
+    assert run.report.reasons["what?"].startswith("Part 'judge': The judge gives only 40%")
+
+
 @pytest.mark.parametrize("schema", ["wrong"])
 async def test_structured_output_that_is_no_verdict(schema, serve):
     _, model = serve(by_last_digit, logprobs="refuse", schema=schema)
@@ -148,7 +198,19 @@ async def test_preference_is_the_rubric(serve):
     await judge.score_with_usage(CONVERSATION, ["text 1"], preference="No rhymes, please.")
     assert "Rhymes are better." in server.prompts[0]
     assert DEFAULT_RUBRIC not in server.prompts[0]
-    assert "No rhymes, please." in server.prompts[1]
+    # what the judge was made for stays, and the run's preference is added
+    assert "Rhymes are better.\n\nNo rhymes, please." in server.prompts[1]
+    await JudgeReward(model).score_with_usage(CONVERSATION, ["text 1"], preference="No rhymes, please.")
+    assert "No rhymes, please." in server.prompts[2]
+    assert DEFAULT_RUBRIC not in server.prompts[2]
+
+
+async def test_judges_of_a_combination_keep_their_own_rubrics(serve):
+    server, model = serve(by_last_digit)
+    parts = {name: JudgeReward(model, preference=f"{name}!") for name in ("ACCURACY", "BREVITY")}
+    await WeightedSum(parts).score_with_usage(CONVERSATION, ["text 1"], preference="POLITE!")
+    told = sorted(tuple(word for word in ("ACCURACY!", "BREVITY!", "POLITE!") if word in one) for one in server.prompts)
+    assert told == [("ACCURACY!", "POLITE!"), ("BREVITY!", "POLITE!")]
 
 
 async def test_usage(serve):

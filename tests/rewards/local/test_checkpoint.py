@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -21,6 +22,47 @@ def rewrite(folder, **changes):
     """Change a checkpoint's config."""
     path = folder / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+OWN_CODE = """
+from torch import nn
+from transformers import LlamaConfig, LlamaModel, LlamaPreTrainedModel
+from transformers.modeling_outputs import SequenceClassifierOutputWithPast
+
+
+class OwnConfig(LlamaConfig):
+    model_type = "own"
+
+
+class OwnReward(LlamaPreTrainedModel):
+    config_class = OwnConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.model = LlamaModel(config)
+        self.score = nn.Linear(config.hidden_size, 1, bias=False)
+        self.post_init()
+
+    def forward(self, input_ids=None, attention_mask=None, **options):
+        hidden = self.model(input_ids=input_ids, attention_mask=attention_mask, **options).last_hidden_state
+        ends = attention_mask.cumsum(dim=1).argmax(dim=1)
+        return SequenceClassifierOutputWithPast(logits=self.score(hidden)[range(len(ends)), ends])
+"""
+
+
+async def test_trusted_code_gets_the_mask_that_its_authors_gave_it(checkpoint, reward, conversation, tmp_path):
+    folder = tmp_path / "own"
+    shutil.copytree(checkpoint("llama"), folder)
+    config = json.loads((folder / "config.json").read_text())
+    classes = {"AutoConfig": "own.OwnConfig", "AutoModelForSequenceClassification": "own.OwnReward"}
+    config |= {"architectures": ["OwnReward"], "auto_map": classes, "model_type": "own"}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "own.py").write_text(OWN_CODE)
+    own = reward(folder, trust_remote_code=True)
+    texts = ["Warm.", "Since air scatters light."]
+    assert await own.score(conversation, texts) == pytest.approx(
+        await reward("llama").score(conversation, texts), abs=1e-4
+    )
 
 
 def test_it_is_a_reward_model(reward):

@@ -103,24 +103,38 @@ async def test_an_encoder_has_no_steps(checkpoint, reward):
         reward(folder, extraction="process:min")
 
 
-@pytest.mark.parametrize("sharded", [False, True])
-async def test_a_value_head(sharded, checkpoint, reward, conversation, tmp_path):
+def write_value_model(folder, weights, head, kind):
+    """Weights and value head in one file, or the head's two tensors in files of their own."""
+    name = "pytorch_model.bin" if kind.endswith("bin") else "model.safetensors"
+    (folder / "model.safetensors").unlink()
+
+    def write(tensors, file):
+        if file.endswith("bin"):
+            torch.save(tensors, folder / file)
+        else:
+            save_file(tensors, folder / file, metadata={"format": "pt"})
+
+    if not kind.startswith("sharded"):
+        write({**weights, **head}, name)
+        return
+    stem, _, suffix = name.rpartition(".")
+    parts = [weights, *({key: tensor} for key, tensor in head.items())]
+    places = {}
+    for number, tensors in enumerate(parts):
+        write(tensors, f"{stem}-{number}.{suffix}")
+        places |= dict.fromkeys(tensors, f"{stem}-{number}.{suffix}")
+    (folder / f"{name}.index.json").write_text(json.dumps({"metadata": {"total_size": 0}, "weight_map": places}))
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "bin", "sharded safetensors", "sharded bin"])
+async def test_a_value_head(kind, checkpoint, reward, conversation, tmp_path):
     import shutil
 
     source = checkpoint("llama", auto_class=AutoModelForCausalLM)
     folder = tmp_path / "value"
     shutil.copytree(source, folder)
     head = {"v_head.summary.weight": torch.randn(1, 32), "v_head.summary.bias": torch.tensor([0.5])}
-    weights = load_file(folder / "model.safetensors")
-    if sharded:
-        (folder / "model.safetensors").unlink()
-        save_file(weights, folder / "model-1.safetensors", metadata={"format": "pt"})
-        save_file(head, folder / "model-2.safetensors", metadata={"format": "pt"})
-        places = {**dict.fromkeys(weights, "model-1.safetensors"), **dict.fromkeys(head, "model-2.safetensors")}
-        index = {"metadata": {"total_size": 0}, "weight_map": places}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    else:
-        save_file({**weights, **head}, folder / "model.safetensors", metadata={"format": "pt"})
+    write_value_model(folder, load_file(folder / "model.safetensors"), head, kind)
     model, tokenizer = by_hand(source, AutoModelForCausalLM)
     expected = []
     for text in TEXTS:

@@ -36,6 +36,23 @@ def test_an_unknown_option_is_named(checkpoint):
         load_reward(f"hf:{checkpoint('bert')}", depth=3)
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "shown"),
+    [
+        ("vllm:http://127.0.0.1:1#m", {"timeout": "5"}, "timeout='5'"),
+        ("hf:./nowhere", {"batch_tokens": "x"}, "batch_tokens='x'"),
+        ("length:5", {"falloff": "x"}, "falloff='x'"),
+        ("judge:openai:gpt-4o-mini", {"samples": "2", "api_key": "secret"}, "samples='2'"),
+        ("tei:http://127.0.0.1:1#m", {"max_concurrency": "3"}, "max_concurrency='3'"),
+    ],
+)
+def test_an_option_of_the_wrong_type_is_named(name, options, shown):
+    with pytest.raises(ConfigurationError, match="wrong type") as caught:
+        load_reward(name, **options)
+    assert shown in caught.value.message
+    assert "secret" not in caught.value.message
+
+
 def test_a_missing_folder_is_a_reward_error():
     with pytest.raises(RewardError, match="no such folder"):
         load_reward("hf:./nowhere")

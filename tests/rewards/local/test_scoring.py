@@ -14,6 +14,7 @@ from tpo_graph.rewards.local.checkpoint import Checkpoint, load_checkpoint
 from tpo_graph.rewards.local.encoding import EncodedText
 from tpo_graph.rewards.local.extractions import SingleScore
 from tpo_graph.rewards.local.shared_prefix import KeptPrefixes, Prefix
+from tpo_graph.rewards.parts import RunContext, part_scores
 
 LIMITS = BatchLimits(tokens=384, continued_tokens=384, pass_tokens=24, prefix_rows=10_000)
 
@@ -131,7 +132,14 @@ def test_kept_prefixes_stay_within_their_memory():
     assert len(kept) == 1, "the newest is kept whatever its size"
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("can't allocate memory")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("can't allocate memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"),
+    ],
+)
 @pytest.mark.parametrize("kind", ["llama", "bert"])
 async def test_too_little_memory_halves_the_batch(kind, error, loaded, reward, conversation):
     responses = [f"{word} {word} air" for word in ["warm", "rooms", "make", "people", "sleepy", "since", "the", "body"]]
@@ -177,6 +185,24 @@ async def test_another_failure_of_the_model_is_a_reward_error(loaded, conversati
     with pytest.raises(RewardError, match="a kernel is missing"):
         await model.score(conversation, ["Warm."])
     model.close()
+
+
+async def test_what_is_cut_or_too_long_is_reported(reward):
+    long, short = "air " * 300, "Warm."
+    cutting = reward("bert", max_length=100)
+    run = RunContext()
+    assert all(map(math.isfinite, await part_scores(cutting, [HumanMessage("Why?")], [long, short], run)))
+    assert (run.report.truncated, run.report.reasons) == ({long}, {})
+
+    refusing = reward("bert", max_length=100, truncation="error")
+    run = RunContext()
+    none, score = await part_scores(refusing, [HumanMessage("Why?")], [long, short], run)
+    assert math.isnan(none)
+    assert score == pytest.approx(*await reward("bert").score([HumanMessage("Why?")], [short]), abs=1e-4)
+    assert list(run.report.reasons) == [long]
+    assert "longer than the 100 tokens" in run.report.reasons[long]
+    with pytest.raises(RewardError, match="longer than the 100 tokens"):
+        await refusing.score([HumanMessage("Why?")], [long])
 
 
 async def test_nan_passes_as_nan(loaded, conversation):

@@ -1,6 +1,7 @@
 """What is sent and how it is read: the fields of each wire, and vLLM's activation."""
 
 import ast
+import copy
 import math
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import pytest
 
 from tests.rewards.served.conftest import CONVERSATION
 from tpo_graph.errors import ConfigurationError, RewardError
+from tpo_graph.rewards.parts import RunContext, part_scores
 from tpo_graph.rewards.served import (
     load_nim,
     load_openrlhf,
@@ -166,6 +168,53 @@ async def test_max_length_is_the_local_setting(llama, serve, tiny):
     reward = load_sglang(f"{server.url}/sglang#rm", max_length=30, truncation="truncate_prompt", **tiny)
     await reward.score(CONVERSATION, [A])
     assert len(server.bodies[-1]["input_ids"][0]) == 30
+
+
+async def told(reward, responses):
+    """Scores and the report of one call."""
+    run = RunContext()
+    return await part_scores(reward, CONVERSATION, responses, run), run.report
+
+
+async def test_what_is_cut_here_is_reported(llama, serve, tmp_path, tiny, capfd):
+    server = serve(llama, score_ids=lambda ids: 2.0)
+    short = copy.deepcopy(llama.tokenizer)
+    short.model_max_length = 50
+    short.save_pretrained(tmp_path)
+    # the tokenizer's own limit is none of the server's, and it writes no line to standard error
+    scores, report = await told(load_vllm(f"{server.url}#rm", tokenizer=str(tmp_path)), [A])
+    assert (scores, report.truncated) == ([2.0], set())
+    reward = load_vllm(f"{server.url}#rm", max_length=220, truncation="truncate_response", **tiny)
+    scores, report = await told(reward, [A, "long " * 40])
+    assert (scores, report.truncated) == ([2.0, 2.0], {"long " * 40})
+    assert capfd.readouterr().err == ""
+
+
+async def test_what_is_too_long_costs_no_other_its_score(llama, serve, tiny):
+    server = serve(llama, score_ids=lambda ids: 2.0)
+    scores, report = await told(load_sglang(f"{server.url}/sglang#rm", max_length=220, **tiny), ["long " * 40, A])
+    assert math.isnan(scores[0])
+    assert scores[1] == 2.0
+    assert "longer than the 220 tokens" in report.reasons["long " * 40]
+
+
+async def test_why_the_server_gave_no_score_is_reported(llama, serve, tiny):
+    server = serve(llama, score_ids=lambda ids: 2.0, longest=220)
+    _, report = await told(load_vllm(f"{server.url}#rm", **tiny), [A, "long " * 40])
+    assert "maximum context length is 220" in report.reasons["long " * 40]
+    server = serve(llama, score_ids=lambda ids: 2.0, faults=["null"])
+    _, report = await told(load_vllm(f"{server.url}#rm", **tiny), [A, B])
+    assert report.reasons == {A: "The vLLM server gave no finite number for it."}
+
+
+@pytest.mark.parametrize("tells_limit", [True, False])
+async def test_what_tei_cuts_is_reported_where_it_tells_its_limit(tells_limit, llama, serve, tiny):
+    server = serve(llama, score_ids=lambda ids: float(len(ids)), longest=220, tells_limit=tells_limit)
+    reward = load_tei(f"{server.url}#rm", truncate=True, **tiny)
+    for _ in range(2):
+        scores, report = await told(reward, [A, "long " * 40])
+        assert scores[1] == 220.0
+        assert report.truncated == ({"long " * 40} if tells_limit else set())
 
 
 @pytest.mark.parametrize("load", [load_vllm, load_vllm_pooling, load_sglang, load_tei, load_openrlhf])

@@ -40,7 +40,7 @@ class Host:
     def __init__(self) -> None:
         self._servers: dict[str, RewardServer] = {}
         self._socket = socket.create_server(("127.0.0.1", 0))
-        routes = [Route("/{name}/{path:path}", self._dispatch, methods=["POST"])]
+        routes = [Route("/{name}/{path:path}", self._dispatch, methods=["POST", "GET"])]
         config = uvicorn.Config(
             Starlette(routes=routes), log_level="critical", lifespan="off", ws="none", loop="asyncio", http="h11"
         )
@@ -75,6 +75,7 @@ class RewardServer:
         default_activation: what that vLLM does when nothing is said.
         api_key: the token that a request must bear.
         longest: tokens of a text at most; more are refused, with the whole request.
+        tells_limit: whether TEI's `/info` can be reached.
         faults: what goes wrong with the next requests, in order.
         always: what goes wrong with every request.
         attributes: names that the NIM gives its scores.
@@ -89,6 +90,7 @@ class RewardServer:
     default_activation: Literal["sigmoid", "none", "softmax"] = "sigmoid"
     api_key: str | None = None
     longest: int = 10_000
+    tells_limit: bool = True
     max_batch: int = 32
     every_token: bool = False
     attributes: tuple[str, ...] = ("reward",)
@@ -114,7 +116,9 @@ class RewardServer:
             "/get_reward": self._get_reward,
             "/v1/chat/completions": self._chat,
         }
-        if path not in handlers:
+        if http.method == "GET" and path == "/info" and self.tells_limit:
+            return JSONResponse({"model_id": self.model, "max_input_length": self.longest})
+        if path not in handlers or http.method == "GET":
             return JSONResponse({"detail": "Not Found"}, 404)
         body = json.loads(await http.body())
         self.bodies.append(body)

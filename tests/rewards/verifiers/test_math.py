@@ -55,7 +55,7 @@ async def test_without_a_reference():
         await MathVerifier().score([HumanMessage("?")], ["1"])
     assert "additional_kwargs" in caught.value.hint
     verifier = MathVerifier(without_reference="not_applicable")
-    scores, _ = await verifier.score_part([HumanMessage("?")], ["1", "2"], RunContext())
+    scores = await verifier.score_part([HumanMessage("?")], ["1", "2"], RunContext())
     assert scores == [None, None]
 
 

@@ -34,14 +34,14 @@ def select_node(settings: TPOSettings) -> NodeBody:
         update = {"best": best, "worst": pair["worst"], "trajectory": [record], "stop_reason": reason}
         if reason is None:
             return update | {"loss": "", "gradient": ""}
-        # N candidates of one sampling were not optimised against the reward, so there is nothing to watch
-        optimized = record["step"] > 0
+        # best of N, too, takes what the reward model overrates
+        watched = overoptimization_warnings(
+            state["cache"], [*state["trajectory"], record], second_rewards=state.get("second_rewards")
+        )
         told = {"tpo": {"reward": best["reward"], "steps": record["step"], "stop_reason": reason}}
         return update | {
             "answer": best["text"],
-            "warnings": list(overoptimization_warnings(state["cache"], [*state["trajectory"], record]))
-            if optimized
-            else [],
+            "warnings": [*state.get("warnings", []), *watched],
             "messages": [AIMessage(best["text"], response_metadata=told)],
         }
 

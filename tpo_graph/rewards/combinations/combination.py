@@ -5,11 +5,11 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from tpo_graph.accounting import no_usage
 from tpo_graph.errors import ConfigurationError
 from tpo_graph.rewards.combinations.part import RAW, Part, Scale, ask_parts, checked_parts, close_parts
-from tpo_graph.rewards.combinations.scale_memory import ScaleMemory, Scales, measured_scales, run_key, usable
-from tpo_graph.rewards.parts import PartialRewardModel, RunContext, ScoredPart
+from tpo_graph.rewards.combinations.scale_memory import ScaleMemory, Scales, measured_scales, usable
+from tpo_graph.rewards.parts import PartialRewardModel, PartialScores, RunContext
+from tpo_graph.rewards.run_key import run_key
 
 if TYPE_CHECKING:
     from langchain_core.messages import BaseMessage
@@ -66,20 +66,20 @@ class Combination(PartialRewardModel):
         messages: "Sequence[BaseMessage]",
         responses: Sequence[str],
         run: RunContext,
-    ) -> ScoredPart:
+    ) -> PartialScores:
         """Ask all parts and combine; see `PartialRewardModel.score_part`.
 
         Raises:
             RewardError: a part failed.
         """
         if not responses:
-            return [], no_usage()
+            return []
         key = run_key(messages, run.anchors)
         scales: Scales | None = self._memory.get(key) if len(self._fixed) < len(self.parts) else {}
         # the scale of a run that is not in memory needs the scores of its first candidates
         basis = list(dict.fromkeys(responses if run.anchors is None else run.anchors))
         texts = list(responses) if scales is not None else list(dict.fromkeys([*basis, *responses]))
-        scores, used = await ask_parts(self.parts, messages, texts, run)
+        scores = await ask_parts(self.parts, messages, texts, run)
         if scales is None:
             kept = [place for place in range(len(basis)) if usable(scores, place)]
             scales = measured_scales(scores, kept)
@@ -91,7 +91,7 @@ class Combination(PartialRewardModel):
             if text not in by_text:
                 told = {name: value for name, values in scores.items() if (value := values[place]) is not None}
                 by_text[text] = self._combined(told, scales)
-        return [by_text[text] for text in responses], used
+        return [by_text[text] for text in responses]
 
     def _combined(self, scores: Mapping[str, float], scales: Scales) -> float | None:
         if not scores:

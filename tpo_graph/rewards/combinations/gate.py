@@ -4,10 +4,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from tpo_graph.accounting import no_usage
 from tpo_graph.errors import ConfigurationError
 from tpo_graph.rewards.combinations.part import Part, ask_parts, checked_parts, close_parts
-from tpo_graph.rewards.parts import PartialRewardModel, RunContext, ScoredPart
+from tpo_graph.rewards.parts import PartialRewardModel, PartialScores, RunContext
 
 if TYPE_CHECKING:
     from langchain_core.messages import BaseMessage
@@ -67,18 +66,18 @@ class Gate(PartialRewardModel):
         messages: "Sequence[BaseMessage]",
         responses: Sequence[str],
         run: RunContext,
-    ) -> ScoredPart:
+    ) -> PartialScores:
         """Ask checks and score at the same time; see `PartialRewardModel.score_part`.
 
         Raises:
             RewardError: names the check that failed, or `score`.
         """
         if not responses:
-            return [], no_usage()
-        told, used = await ask_parts(self.parts, messages, responses, run)
+            return []
+        told = await ask_parts(self.parts, messages, responses, run)
         scores = told.pop("score")
         checks = list(zip(*told.values(), strict=True))
-        return [self._reward(check, score) for check, score in zip(checks, scores, strict=True)], used
+        return [self._reward(check, score) for check, score in zip(checks, scores, strict=True)]
 
     def _reward(self, checks: Sequence[float | None], score: float | None) -> float | None:
         if score is None:

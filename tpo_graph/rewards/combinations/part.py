@@ -2,14 +2,12 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
-from tpo_graph.accounting import total
 from tpo_graph.errors import ConfigurationError, RewardError
 from tpo_graph.rewards.concurrency import gather
-from tpo_graph.rewards.parts import PartialRewardModel, RunContext, ScoredPart, part_scores
-from tpo_graph.types import PhaseUsage
+from tpo_graph.rewards.parts import PartialRewardModel, PartialScores, RunContext, part_scores
 
 if TYPE_CHECKING:
     from langchain_core.messages import BaseMessage
@@ -18,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Part", "PartScores", "Scale", "ask_parts", "checked_parts", "close_parts"]
 
-PartScores: TypeAlias = dict[str, list[float | None]]
+PartScores: TypeAlias = dict[str, PartialScores]
 """Scores by name of the part, each with one value a response."""
 
 
@@ -94,25 +92,27 @@ async def ask_parts(
     messages: "Sequence[BaseMessage]",
     responses: Sequence[str],
     run: RunContext,
-) -> tuple[PartScores, PhaseUsage]:
+) -> PartScores:
     """Ask all parts at the same time; when one fails the others are cancelled.
 
     Returns:
-        Their scores by name, and what they cost together.
+        Their scores by name. What they have to tell is in the run's report, what the cancelled ones cost too.
 
     Raises:
         RewardError: names the part that failed.
     """
 
-    async def ask(name: str, part: Part) -> ScoredPart:
+    async def ask(name: str, part: Part) -> PartialScores:
+        told = run.report.for_part()
         try:
-            return await part_scores(part.model, messages, responses, run)
+            # the run's extremes are the whole's, and mean nothing to a part
+            return await part_scores(part.model, messages, responses, replace(run, extremes=None, report=told))
         except RewardError as error:
             raise RewardError(f"Part {name!r}: {error.message}", hint=error.hint) from error
+        finally:
+            run.report.take_over(told, name)
 
-    told = dict(zip(parts, await gather(ask(name, part) for name, part in parts.items()), strict=True))
-    used = total({name: used for name, (_, used) in told.items()})
-    return {name: scores for name, (scores, _) in told.items()}, used
+    return dict(zip(parts, await gather(ask(name, part) for name, part in parts.items()), strict=True))
 
 
 def close_parts(parts: Mapping[str, Part]) -> None:

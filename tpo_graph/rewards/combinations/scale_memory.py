@@ -1,38 +1,21 @@
 """The scales of runs: fixed by the first candidates of a run, and the same ever after."""
 
-import hashlib
-import json
 import math
 import statistics
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 from tpo_graph.rewards.combinations.part import RAW, PartScores, Scale
 
-if TYPE_CHECKING:
-    from langchain_core.messages import BaseMessage
-
-__all__ = ["ScaleMemory", "measured_scales", "run_key", "usable"]
+__all__ = ["ScaleMemory", "measured_scales", "usable"]
 
 Scales: TypeAlias = Mapping[str, Scale]
 """Scales by name of the part."""
 
 _NOISE = 1e-6
 """A deviation below this share of the mean is what rounding leaves of equal scores."""
-
-
-def run_key(messages: "Sequence[BaseMessage]", anchors: Iterable[str] | None) -> bytes:
-    """What tells one run from another.
-
-    With `anchors` it is them and the conversation. Without, it is the conversation with the ids of its messages:
-    LangGraph gives a message without an id a new one in every run, so that runs of the same query are apart.
-    """
-    ids = anchors is None
-    told = [[each.type, each.id if ids else "", each.content, each.additional_kwargs] for each in messages]
-    data = json.dumps([told, sorted(set(anchors or ()))], default=str, sort_keys=True)
-    return hashlib.sha256(data.encode()).digest()
 
 
 def usable(scores: PartScores, place: int) -> bool:

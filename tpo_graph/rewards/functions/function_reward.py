@@ -5,12 +5,11 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tpo_graph.accounting import no_usage
 from tpo_graph.errors import ConfigurationError, RewardError
 from tpo_graph.rewards.concurrency import gather
 from tpo_graph.rewards.functions.styles import STYLES, FunctionStyle, find_style
 from tpo_graph.rewards.functions.trl_arguments import trl_arguments
-from tpo_graph.rewards.parts import PartialRewardModel, RunContext, ScoredPart
+from tpo_graph.rewards.parts import PartialRewardModel, PartialScores, RunContext
 
 if TYPE_CHECKING:
     from langchain_core.messages import BaseMessage
@@ -70,14 +69,14 @@ class FunctionReward(PartialRewardModel):
         messages: "Sequence[BaseMessage]",
         responses: Sequence[str],
         run: RunContext,  # noqa: ARG002  # what a function returns has its own scale
-    ) -> ScoredPart:
+    ) -> PartialScores:
         """Call the function; see `PartialRewardModel.score_part`.
 
         Raises:
             RewardError: the function raised, or returned something other than a number or None for each response.
         """
         if not responses:
-            return [], no_usage()
+            return []
         conversation, texts = list(messages), list(responses)
         try:
             match self.style:
@@ -103,7 +102,7 @@ class FunctionReward(PartialRewardModel):
             raise RewardError(
                 f"The reward function {self.name!r} returned {len(scores)} values for {len(texts)} responses."
             )
-        return scores, no_usage()
+        return scores
 
     # Any, here and below: what a function takes and returns depends on its style
     async def _at_once(self, *arguments: Any, **named: Any) -> Sequence[Any]:

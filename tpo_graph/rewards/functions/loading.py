@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tpo_graph.errors import ConfigurationError
+from tpo_graph.errors import ConfigurationError, TPOError
 from tpo_graph.rewards.functions import FunctionReward
 
 if TYPE_CHECKING:
@@ -22,7 +22,8 @@ def load_function(name: str, **options: Any) -> "RewardModel":  # Any: options a
     stands for may also be a reward model, or a class of one that takes the options.
 
     Raises:
-        ConfigurationError: there is no such module or function, or the module raises when it is imported.
+        ConfigurationError: there is no such module or function, or the module raises when it is imported, or the class
+            when it is made.
     """
     place, _, attribute = name.rpartition(":")
     if not place or not attribute:
@@ -35,7 +36,12 @@ def load_function(name: str, **options: Any) -> "RewardModel":  # Any: options a
         raise ConfigurationError(f"Module {place!r} has nothing named {attribute!r}.")
     model: RewardModel
     if isinstance(found, type) and hasattr(found, "score"):
-        model = found(**options)
+        try:
+            model = found(**options)
+        except TPOError:
+            raise
+        except Exception as error:  # whatever a user's class may raise
+            raise ConfigurationError(f"{name!r} can't be made: {type(error).__name__}: {error}".rstrip(": ")) from error
         return model
     if hasattr(found, "score"):
         if options:

@@ -45,9 +45,11 @@ def find_style(function: Callable[..., Any]) -> FunctionStyle:  # Any: a functio
     except (TypeError, ValueError) as error:
         raise ConfigurationError(f"The reward function {name!r} shows no signature.", hint=_HINT) from error
     hints = _type_hints(function)
-    if "completions" in parameters and (
-        "prompts" in parameters or any(each.kind is each.VAR_KEYWORD for each in parameters.values())
-    ):
+    takes_more = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
+    if "completions" in parameters and ("prompts" in parameters or takes_more):
+        if "completions" not in hints and takes_more and [*parameters][:-1] == ["prompts", "completions"]:
+            # as TRL's documentation writes it; its data sets are of texts unless they are made of messages
+            return "trl"
         return _trl_style(name, hints.get("completions"))
     needed = [each.name for each in parameters.values() if _is_positional(each) and each.default is each.empty]
     match needed:

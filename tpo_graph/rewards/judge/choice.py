@@ -15,7 +15,7 @@ from tpo_graph.accounting import no_usage
 from tpo_graph.errors import ConfigurationError, RewardError
 from tpo_graph.policies.transport import loop_safe
 from tpo_graph.rewards.concurrency import ConcurrencyLimit, gather
-from tpo_graph.rewards.judge.provider_errors import is_refusal, judge_failed, names_knob
+from tpo_graph.rewards.judge.provider_errors import is_refusal, judge_failed, may_pass, names_knob
 from tpo_graph.rewards.judge.readout import from_logprobs, from_parsed, from_text
 from tpo_graph.types import PhaseUsage
 
@@ -38,7 +38,7 @@ class Verdicts:
         model: any LangChain chat model.
         labels: the possible verdicts, each one token.
         samples: how many verdicts to take the mean of where log probabilities are missing; drawn at temperature 1
-            when there are several.
+            when there are several. Up to half of them may be unreadable.
         max_concurrency: requests in flight at a time, in each event loop.
 
     Raises:
@@ -98,6 +98,7 @@ class Verdicts:
     async def _find_out(self, messages: Sequence[BaseMessage], used: PhaseUsage) -> dict[str, float]:
         """Ask in one way after the other until the provider takes one."""
         ways = list(_WAYS)
+        tried_again: set[Way] = set()
         while True:
             way = ways.pop(0)
             try:
@@ -108,6 +109,9 @@ class Verdicts:
             except Exception as error:  # each provider has its own for what it does not take
                 if self._takes_temperature and names_knob(error, "temperature"):
                     self._takes_temperature = False
+                    ways.insert(0, way)
+                elif may_pass(error) and way not in tried_again:
+                    tried_again.add(way)
                     ways.insert(0, way)
                 elif not ways or not is_refusal(error):
                     raise judge_failed(error) from error
@@ -128,7 +132,18 @@ class Verdicts:
         read = self._structured if way == "structured" else self._plain
         temperature = 0.0 if self._samples == 1 else 1.0
         model = self._copy(temperature, {})
-        drawn = await gather(read(model, messages, used) for _ in range(self._samples))
+        unreadable: list[RewardError] = []
+
+        async def draw() -> dict[str, float] | None:
+            try:
+                return await read(model, messages, used)
+            except RewardError as error:
+                unreadable.append(error)
+                return None
+
+        drawn = [one for one in await gather(draw() for _ in range(self._samples)) if one is not None]
+        if 2 * len(drawn) < self._samples:
+            raise unreadable[0]
         return {label: sum(one[label] for one in drawn) / len(drawn) for label in self._labels}
 
     async def _structured(

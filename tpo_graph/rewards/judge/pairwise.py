@@ -1,50 +1,47 @@
 """A chat model as reward model that compares: a tournament finds the best and the worst response."""
 
-import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import BaseMessage
 
-from tpo_graph.accounting import no_usage
 from tpo_graph.errors import ConfigurationError
 from tpo_graph.rewards.concurrency import gather
 from tpo_graph.rewards.judge.choice import Verdicts
-from tpo_graph.rewards.judge.prompts import DEFAULT_RUBRIC, PAIRWISE, JudgePrompt, render_conversation
-from tpo_graph.rewards.judge.tournament import Standing, hold_tournament
+from tpo_graph.rewards.judge.prompts import PAIRWISE, JudgePrompt, joined_rubric, render_conversation
+from tpo_graph.rewards.judge.tournament import Compare, Standing, hold_tournament
+from tpo_graph.rewards.parts import PartialRewardModel, PartialScores, RunContext, RunExtremes
+from tpo_graph.rewards.run_key import run_key
 from tpo_graph.types import PhaseUsage
 
 __all__ = ["PairwiseJudgeReward"]
 
-_REMEMBERED = 1024  # conversations
+_REMEMBERED = 1024  # runs
+
+_Key: TypeAlias = tuple[bytes, str]  # of a run, and the rubric
 
 
-@dataclass(frozen=True)
-class _Extremes:
-    """The best and the worst response so far to one conversation, with their rewards."""
-
-    best: str
-    best_reward: float
-    worst: str
-    worst_reward: float
-
-
-class PairwiseJudgeReward:
+class PairwiseJudgeReward(PartialRewardModel):
     """Compares responses with any chat model, each pair in both orders, whose mean counts.
 
     The rewards are places and not grades: the best and the worst have the highest and the lowest, the others lie
-    between in a rough order. That holds over all calls for one conversation: the judge remembers the best and the
-    worst so far and lets new responses meet them, so that a reward above that of the best so far means that the
-    judge preferred the response to it. Rewards of different conversations can't be compared.
+    between in a rough order. That holds over all steps of a run: new responses meet the best and the worst so far, so
+    that a reward above that of the best so far means that the judge preferred the response to it. Rewards of different
+    runs can't be compared.
 
-    N responses cost about 3 N requests, and 4 more from the second call on.
+    A run tells its best and worst. Where it can't, as for a part of a combination, the judge remembers them, and holds
+    the tournament of the first candidates again when it has forgotten. Calls without a run (`score`) belong together
+    when they are about the same conversation.
+
+    N responses cost about 3 N requests, and 4 more from the second step on.
 
     Args:
         model: the judge.
-        preference: what a good response is, in words; it is the rubric. "" takes a general one.
+        preference: what a good response is, in words; it is the rubric, and the run's preference is added to it. With
+            neither there is a general one.
         prompt: what the judge is told, in place of this package's own words.
         samples: verdicts to take the mean of where log probabilities are missing.
         max_concurrency: requests in flight at a time, in each event loop.
@@ -69,7 +66,7 @@ class PairwiseJudgeReward:
         self.preference = preference.strip()
         self._prompt = prompt
         self._verdicts = Verdicts(model, ("A", "B"), samples=samples, max_concurrency=max_concurrency)
-        self._extremes: OrderedDict[str, _Extremes] = OrderedDict()
+        self._extremes: OrderedDict[_Key, RunExtremes] = OrderedDict()
         self._lock = threading.Lock()  # loops of several threads may share this
 
     @property
@@ -77,85 +74,100 @@ class PairwiseJudgeReward:
         """Requests and tokens of all calls so far; its seconds stay 0."""
         return self._verdicts.usage
 
-    async def score(self, messages: Sequence[BaseMessage], responses: Sequence[str]) -> list[float]:
-        """Rewards by which the best and the worst of all responses to this conversation can be told.
+    async def score_part(
+        self, messages: Sequence[BaseMessage], responses: Sequence[str], run: RunContext
+    ) -> PartialScores:
+        """Rewards by which the best and the worst of all responses of the run can be told.
 
         Raises:
             RewardError: the judge failed; a tournament needs all of its comparisons.
         """
-        scores, _ = await self.score_with_usage(messages, responses)
-        return scores
-
-    async def score_with_usage(
-        self, messages: Sequence[BaseMessage], responses: Sequence[str], *, preference: str = ""
-    ) -> tuple[list[float], PhaseUsage]:
-        """`score`, and what it cost.
-
-        Args:
-            messages: the conversation.
-            responses: texts to compare; may be empty.
-            preference: the rubric of this call; "" takes the judge's own.
-
-        Returns:
-            The rewards, and the requests and tokens of this call (its seconds stay 0).
-
-        Raises:
-            RewardError: the judge failed.
-        """
-        used = no_usage()
         texts = list(dict.fromkeys(responses))
         if not texts:
-            return [], used
-        rubric = preference.strip() or self.preference or DEFAULT_RUBRIC
+            return []
+        rubric = joined_rubric(self.preference, run.preference)
         shared = {"rubric": rubric, "conversation": render_conversation(messages)}
 
         async def compare(left: str, right: str) -> float:
             if left == right:
                 return 0.5
-            orders = [self._share(shared, left, right, used), self._share(shared, right, left, used)]
+            orders = [self._share(shared, left, right, run), self._share(shared, right, left, run)]
             forward, backward = await gather(orders)
             # rounded, so that a judge that always prefers what stands first gives an exact tie
             return round((forward + 1 - backward) / 2, 6)
 
-        standing = await hold_tournament(texts, compare)
-        best, worst = texts[standing.best], texts[standing.worst]
-        key = hashlib.sha256("\0".join(shared.values()).encode("utf-8", errors="surrogatepass")).hexdigest()
-        while True:
-            known = self._extremes.get(key)
-            better = known is not None and await compare(best, known.best) > 0.5
-            # where all are alike, they can't be both better than the best and worse than the worst
-            worse = known is not None and not (better and standing.tied) and await compare(worst, known.worst) < 0.5
-            high, low = _span(known, better=better, worse=worse, tied=standing.tied)
-            rewards = _rewards(standing, high, low)
-            found = _Extremes(
-                best=best if known is None or better else known.best,
-                best_reward=rewards[standing.best] if known is None or better else known.best_reward,
-                worst=worst if known is None or worse else known.worst,
-                worst_reward=rewards[standing.worst] if known is None or worse else known.worst_reward,
-            )
-            if self._remember(key, known, found):
-                break
-        by_text = dict(zip(texts, rewards, strict=True))
-        return [by_text[response] for response in responses], used
+        if run.extremes is not None:
+            rewards, _ = await _placed(texts, await hold_tournament(texts, compare), run.extremes, compare)
+        else:
+            rewards = await self._remembered((run_key(messages, run.anchors), rubric), texts, run.anchors, compare)
+        return [rewards[response] for response in responses]
 
-    async def _share(self, shared: dict[str, str], first: str, second: str, used: PhaseUsage) -> float:
+    async def _share(self, shared: dict[str, str], first: str, second: str, run: RunContext) -> float:
         """How likely the judge is to prefer what it is shown first."""
         request = self._prompt.render({**shared, "first": first, "second": second})
-        return (await self._verdicts.ask(request, used))["A"]
+        return (await self._verdicts.ask(request, run.report.used))["A"]
 
-    def _remember(self, key: str, known: _Extremes | None, found: _Extremes) -> bool:
-        """Keep the new extremes, unless another call for the same conversation was faster."""
+    async def _remembered(
+        self, key: _Key, texts: Sequence[str], anchors: tuple[str, ...] | None, compare: Compare
+    ) -> Mapping[str, float]:
+        """Rewards against the best and the worst that are remembered of a run; the new ones are remembered."""
+        if anchors is not None and set(texts) == set(anchors):
+            # a run begins, and what another one with the same first candidates found is not its own
+            rewards, found = await _placed(texts, await hold_tournament(texts, compare), None, compare)
+            with self._lock:
+                self._keep(key, found)
+            return rewards
+        stored = known = self._extremes.get(key)
+        first: Mapping[str, float] = {}
+        if known is None and anchors:
+            # forgotten, or a run that is resumed elsewhere
+            begun = list(dict.fromkeys(anchors))
+            first, known = await _placed(begun, await hold_tournament(begun, compare), None, compare)
+        new = [text for text in texts if text not in first]
+        if not new:
+            return first
+        standing = await hold_tournament(new, compare)
+        while True:
+            rewards, found = await _placed(new, standing, known, compare)
+            if self._replace(key, stored, found):
+                return {**first, **rewards}
+            stored = known = self._extremes.get(key)  # another call about the same run was faster
+
+    def _replace(self, key: _Key, stored: RunExtremes | None, found: RunExtremes) -> bool:
+        """Remember the new extremes, unless another call about the same run was faster."""
         with self._lock:
-            if self._extremes.get(key) is not known:
+            if self._extremes.get(key) is not stored:
                 return False
-            self._extremes[key] = found
-            self._extremes.move_to_end(key)
-            while len(self._extremes) > _REMEMBERED:
-                self._extremes.popitem(last=False)
+            self._keep(key, found)
             return True
 
+    def _keep(self, key: _Key, found: RunExtremes) -> None:
+        self._extremes[key] = found
+        self._extremes.move_to_end(key)
+        while len(self._extremes) > _REMEMBERED:
+            self._extremes.popitem(last=False)
 
-def _span(known: _Extremes | None, *, better: bool, worse: bool, tied: bool) -> tuple[float, float]:
+
+async def _placed(
+    texts: Sequence[str], standing: Standing, known: RunExtremes | None, compare: Compare
+) -> tuple[Mapping[str, float], RunExtremes]:
+    """Rewards by text after a tournament, against the best and the worst known before it; and the new ones."""
+    best, worst = texts[standing.best], texts[standing.worst]
+    better = known is not None and await compare(best, known.best) > 0.5
+    # where all are alike, they can't be both better than the best and worse than the worst
+    worse = known is not None and not (better and standing.tied) and await compare(worst, known.worst) < 0.5
+    high, low = _span(known, better=better, worse=worse, tied=standing.tied)
+    rewards = _rewards(standing, high, low)
+    found = RunExtremes(
+        best=best if known is None or better else known.best,
+        best_reward=rewards[standing.best] if known is None or better else known.best_reward,
+        worst=worst if known is None or worse else known.worst,
+        worst_reward=rewards[standing.worst] if known is None or worse else known.worst_reward,
+    )
+    return dict(zip(texts, rewards, strict=True)), found
+
+
+def _span(known: RunExtremes | None, *, better: bool, worse: bool, tied: bool) -> tuple[float, float]:
     """The rewards of the best and the worst of a tournament, against those known before it."""
     if known is None:
         return (0.0, 0.0) if tied else (1.0, -1.0)

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import BaseMessage
 
-from tpo_graph.accounting import no_usage
 from tpo_graph.errors import ConfigurationError, RewardError
 from tpo_graph.rewards.concurrency import gather
 from tpo_graph.rewards.judge.choice import Verdicts
-from tpo_graph.rewards.judge.prompts import DEFAULT_RUBRIC, POINTWISE, JudgePrompt, render_conversation
+from tpo_graph.rewards.judge.prompts import POINTWISE, JudgePrompt, joined_rubric, render_conversation
+from tpo_graph.rewards.parts import PartialRewardModel, PartialScores, RunContext
 from tpo_graph.types import PhaseUsage
 
 __all__ = ["JudgeReward"]
@@ -18,7 +18,7 @@ __all__ = ["JudgeReward"]
 _GRADES = tuple("123456789")
 
 
-class JudgeReward:
+class JudgeReward(PartialRewardModel):
     """Grades with any chat model, in one request a response.
 
     The judge writes no reasoning: its grade is the expectation over the digits that it might write next, weighted with
@@ -35,7 +35,8 @@ class JudgeReward:
 
     Args:
         model: the judge.
-        preference: what a good response is, in words; it is the rubric. "" takes a general one.
+        preference: what a good response is, in words; it is the rubric, and the run's preference is added to it. With
+            neither there is a general one.
         prompt: what the judge is told, in place of this package's own words.
         samples: grades to take the mean of where log probabilities are missing.
         max_concurrency: requests in flight at a time, in each event loop.
@@ -64,8 +65,10 @@ class JudgeReward:
         """Requests and tokens of all calls so far; its seconds stay 0."""
         return self._verdicts.usage
 
-    async def score(self, messages: Sequence[BaseMessage], responses: Sequence[str]) -> list[float]:
-        """Grade every response as the next assistant turn of the conversation.
+    async def score_part(
+        self, messages: Sequence[BaseMessage], responses: Sequence[str], run: RunContext
+    ) -> PartialScores:
+        """Grade every response as the next assistant turn of the conversation; see `PartialRewardModel.score_part`.
 
         Returns:
             A float from 1 to 9 for each response; NaN where the judge gave no grade.
@@ -73,28 +76,8 @@ class JudgeReward:
         Raises:
             RewardError: it graded none of them.
         """
-        scores, _ = await self.score_with_usage(messages, responses)
-        return scores
-
-    async def score_with_usage(
-        self, messages: Sequence[BaseMessage], responses: Sequence[str], *, preference: str = ""
-    ) -> tuple[list[float], PhaseUsage]:
-        """`score`, and what it cost.
-
-        Args:
-            messages: the conversation.
-            responses: texts to grade; may be empty.
-            preference: the rubric of this call; "" takes the judge's own.
-
-        Returns:
-            The grades, and the requests and tokens of this call (its seconds stay 0).
-
-        Raises:
-            RewardError: it graded none of them.
-        """
-        used = no_usage()
         shared = {
-            "rubric": preference.strip() or self.preference or DEFAULT_RUBRIC,
+            "rubric": joined_rubric(self.preference, run.preference),
             "conversation": render_conversation(messages),
         }
         texts = list(dict.fromkeys(responses))
@@ -103,9 +86,10 @@ class JudgeReward:
         async def grade(text: str) -> float:
             request = self._prompt.render({**shared, "response": text})
             try:
-                verdict = await self._verdicts.ask(request, used)
+                verdict = await self._verdicts.ask(request, run.report.used)
             except RewardError as error:
                 failures.append(error)
+                run.report.reasons[text] = error.message
                 return math.nan
             return sum(int(label) * share for label, share in verdict.items())
 
@@ -113,4 +97,4 @@ class JudgeReward:
         if texts and len(failures) == len(texts):
             raise failures[-1]
         by_text = dict(zip(texts, grades, strict=True))
-        return [by_text[response] for response in responses], used
+        return [by_text[response] for response in responses]

@@ -14,7 +14,7 @@ from langchain_core.messages import BaseMessage, HumanMessage, SystemMessage
 from tpo_graph.conversation import ROLES, ConversationFormat
 from tpo_graph.template import Template
 
-__all__ = ["DEFAULT_RUBRIC", "PAIRWISE", "POINTWISE", "JudgePrompt", "render_conversation"]
+__all__ = ["DEFAULT_RUBRIC", "PAIRWISE", "POINTWISE", "JudgePrompt", "joined_rubric", "render_conversation"]
 
 DEFAULT_RUBRIC = (
     "A good response does what the user asks for, in the way that they ask for it. What it states is correct, and "
@@ -22,6 +22,18 @@ DEFAULT_RUBRIC = (
     "the question. It is clear, well organised and in the user's language. It declines only what would do harm."
 )
 """The rubric where no preference is given."""
+
+
+def joined_rubric(own: str, preference: str) -> str:
+    r"""What a judge goes by: its own preference, then the run's; the general rubric where there is neither.
+
+    Example:
+        >>> joined_rubric("Only facts.", "At most five sentences.")
+        'Only facts.\n\nAt most five sentences.'
+    """
+    told = dict.fromkeys(text.strip() for text in (own, preference))
+    return "\n\n".join(filter(None, told)) or DEFAULT_RUBRIC
+
 
 _VARIABLES = {
     "pointwise": frozenset({"rubric", "conversation", "mark", "response"}),

@@ -5,14 +5,22 @@ from collections.abc import Mapping
 
 from tpo_graph.errors import RewardError
 
-__all__ = ["is_refusal", "judge_failed", "names_knob"]
+__all__ = ["is_refusal", "judge_failed", "may_pass", "names_knob"]
 
 _REFUSED = frozenset({400, 422, 501})
 
 
 def is_refusal(error: Exception) -> bool:
-    """Whether an error may be about the way of asking, so that another way may work."""
+    """Whether an error may be about the way of asking, so that another way may work.
+
+    A ValueError that comes again is one; see `may_pass`.
+    """
     return isinstance(error, TypeError | ValueError | NotImplementedError) or _status(error) in _REFUSED
+
+
+def may_pass(error: Exception) -> bool:
+    """Whether the same request may go through: a ValueError is a refusal, or one answer that was cut or no JSON."""
+    return isinstance(error, ValueError) and _status(error) is None
 
 
 def names_knob(error: Exception, knob: str) -> bool:

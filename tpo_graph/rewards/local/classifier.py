@@ -14,6 +14,7 @@ from tpo_graph.rewards.local.extractions import Extraction, SingleScore, extract
 from tpo_graph.rewards.local.request import Scored
 from tpo_graph.rewards.local.truncation import TRUNCATIONS, Truncation
 from tpo_graph.rewards.local.worker import ScoringWorker
+from tpo_graph.rewards.parts import PartialRewardModel, PartialScores, RunContext
 
 if TYPE_CHECKING:
     from tpo_graph.rewards.local.checkpoint import Checkpoint
@@ -26,7 +27,7 @@ GATHER_SECONDS = 0.002
 """Long enough for the tasks of one event loop to hand in their requests, too short to be felt."""
 
 
-class ClassifierReward:
+class ClassifierReward(PartialRewardModel):
     """Scores responses with a reward model on this machine.
 
     The score of a response is the one that the model gives when that response is scored alone; batches, kept prefixes
@@ -108,8 +109,9 @@ class ClassifierReward:
             revision: branch, tag or commit on the hub.
             trust_remote_code: whether code that comes with the checkpoint may run.
             truncation: what a text that is too long loses: tokens from the start of the conversation, from the end of
-                the response, or nothing (an error). Counted in `counts`.
-            sanitize: whether control tokens inside a message are plain text, so that a response can't end its turn.
+                the response, or nothing (it has no score then). Counted in `counts`, and a warning of a run.
+            sanitize: whether control tokens that a message brings into the text are plain text, so that a response
+                can't end its turn.
             max_length: tokens of conversation and response together; None for what model and tokenizer state.
             batch_tokens: tokens of one forward pass; None for the device's own.
             prefix_bytes: memory for keys and values of conversations that may come again.
@@ -160,7 +162,9 @@ class ClassifierReward:
             prefix_bytes=prefix_bytes,
         )
 
-    async def score(self, messages: Sequence[BaseMessage], responses: Sequence[str]) -> list[float]:
+    async def score_part(
+        self, messages: Sequence[BaseMessage], responses: Sequence[str], run: RunContext
+    ) -> PartialScores:
         """Score every response as the next assistant turn of the conversation.
 
         Cancelling the task takes its texts out of the batches that have not run yet.
@@ -168,15 +172,17 @@ class ClassifierReward:
         Args:
             messages: the conversation, the system message and earlier turns included.
             responses: texts to score; may be empty.
+            run: its report is told which responses were cut, and why one has no score.
 
         Returns:
-            One float for each response, in their order; NaN where the model gives NaN.
+            One float for each response, in their order; NaN where the model gives NaN, and for a response that is too
+            long under `truncation="error"`.
 
         Raises:
-            RewardError: when the conversation or a text can't be scored.
+            RewardError: when the conversation or none of the texts can be scored.
         """
-        scores, _ = await self.score_with_counts(messages, responses)
-        return scores
+        scores, _ = await asyncio.wrap_future(self._worker.submit(messages, responses, run.report))
+        return list(scores)
 
     async def score_with_counts(self, messages: Sequence[BaseMessage], responses: Sequence[str]) -> Scored:
         """Score as `score` does, and tell what was truncated, deduplicated and batched for it."""

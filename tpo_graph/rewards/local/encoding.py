@@ -1,19 +1,21 @@
 """From a conversation and its responses to token ids, as the model's authors tokenise them.
 
 The ids are those of the chat template's text through the tokenizer, with two differences: begin and end tokens that
-both the template and the tokenizer would add come once, and control tokens inside a message are plain text, so that a
-response can't end its own turn.
+both the template and the tokenizer would add come once, and control tokens that a message brings into the text are
+plain text, so that a response can't end its own turn. A template that takes such tokens out itself, as those do that
+strip a block of reasoning, sees the message as it is.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from langchain_core.messages import BaseMessage
 
 from tpo_graph.errors import RewardError
+from tpo_graph.rewards.local.common_head import CommonHead
 from tpo_graph.rewards.local.conversation import ChatTurn, chat_turns
-from tpo_graph.rewards.local.truncation import Truncation, plan_cut
+from tpo_graph.rewards.local.truncation import TooLongError, Truncation, plan_cut
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -76,21 +78,53 @@ class ConversationEncoder:
         self._sanitize = sanitize
         self._ignored_at_end = ignored_at_end
         self._begin, self._end = _added_ids(tokenizer)
+        added = tokenizer.added_tokens_decoder.items()
+        # white space and what the vocabulary does not know are part of a text; some tokenizers have tokens of them
+        self._control_ids = frozenset(
+            number for number, token in added if not token.content.isspace() and number != tokenizer.unk_token_id
+        )
         self._step_separator = step_separator
         self._step_id = None if step_token is None else single_token_id(tokenizer, step_token)
 
-    def encode(self, messages: Sequence[BaseMessage], responses: Sequence[str]) -> list[EncodedText]:
+    def encode(self, messages: Sequence[BaseMessage], responses: Sequence[str]) -> list[EncodedText | RewardError]:
         """Encode each response as the next assistant turn of the conversation.
 
+        Returns:
+            For each response its text, or why it can't be one: it is too long under `error`.
+
         Raises:
-            RewardError: when the chat template refuses the conversation, or a text is too long under `error`.
+            RewardError: when the chat template refuses the conversation.
         """
         turns = chat_turns(messages)
-        probe = self._whole(turns, PROBE)
-        return [self._encode_one(turns, response, probe) for response in responses]
+        rendered = self._rendered(turns, PROBE)
+        head = CommonHead(self._tokenizer, rendered, before=rendered.rfind(PROBE))
+        probe = self._completed(head.ids)
+        clean_probe = self._sanitized(turns, PROBE) if self._sanitize else probe
+        controls = self._controls(clean_probe)
+        if self._controls(probe) != controls:
+            probe = clean_probe  # the conversation brings control tokens of its own
+        encoded: list[EncodedText | RewardError] = []
+        for response in responses:
+            ids = self._completed(head.encode(self._rendered(turns, response)))
+            clean = self._sanitize and self._controls(ids) != controls
+            if clean:
+                ids = self._sanitized(turns, response)
+            try:
+                text = self._cut(ids, response, clean_probe if clean else probe)
+            except TooLongError as error:
+                encoded.append(error)
+                continue
+            # for the others, what comes before the response may be written otherwise
+            shared = min(text.shared, common_start(probe, clean_probe)) if clean else text.shared
+            encoded.append(replace(text, shared=shared))
+        return encoded
 
-    def _encode_one(self, turns: Sequence[ChatTurn], response: str, probe: TokenIds) -> EncodedText:
-        ids = self._whole(turns, response)
+    def _controls(self, ids: TokenIds) -> TokenIds:
+        """The control tokens of a text, in order: the same for each response, unless one brings its own."""
+        return tuple(one for one in ids if one in self._control_ids)
+
+    def _cut(self, ids: TokenIds, response: str, probe: TokenIds) -> EncodedText:
+        """Find the response in the ids, and cut them where they are too long."""
         prompt = common_start(ids, probe)
         tail = common_end(ids[prompt:], probe[prompt:])
         marks: list[int] = []
@@ -118,30 +152,36 @@ class ConversationEncoder:
         # how much a cut conversation lost depends on the response, so that nothing of it is shared
         return EncodedText(ids, 0 if cut.prompt else prompt, positions, cut.prompt, cut.response)
 
-    def _whole(self, turns: Sequence[ChatTurn], response: str) -> TokenIds:
-        """Ids of the conversation with the response, begin and end tokens included once."""
-        ids = self._templated([*turns, {"role": "assistant", "content": response}])
+    def _completed(self, ids: TokenIds) -> TokenIds:
+        """The ids with begin and end tokens, once."""
         begin = () if ids[: len(self._begin)] == self._begin else self._begin
         end = () if self._end and ids[-len(self._end) :] == self._end else self._end
         return begin + ids + end
 
-    def _templated(self, turns: list[ChatTurn]) -> TokenIds:
+    def _rendered(self, turns: Sequence[ChatTurn], response: str) -> str:
+        """The text of the conversation with the response, as the template writes it."""
+        return str(self._templated(turns, response, tokenize=False))
+
+    def _sanitized(self, turns: Sequence[ChatTurn], response: str) -> TokenIds:
+        """The ids of the same, with control tokens that a message brings as plain text."""
+        return self._completed(tuple(self._templated(turns, response, sanitize_control_tokens=True, return_dict=False)))
+
+    # Any: options of the library; a text, or ids
+    def _templated(self, turns: Sequence[ChatTurn], response: str, **options: Any) -> Any:
         import jinja2  # comes with chat templates; not needed before a model is loaded
 
+        whole: list[ChatTurn] = [*turns, {"role": "assistant", "content": response}]
         try:
-            ids = self._tokenizer.apply_chat_template(
-                turns,  # type: ignore[arg-type]  # typed as dict[str, str], documented to take tool calls too
-                tokenize=True,
-                return_dict=False,
-                sanitize_control_tokens=self._sanitize,
+            return self._tokenizer.apply_chat_template(
+                whole,  # type: ignore[arg-type]  # typed as dict[str, str], documented to take tool calls too
+                **options,
             )
         except (jinja2.TemplateError, ValueError, TypeError) as error:
-            roles = ", ".join(str(turn["role"]) for turn in turns)
+            roles = ", ".join(str(turn["role"]) for turn in whole)
             raise RewardError(
                 f"The reward model's chat template refuses the conversation (roles: {roles}): {error}",
                 hint="Some templates take no system message, or want user and assistant to alternate.",
             ) from error
-        return tuple(ids)
 
     def _steps(self, response: str, step_id: int, marks: list[int], *, start: int) -> TokenIds:
         """The response's steps, tokenised one by one as such models are trained, each followed by the step token.

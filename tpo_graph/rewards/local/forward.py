@@ -58,6 +58,8 @@ class Forward:
         ids, mask = self._padded(texts, skipped)
         if self._architecture.readout == "whole":
             more = {"use_cache": False} if self._takes_use_cache else {}
+            # a model's own code may find the end of a text by its mask
+            mask = torch.ones_like(ids) if mask is None else mask
             logits = self._model(input_ids=ids, attention_mask=mask, **more).logits
             return [[row] for row in self._picked(logits)]
         device = ids.device

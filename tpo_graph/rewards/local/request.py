@@ -11,6 +11,7 @@ from langchain_core.messages import BaseMessage
 from tpo_graph.errors import RewardError, TPOError
 from tpo_graph.rewards.local.counts import ScoreCounts, no_counts
 from tpo_graph.rewards.local.encoding import EncodedText
+from tpo_graph.rewards.scoring_report import ScoringReport
 
 __all__ = ["Request", "Scored", "as_reward_error"]
 
@@ -31,6 +32,7 @@ class Request:
         missing: texts without a score.
         scores: one for each response.
         counts: what was done so far.
+        report: for whoever asked; complete when the future is.
     """
 
     messages: Sequence[BaseMessage]
@@ -41,6 +43,7 @@ class Request:
     missing: int = 0
     scores: list[float] = field(default_factory=list)
     counts: ScoreCounts = field(default_factory=no_counts)
+    report: ScoringReport = field(default_factory=ScoringReport)
 
     def fail(self, error: BaseException) -> None:
         """End the request with an error; one that has ended or was cancelled stays as it is."""

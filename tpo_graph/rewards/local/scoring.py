@@ -174,9 +174,10 @@ def _inside(indices: list[int], size: int, what: str) -> list[int]:
     return indices
 
 
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "cublas_status_alloc_failed")
+
+
 def _out_of_memory(error: BaseException) -> bool:
-    # a CPU and Apple's backend have no exception of their own for it
+    # a CPU, Apple's backend and cuBLAS have no exception of their own for it
     said = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        "out of memory" in said or "can't allocate memory" in said or "not enough memory" in said
-    )
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in said for words in _OUT_OF_MEMORY)

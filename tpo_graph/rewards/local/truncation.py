@@ -5,11 +5,15 @@ from typing import Literal, TypeAlias
 
 from tpo_graph.errors import RewardError
 
-__all__ = ["TRUNCATIONS", "Cut", "Truncation", "plan_cut"]
+__all__ = ["TRUNCATIONS", "Cut", "TooLongError", "Truncation", "plan_cut"]
 
 Truncation: TypeAlias = Literal["error", "truncate_prompt", "truncate_response"]
 
 TRUNCATIONS: tuple[Truncation, ...] = ("error", "truncate_prompt", "truncate_response")
+
+
+class TooLongError(RewardError):
+    """One text does not fit into the model; others of the same conversation may."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,20 +44,20 @@ def plan_cut(*, length: int, limit: int | None, leading: int, prompt: int, tail:
         truncation: the policy.
 
     Raises:
-        RewardError: for a text over the limit when the policy is `error`.
+        TooLongError: for a text over the limit when the policy is `error`, or when nothing of it would be left.
     """
     if limit is None or length <= limit:
         return Cut()
     excess = length - limit
     if truncation == "error":
-        raise RewardError(
+        raise TooLongError(
             f"A text of {length} tokens is longer than the {limit} tokens that the reward model takes.",
             hint="Allow truncation='truncate_prompt' or 'truncate_response', or ask the policy for shorter responses.",
         )
     from_prompt = max(prompt - leading, 0)
     from_response = max(length - prompt - tail, 0)
     if excess > from_prompt + from_response:
-        raise RewardError(
+        raise TooLongError(
             f"The reward model takes {limit} tokens, and {length - from_prompt - from_response} of a text's tokens "
             "are the chat template's own: nothing of the text would be left.",
             hint="Raise max_length.",

@@ -33,21 +33,30 @@ def load_value_head(source: str, revision: str | None, model: PreTrainedModel) -
 
 
 def _read(source: str, revision: str | None) -> dict[str, torch.Tensor]:
-    """The head's tensors, from whichever weight file of the checkpoint holds them."""
-    index = cached_file(
-        source,
-        "model.safetensors.index.json",
-        revision=revision,
-        _raise_exceptions_for_missing_entries=False,
-    )
-    filename = "model.safetensors"
-    if index is not None:
-        filename = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].get(WEIGHT, filename)
-    file = cached_file(source, filename, revision=revision, _raise_exceptions_for_missing_entries=False)
-    if file is None:
-        pickled = cached_file(source, "pytorch_model.bin", revision=revision)
+    """The head's tensors, from the weight files of the checkpoint that hold them."""
+    for whole in ("model.safetensors", "pytorch_model.bin"):
+        index = _file(source, revision, f"{whole}.index.json")
+        if index is not None:
+            shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            # the two may lie in different ones
+            names = {shards[key] for key in (WEIGHT, BIAS) if key in shards}
+        else:
+            names = {whole}
+        files = [file for name in sorted(names) if (file := _file(source, revision, name)) is not None]
+        if files:
+            return {key: tensor for file in files for key, tensor in _tensors(file).items()}
+    return {}
+
+
+def _file(source: str, revision: str | None, name: str) -> Path | None:
+    path = cached_file(source, name, revision=revision, _raise_exceptions_for_missing_entries=False)
+    return None if path is None else Path(path)
+
+
+def _tensors(file: Path) -> dict[str, torch.Tensor]:
+    if file.suffix == ".bin":
         # weights_only: a pickle may run code otherwise
-        stored = torch.load(str(pickled), map_location="cpu", weights_only=True)
+        stored = torch.load(file, map_location="cpu", weights_only=True)
         return {key: stored[key] for key in (WEIGHT, BIAS) if key in stored}
     from safetensors import safe_open
 

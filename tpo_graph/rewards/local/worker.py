@@ -22,6 +22,7 @@ from tpo_graph.rewards.local.batching import Batch
 from tpo_graph.rewards.local.counts import ScoreCounts, add_counts, no_counts
 from tpo_graph.rewards.local.encoding import EncodedText
 from tpo_graph.rewards.local.request import Request, Scored, as_reward_error
+from tpo_graph.rewards.scoring_report import ScoringReport
 
 __all__ = ["BatchScorer", "ScoringWorker", "TextEncoder"]
 
@@ -40,8 +41,8 @@ CLOSED = "The reward model was closed."
 class TextEncoder(Protocol):
     """What the worker needs of an encoder."""
 
-    def encode(self, messages: Sequence[BaseMessage], responses: Sequence[str]) -> list[EncodedText]:
-        """Encode the responses to one conversation."""
+    def encode(self, messages: Sequence[BaseMessage], responses: Sequence[str]) -> Sequence[EncodedText | RewardError]:
+        """Encode the responses to one conversation; an error stands for one that can't be scored."""
         ...
 
 
@@ -88,15 +89,22 @@ class ScoringWorker:
         """Counts over all requests so far."""
         return self._totals.copy()
 
-    def submit(self, messages: Sequence[BaseMessage], responses: Sequence[str]) -> "Future[Scored]":
+    def submit(
+        self, messages: Sequence[BaseMessage], responses: Sequence[str], report: ScoringReport | None = None
+    ) -> "Future[Scored]":
         """Queue a request; never blocks.
+
+        Args:
+            messages: the conversation.
+            responses: what to score.
+            report: told which of them were cut, and why one can't be scored.
 
         Raises:
             RewardError: when the worker was stopped.
         """
         if self._stopped:
             raise RewardError(CLOSED, hint="Load it again to score more.")
-        request = Request(list(messages), list(responses))
+        request = Request(list(messages), list(responses), report=report or ScoringReport())
         self._inbox.put(request)
         if not self._thread.is_alive():  # it ended since the first line
             request.fail(RewardError(CLOSED, hint="Load it again to score more."))
@@ -156,14 +164,23 @@ class ScoringWorker:
             return True
         request.scores = [math.nan] * len(texts)
         counts = request.counts
-        for place, text in enumerate(texts):
+        refused = [text for text in texts if isinstance(text, RewardError)]
+        if refused and len(refused) == len(texts):
+            request.fail(refused[0])
+            return True
+        for place, (response, text) in enumerate(zip(request.responses, texts, strict=True)):
+            if isinstance(text, RewardError):
+                request.report.reasons[response] = text.message
+                continue
+            if text.dropped_prompt or text.dropped_response:
+                request.report.truncated.add(response)
             request.places.setdefault(text, []).append(place)
             counts["truncated_prompts"] += text.dropped_prompt > 0
             counts["truncated_responses"] += text.dropped_response > 0
             counts["dropped_tokens"] += text.dropped_prompt + text.dropped_response
         counts["requests"] = 1
         counts["texts"] = len(texts)
-        counts["duplicates"] = len(texts) - len(request.places)
+        counts["duplicates"] = len(texts) - len(refused) - len(request.places)
         self._totals = add_counts(self._totals, counts)
         request.waiting.extend(request.places)
         request.missing = len(request.places)

@@ -43,7 +43,8 @@ def read_pairs(lines: Iterable[str | bytes]) -> Iterator[Pair | BadLine]:
     """Read JSON Lines one by one; empty lines are passed over.
 
     `prompt` is a text or a list of messages. `chosen` and `rejected` are texts or lists of messages, whose last one is
-    the response; without `prompt`, what comes before it in `chosen` is the conversation.
+    the response; what comes before it is the conversation, the same in both. It may go on from `prompt`, or take its
+    place.
 
     Args:
         lines: the lines of a file.
@@ -70,21 +71,43 @@ def _pair(number: int, row: _Row) -> Pair:
     if not isinstance(row, dict):
         raise ConfigurationError(f"it is {type(row).__name__}, not an object")
     before, chosen = _response(row, "chosen")
-    _, rejected = _response(row, "rejected")
-    prompt = row.get("prompt")
-    if isinstance(prompt, str) and prompt.strip():
-        messages: list[BaseMessage] = [HumanMessage(prompt)]
-    elif isinstance(prompt, list) and prompt:
-        messages = _messages(prompt, "prompt")
-    elif prompt is None and before:
-        messages = before
-    else:
-        raise ConfigurationError(f"prompt is {_shown(prompt)}; it must be a text or a list of messages")
+    other, rejected = _response(row, "rejected")
+    if before and other and not _same(before, other):
+        raise ConfigurationError("chosen and rejected answer different conversations")
+    messages = _conversation(row.get("prompt"), before or other)
     columns = {name: value for name, value in row.items() if name not in _COLUMNS}
     last = next((message for message in reversed(messages) if message.type == "human"), None)
     if last is not None:
         last.additional_kwargs = {**columns, **last.additional_kwargs}
     return Pair(number, messages, chosen, rejected)
+
+
+def _conversation(prompt: object, before: list[BaseMessage]) -> list[BaseMessage]:
+    """The fuller of the prompt and what comes before the responses."""
+    if prompt is None and before:
+        return before
+    if isinstance(prompt, str) and prompt.strip():
+        messages: list[BaseMessage] = [HumanMessage(prompt)]
+    elif isinstance(prompt, list) and prompt:
+        messages = _messages(prompt, "prompt")
+    else:
+        raise ConfigurationError(f"prompt is {_shown(prompt)}; it must be a text or a list of messages")
+    if not before:
+        return messages
+    # either may leave the system message to the other
+    mine, theirs = _without_system(messages), _without_system(before)
+    systems = messages[: len(messages) - len(mine)], before[: len(before) - len(theirs)]
+    if not _same(mine, theirs[: len(mine)]) or (all(systems) and not _same(*systems)):
+        raise ConfigurationError("chosen and rejected do not go on from prompt")
+    return (systems[0] or systems[1]) + theirs
+
+
+def _without_system(messages: list[BaseMessage]) -> list[BaseMessage]:
+    return messages[1:] if messages[0].type == "system" else messages
+
+
+def _same(left: list[BaseMessage], right: list[BaseMessage]) -> bool:
+    return [(each.type, each.text) for each in left] == [(each.type, each.text) for each in right]
 
 
 def _response(row: _Row, name: str) -> tuple[list[BaseMessage], str]:

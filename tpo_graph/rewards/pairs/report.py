@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
-__all__ = ["Accuracy", "PairReport", "PairTally", "UnscoredPair"]
+__all__ = ["Accuracy", "PairReport", "PairScore", "PairTally", "UnscoredPair"]
 
 Z_95 = 1.959963984540054
 """Half the width, in deviations, of the interval that holds 95% of a normal distribution."""
@@ -40,6 +40,22 @@ class UnscoredPair(TypedDict):
     reason: str
 
 
+class PairScore(TypedDict):
+    """The rewards of one pair.
+
+    Attributes:
+        line: its line in the file, from 1.
+        chosen: reward of the response that people preferred.
+        rejected: reward of the other one.
+        truncated: the reward model could not read one of them with the conversation whole.
+    """
+
+    line: int
+    chosen: float
+    rejected: float
+    truncated: bool
+
+
 class PairReport(TypedDict):
     """What `tpo-graph score` reports.
 
@@ -51,6 +67,9 @@ class PairReport(TypedDict):
         advantage_low: lower end of its 95% interval, from the differences pair by pair.
         advantage_high: upper end; an interval around 0 means that the reward tells no more than length does.
         mean_margin: mean of reward(chosen) - reward(rejected).
+        truncated: scored pairs that the reward model could not read whole: the conversation lacked its start, or a
+            response its end.
+        truncated_lines: the first 100 of them.
         unscored: pairs without two finite rewards.
         unscored_lines: the first 100 of them.
         bad: lines that are no pair.
@@ -64,6 +83,8 @@ class PairReport(TypedDict):
     advantage_low: float
     advantage_high: float
     mean_margin: float
+    truncated: int
+    truncated_lines: list[int]
     unscored: int
     unscored_lines: list[UnscoredPair]
     bad: int
@@ -122,16 +143,22 @@ class PairTally:
     _squared_gains: float = 0.0
     _lost: dict[str, list[Any]] = field(default_factory=lambda: {"unscored": [0, []], "bad": [0, []]})
     # Any: a count and a list
+    _truncated: int = 0
+    _truncated_lines: list[int] = field(default_factory=list)
 
     @property
     def pairs(self) -> int:
         """Pairs that were scored."""
         return self._reward.wins + self._reward.ties + self._reward.losses
 
-    def add(self, chosen: str, rejected: str, chosen_reward: float, rejected_reward: float) -> None:
+    def add(self, chosen: str, rejected: str, scored: PairScore) -> None:
         """Count a pair with two finite rewards."""
-        gain = self._reward.add(chosen_reward, rejected_reward) - self._length.add(len(chosen), len(rejected))
-        self._margins += chosen_reward - rejected_reward
+        gain = self._reward.add(scored["chosen"], scored["rejected"]) - self._length.add(len(chosen), len(rejected))
+        self._margins += scored["chosen"] - scored["rejected"]
+        if scored["truncated"]:
+            self._truncated += 1
+            if len(self._truncated_lines) < LISTED:
+                self._truncated_lines.append(scored["line"])
         self._gains += gain
         self._squared_gains += gain * gain
 
@@ -157,6 +184,8 @@ class PairTally:
             advantage_low=max(-1.0, gain - half),
             advantage_high=min(1.0, gain + half),
             mean_margin=self._margins / pairs if pairs else math.nan,
+            truncated=self._truncated,
+            truncated_lines=sorted(self._truncated_lines),
             unscored=unscored,
             unscored_lines=sorted(unscored_lines, key=lambda lost: lost["line"]),
             bad=bad,

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from tpo_graph.errors import ConfigurationError, RewardError
 from tpo_graph.rewards.pairs.records import BadLine, Pair, read_pairs
-from tpo_graph.rewards.pairs.report import PairReport, PairTally
+from tpo_graph.rewards.pairs.report import PairReport, PairScore, PairTally
 from tpo_graph.rewards.parts import RunContext, part_scores
+from tpo_graph.rewards.scoring_report import ScoringReport
 
 if TYPE_CHECKING:
     from tpo_graph.rewards.base import RewardModel
@@ -25,6 +26,7 @@ async def score_pairs(
     *,
     max_concurrency: int = 8,
     on_progress: Callable[[PairTally], None] | None = None,
+    on_scores: Callable[[PairScore], None] | None = None,
 ) -> PairReport:
     """Report how often the reward model prefers the chosen response.
 
@@ -36,6 +38,7 @@ async def score_pairs(
         lines: lines of JSON; see `pair_records.read_pairs`.
         max_concurrency: pairs in flight, 1 or more.
         on_progress: called after every line, with what was counted so far.
+        on_scores: called with the rewards of every pair that counts, in the order in which they are known.
 
     Raises:
         ConfigurationError: `max_concurrency` is below 1, or no line is a pair.
@@ -43,7 +46,7 @@ async def score_pairs(
     """
     if max_concurrency < 1:
         raise ConfigurationError(f"max_concurrency must be at least 1; it is {max_concurrency!r}.")
-    run = _Run(model, on_progress or (lambda _: None))
+    run = _Run(model, on_progress or (lambda _: None), on_scores or (lambda _: None))
     await run.over(lines, max_concurrency)
     if run.tally.pairs == 0:
         if run.failure is not None:
@@ -60,9 +63,12 @@ class _Run:
         failure: the reward model's first error.
     """
 
-    def __init__(self, model: "RewardModel", progress: Callable[[PairTally], None]) -> None:
+    def __init__(
+        self, model: "RewardModel", progress: Callable[[PairTally], None], tell: Callable[[PairScore], None]
+    ) -> None:
         self._model = model
         self._progress = progress
+        self._tell = tell
         self._failures = 0
         self.tally = PairTally()
         self.failure: RewardError | None = None
@@ -102,22 +108,26 @@ class _Run:
         try:
             # a pair is a run of its own: what other pairs of the same prompt got must not move its scale
             texts = (pair.chosen, pair.rejected)
-            (chosen, rejected), _ = await part_scores(self._model, pair.messages, texts, RunContext(anchors=texts))
+            run = RunContext(anchors=texts)
+            chosen, rejected = await part_scores(self._model, pair.messages, texts, run)
         except RewardError as error:
             self._failures += 1
             self.failure = self.failure or error
             self.tally.leave_out("unscored", pair.line, error.message)
         else:
-            self._count(pair, chosen, rejected)
+            self._count(pair, chosen, rejected, run.report)
         self._progress(self.tally)
 
-    def _count(self, pair: Pair, chosen: float | None, rejected: float | None) -> None:
+    def _count(self, pair: Pair, chosen: float | None, rejected: float | None, report: ScoringReport) -> None:
         if chosen is None or rejected is None:
             self.tally.leave_out("unscored", pair.line, "the reward does not apply to it")
         elif not (math.isfinite(chosen) and math.isfinite(rejected)):
-            self.tally.leave_out("unscored", pair.line, f"the rewards are {chosen} and {rejected}")
+            told = next(iter(report.reasons.values()), f"the rewards are {chosen} and {rejected}")
+            self.tally.leave_out("unscored", pair.line, told)
         else:
-            self.tally.add(pair.chosen, pair.rejected, chosen, rejected)
+            scored = PairScore(line=pair.line, chosen=chosen, rejected=rejected, truncated=bool(report.truncated))
+            self.tally.add(pair.chosen, pair.rejected, scored)
+            self._tell(scored)
 
 
 def _first_reason(tally: PairTally) -> str:

@@ -60,8 +60,8 @@ class RawScores:
         raise RewardError(
             f"The vLLM server returns {finite[0]:.4g}, with and without an activation: it can't be told to leave a "
             "sigmoid or softmax out, or it uses none and all rewards lie between 0 and 1.",
-            hint="If the model's rewards are in that range, pass activation_field='use_activation'. Else take a newer "
-            "vLLM, or switch the activation off when it is started (--pooler-config).",
+            hint="If the server uses none (started so with --pooler-config) and the model's rewards are in that range, "
+            "pass activation_field='use_activation'. Else take a newer vLLM.",
         )
 
 

@@ -1,4 +1,4 @@
-"""One server: sends JSON to it, again after passing faults, and never more than so many requests at a time."""
+"""One server: exchanges JSON with it, again after passing faults, and never more than so many requests at a time."""
 
 import math
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ _LONGEST_WAIT = 20.0
 
 
 class Endpoint:
-    """Posts JSON to a server, from any event loop.
+    """Exchanges JSON with a server, from any event loop.
 
     Args:
         url: address of the server, without the path of its API; a final `/v1` is dropped.
@@ -67,6 +67,13 @@ class Endpoint:
         Raises:
             RewardError: no answer, a status of 400 or more, or no JSON, after the last attempt.
         """
+        return await self._attempted("POST", path, dict(body))
+
+    async def get(self, path: str) -> Any:  # Any: JSON
+        """What the server tells at `path`; raises as `post` does."""
+        return await self._attempted("GET", path, None)
+
+    async def _attempted(self, method: str, path: str, body: dict[str, Any] | None) -> Any:  # Any: as in `post`
         from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt
         from tenacity import wait_random_exponential as spread
 
@@ -84,16 +91,16 @@ class Endpoint:
             wait=wait,
             reraise=True,
         )
-        return await attempts(self._post_once, path, body)
+        return await attempts(self._once, method, path, body)
 
-    async def _post_once(self, path: str, body: Mapping[str, Any]) -> Any:  # Any: as in `post`
+    async def _once(self, method: str, path: str, body: dict[str, Any] | None) -> Any:  # Any: as in `post`
         import httpx2
 
         url = self.url + path
         async with self._limit.slot():
             try:
-                response = await shared_http_client().post(
-                    url, json=dict(body), headers=self._headers, timeout=self._timeout
+                response = await shared_http_client().request(
+                    method, url, json=body, headers=self._headers, timeout=self._timeout
                 )
             except (httpx2.HTTPError, httpx2.InvalidURL) as error:
                 raise no_answer(self.server, url, error, timeout=self._timeout) from error

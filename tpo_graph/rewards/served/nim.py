@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from langchain_core.messages import BaseMessage
 
+from tpo_graph.rewards.scoring_report import ScoringReport
 from tpo_graph.rewards.served.endpoint import Endpoint
 from tpo_graph.rewards.served.reward import ServedReward, score_of
 from tpo_graph.rewards.served.server_errors import unexpected
@@ -34,7 +35,10 @@ class NIMReward(ServedReward[list[dict[str, Any]]]):  # Any: a message in OpenAI
         self._attribute = attribute
 
     async def _encode(
-        self, messages: Sequence[BaseMessage], responses: Sequence[str]
+        self,
+        messages: Sequence[BaseMessage],
+        responses: Sequence[str],
+        report: ScoringReport,  # noqa: ARG002  # the server renders, and cuts if it does
     ) -> list[list[dict[str, Any]]]:  # Any: as above
         from tpo_graph.rewards.local.conversation import chat_turns
 

@@ -6,6 +6,7 @@ from typing import ClassVar
 from langchain_core.messages import BaseMessage
 
 from tpo_graph.conversation import last_query
+from tpo_graph.rewards.scoring_report import ScoringReport
 from tpo_graph.rewards.served.endpoint import Endpoint
 from tpo_graph.rewards.served.rendering import Renderer
 from tpo_graph.rewards.served.reward import ServedReward, score_of
@@ -31,7 +32,12 @@ class OpenRLHFReward(ServedReward[tuple[str, str]]):
         super().__init__(endpoint, batch_size=batch_size)
         self._renderer = renderer
 
-    async def _encode(self, messages: Sequence[BaseMessage], responses: Sequence[str]) -> list[tuple[str, str]]:
+    async def _encode(
+        self,
+        messages: Sequence[BaseMessage],
+        responses: Sequence[str],
+        report: ScoringReport,  # noqa: ARG002  # the server cuts at its own --max_len, which it does not tell
+    ) -> list[tuple[str, str]]:
         # its tokenizer is told to add no begin token, so the template's own stays in the text
         texts = await self._renderer.texts(messages, responses, server_adds_special_tokens=False)
         return [(text, last_query(messages)) for text in texts]

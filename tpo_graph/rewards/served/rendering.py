@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 from langchain_core.messages import BaseMessage
 
 from tpo_graph.errors import RewardError
+from tpo_graph.rewards.scoring_report import ScoringReport
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from tpo_graph.rewards.local.encoding import ConversationEncoder
+    from tpo_graph.rewards.local.encoding import ConversationEncoder, EncodedText
     from tpo_graph.rewards.local.truncation import Truncation
 
 __all__ = ["Renderer"]
@@ -30,7 +31,7 @@ class Renderer:
         trust_remote_code: run the tokenizer's own code.
         sanitize: control tokens inside a message become plain text, so that a response can't end its own turn.
         max_length: tokens of a text at most; None leaves the limit to the server. For ids alone.
-        truncation: what happens to longer ones.
+        truncation: what happens to longer ones; under `error` they have no score.
     """
 
     def __init__(
@@ -54,13 +55,32 @@ class Renderer:
         self._lock = threading.Lock()  # tokenizers are not thread-safe, and several loops may share this
         self._loaded: tuple[PreTrainedTokenizerBase, ConversationEncoder] | None = None
 
-    async def ids(self, messages: Sequence[BaseMessage], responses: Sequence[str]) -> list[list[int]]:
+    async def ids(
+        self, messages: Sequence[BaseMessage], responses: Sequence[str], report: ScoringReport
+    ) -> list[list[int] | RewardError]:
         """Token ids of the conversation with each response, begin and end tokens included once.
+
+        Args:
+            messages: the conversation.
+            responses: its possible next turns.
+            report: told which of them were cut.
+
+        Returns:
+            For each response its ids, or the error that says why it is too long.
 
         Raises:
             RewardError: the tokenizer can't be loaded, or its template refuses the conversation.
         """
-        return await asyncio.to_thread(self._ids, messages, responses)
+        encoded = await asyncio.to_thread(self._encoded, messages, responses)
+        ids: list[list[int] | RewardError] = []
+        for response, one in zip(responses, encoded, strict=True):
+            if isinstance(one, RewardError):
+                ids.append(one)
+                continue
+            if one.dropped_prompt or one.dropped_response:
+                report.truncated.add(response)
+            ids.append(list(one.ids))
+        return ids
 
     async def texts(
         self, messages: Sequence[BaseMessage], responses: Sequence[str], *, server_adds_special_tokens: bool
@@ -78,10 +98,19 @@ class Renderer:
         """
         return await asyncio.to_thread(self._texts, messages, responses, server_adds_special_tokens)
 
-    def _ids(self, messages: Sequence[BaseMessage], responses: Sequence[str]) -> list[list[int]]:
+    async def lengths(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text, with those that a tokenizer adds of its own accord."""
+        return await asyncio.to_thread(self._lengths, texts)
+
+    def _lengths(self, texts: Sequence[str]) -> list[int]:
+        with self._lock:
+            tokenizer, _ = self._load()
+            return [len(tokenizer.encode(text)) for text in texts]
+
+    def _encoded(self, messages: Sequence[BaseMessage], responses: Sequence[str]) -> "list[EncodedText | RewardError]":
         with self._lock:
             _, encoder = self._load()
-            return [list(text.ids) for text in encoder.encode(messages, responses)]
+            return encoder.encode(messages, responses)
 
     def _texts(self, messages: Sequence[BaseMessage], responses: Sequence[str], stripped: bool) -> list[str]:
         import jinja2
@@ -124,6 +153,8 @@ class Renderer:
                 trust_remote_code=self._trust_remote_code,
                 chat_template=self._chat_template,
             )
+            # what is too long is cut here or refused by the server; the tokenizer would write to standard error
+            tokenizer.model_max_length = 10**30
             encoder = ConversationEncoder(
                 tokenizer,
                 truncation=self._truncation,

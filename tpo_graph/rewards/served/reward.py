@@ -1,14 +1,17 @@
 """What all served reward models have in common: batches, order, and responses that can't be scored."""
 
+import itertools
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar, Generic, TypeVar
 
 from langchain_core.messages import BaseMessage
 
-from tpo_graph.errors import ConfigurationError
+from tpo_graph.errors import ConfigurationError, RewardError
 from tpo_graph.rewards.concurrency import gather
+from tpo_graph.rewards.parts import PartialRewardModel, PartialScores, RunContext
+from tpo_graph.rewards.scoring_report import ScoringReport
 from tpo_graph.rewards.served.endpoint import Endpoint
 from tpo_graph.rewards.served.server_errors import InputRefusedError, unexpected
 
@@ -17,7 +20,7 @@ __all__ = ["ServedReward", "score_of"]
 Input = TypeVar("Input")
 
 
-class ServedReward(ABC, Generic[Input]):
+class ServedReward(PartialRewardModel, Generic[Input]):
     """A reward model behind a server.
 
     A subclass says what the server is sent for a response (`Input`: token ids, text or messages) and how its answer
@@ -41,11 +44,13 @@ class ServedReward(ABC, Generic[Input]):
         self._endpoint = endpoint
         self._batch_size = batch_size
 
-    async def score(self, messages: Sequence[BaseMessage], responses: Sequence[str]) -> list[float]:
-        """Score every response as the next assistant turn of the conversation.
+    async def score_part(
+        self, messages: Sequence[BaseMessage], responses: Sequence[str], run: RunContext
+    ) -> PartialScores:
+        """Score every response as the next assistant turn of the conversation; see `PartialRewardModel.score_part`.
 
         Returns:
-            One float for each response; NaN where the server refused it or gave no number.
+            One float for each response; NaN where it is too long, or the server refused it or gave no number.
 
         Raises:
             RewardError: the server can't be used, or scored none of the responses.
@@ -53,33 +58,45 @@ class ServedReward(ABC, Generic[Input]):
         texts = list(dict.fromkeys(responses))
         if not texts:
             return []
-        inputs = await self._encode(messages, texts)
+        encoded = await self._encode(messages, texts, run.report)
+        found: dict[str, float | RewardError] = {
+            text: one for text, one in zip(texts, encoded, strict=True) if isinstance(one, RewardError)
+        }
+        inputs = [one for one in encoded if not isinstance(one, RewardError)]
         batches = [inputs[start : start + self._batch_size] for start in range(0, len(inputs), self._batch_size)]
-        scores: list[float] = []
-        refusals: list[InputRefusedError] = []
-        for part, refused in await gather(self._score_or_split(batch) for batch in batches):
-            scores += part
-            refusals += refused
-        if len(refusals) == len(texts):
-            raise refusals[0]
-        by_text = dict(zip(texts, scores, strict=True))
-        return [by_text[response] for response in responses]
+        told = await gather(self._score_or_split(batch) for batch in batches)
+        left = [text for text in texts if text not in found]
+        found |= dict(zip(left, itertools.chain.from_iterable(told), strict=True))
+        errors = [one for one in found.values() if isinstance(one, RewardError)]
+        if len(errors) == len(texts):
+            raise errors[0]
+        return [self._noted(response, found[response], run.report) for response in responses]
 
-    async def _score_or_split(self, batch: Sequence[Input]) -> tuple[list[float], list[InputRefusedError]]:
+    def _noted(self, response: str, found: float | RewardError, report: ScoringReport) -> float:
+        """The score; NaN where there is none, and why goes into the report."""
+        if isinstance(found, RewardError):
+            report.reasons[response] = found.message
+            return math.nan
+        if not math.isfinite(found):
+            report.reasons[response] = f"The {self.server} server gave no finite number for it."
+        return found
+
+    async def _score_or_split(self, batch: Sequence[Input]) -> list[float | RewardError]:
         try:
             scores = await self._score_batch(batch)
         except InputRefusedError as error:
             if len(batch) == 1:
-                return [math.nan], [error]
-            parts = await gather(self._score_or_split([one]) for one in batch)
-            return [score for part, _ in parts for score in part], [one for _, more in parts for one in more]
+                return [error]
+            return [one for part in await gather(self._score_or_split([one]) for one in batch) for one in part]
         if len(scores) != len(batch):
             raise unexpected(self.server, f"has {len(scores)} scores for {len(batch)} texts", scores)
-        return scores, []
+        return list(scores)
 
     @abstractmethod
-    async def _encode(self, messages: Sequence[BaseMessage], responses: Sequence[str]) -> Sequence[Input]:
-        """What the server is sent for each response."""
+    async def _encode(
+        self, messages: Sequence[BaseMessage], responses: Sequence[str], report: ScoringReport
+    ) -> Sequence[Input | RewardError]:
+        """What the server is sent for each response, or why it can't be; the report is told which are cut."""
 
     @abstractmethod
     async def _score_batch(self, batch: Sequence[Input]) -> list[float]:

@@ -8,6 +8,8 @@ from typing import ClassVar
 
 from langchain_core.messages import BaseMessage
 
+from tpo_graph.errors import RewardError
+from tpo_graph.rewards.scoring_report import ScoringReport
 from tpo_graph.rewards.served.endpoint import Endpoint
 from tpo_graph.rewards.served.rendering import Renderer
 from tpo_graph.rewards.served.reward import ServedReward, score_of
@@ -35,8 +37,10 @@ class SGLangReward(ServedReward[list[int]]):
         self._renderer = renderer
         self._fixed = {} if model is None else {"model": model}
 
-    async def _encode(self, messages: Sequence[BaseMessage], responses: Sequence[str]) -> list[list[int]]:
-        return await self._renderer.ids(messages, responses)
+    async def _encode(
+        self, messages: Sequence[BaseMessage], responses: Sequence[str], report: ScoringReport
+    ) -> list[list[int] | RewardError]:
+        return await self._renderer.ids(messages, responses, report)
 
     async def _score_batch(self, batch: Sequence[list[int]]) -> list[float]:
         answer = await self._endpoint.post("/classify", {**self._fixed, "input_ids": list(batch)})

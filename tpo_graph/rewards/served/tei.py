@@ -1,10 +1,12 @@
 """Text Embeddings Inference: `/predict` with raw scores."""
 
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 from langchain_core.messages import BaseMessage
 
+from tpo_graph.errors import RewardError
+from tpo_graph.rewards.scoring_report import ScoringReport
 from tpo_graph.rewards.served.endpoint import Endpoint
 from tpo_graph.rewards.served.rendering import Renderer
 from tpo_graph.rewards.served.reward import ServedReward, score_of
@@ -21,7 +23,8 @@ class TEIReward(ServedReward[str]):
         renderer: makes text; TEI takes no token ids here.
         batch_size: responses in one request; the server's own limit is 32 unless it was started with another
             (`--max-client-batch-size`).
-        truncate: let the server cut texts that are too long for the model, at their end; else it refuses them.
+        truncate: let the server cut texts that are too long for the model, at their end; else it refuses them. What
+            it cuts is known where it tells its limit (`/info`).
     """
 
     server: ClassVar[str] = "TEI"
@@ -30,9 +33,29 @@ class TEIReward(ServedReward[str]):
         super().__init__(endpoint, batch_size=batch_size)
         self._renderer = renderer
         self._truncate = truncate
+        self._info: Mapping[str, Any] | None = None  # Any: JSON
 
-    async def _encode(self, messages: Sequence[BaseMessage], responses: Sequence[str]) -> list[str]:
-        return await self._renderer.texts(messages, responses, server_adds_special_tokens=True)
+    async def _encode(
+        self, messages: Sequence[BaseMessage], responses: Sequence[str], report: ScoringReport
+    ) -> list[str]:
+        texts = await self._renderer.texts(messages, responses, server_adds_special_tokens=True)
+        if self._truncate and (longest := await self._longest()) is not None:
+            lengths = await self._renderer.lengths(texts)
+            report.truncated |= {
+                response for response, length in zip(responses, lengths, strict=True) if length > longest
+            }
+        return texts
+
+    async def _longest(self) -> int | None:
+        """Tokens that the server takes, if it tells; asked once."""
+        if self._info is None:
+            try:
+                info = await self._endpoint.get("/info")
+            except RewardError:  # a proxy may let the path of scores through alone
+                info = {}
+            self._info = info if isinstance(info, dict) else {}
+        longest = self._info.get("max_input_length")
+        return longest if isinstance(longest, int) else None
 
     async def _score_batch(self, batch: Sequence[str]) -> list[float]:
         body = {

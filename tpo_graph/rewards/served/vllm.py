@@ -6,6 +6,8 @@ from typing import Any, ClassVar
 
 from langchain_core.messages import BaseMessage
 
+from tpo_graph.errors import RewardError
+from tpo_graph.rewards.scoring_report import ScoringReport
 from tpo_graph.rewards.served.activation import ActivationField, RawScores
 from tpo_graph.rewards.served.endpoint import Endpoint
 from tpo_graph.rewards.served.rendering import Renderer
@@ -43,8 +45,10 @@ class _VLLM(ServedReward[list[int]]):
         self._fixed: dict[str, Any] = {} if model is None else {"model": model}  # Any: JSON
         self._raw = RawScores(activation_field)
 
-    async def _encode(self, messages: Sequence[BaseMessage], responses: Sequence[str]) -> list[list[int]]:
-        return await self._renderer.ids(messages, responses)
+    async def _encode(
+        self, messages: Sequence[BaseMessage], responses: Sequence[str], report: ScoringReport
+    ) -> list[list[int] | RewardError]:
+        return await self._renderer.ids(messages, responses, report)
 
     async def _score_batch(self, batch: Sequence[list[int]]) -> list[float]:
         return await self._raw(self._ask, {**self._fixed, "input": list(batch)})

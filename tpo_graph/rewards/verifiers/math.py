@@ -6,9 +6,8 @@ from functools import lru_cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
-from tpo_graph.accounting import no_usage
 from tpo_graph.errors import ConfigurationError, MissingDependencyError, RewardError
-from tpo_graph.rewards.parts import PartialRewardModel, RunContext, ScoredPart
+from tpo_graph.rewards.parts import PartialRewardModel, PartialScores, RunContext
 from tpo_graph.rewards.reference import query_references
 from tpo_graph.rewards.verifiers.checkers import Checkers, CheckKilledError, shared_checkers
 
@@ -73,7 +72,7 @@ class MathVerifier(PartialRewardModel):
         messages: "Sequence[BaseMessage]",
         responses: Sequence[str],
         run: RunContext,  # noqa: ARG002  # right and wrong need no scale
-    ) -> ScoredPart:
+    ) -> PartialScores:
         """Check every response; see `PartialRewardModel.score_part`.
 
         Raises:
@@ -82,13 +81,13 @@ class MathVerifier(PartialRewardModel):
         references = query_references(messages) or self._references
         if not references:
             if self._without_reference == "not_applicable":
-                return [None] * len(responses), no_usage()
+                return [None] * len(responses)
             raise RewardError(
                 "The query has no reference answer to compare with.",
                 hint='Give it with the query, as in HumanMessage("6 x 7?", additional_kwargs={"reference": "42"}).',
             )
         checks = (self._check(references, response) for response in responses)
-        return list(await asyncio.gather(*checks)), no_usage()
+        return list(await asyncio.gather(*checks))
 
     async def _check(self, references: list[str], response: str) -> float:
         arguments: dict[str, Any] = {"references": references, "response": response}  # Any: as JSON holds it
