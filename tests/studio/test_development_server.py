@@ -38,7 +38,8 @@ async def test_the_context_schema_has_every_knob_with_its_node(client, assistant
     assert (fields["n"]["minimum"], fields["n"]["maximum"], fields["depth"]["default"]) == (1, 1024, 2)
     assert (fields["policy"]["default"], fields["reward"]["default"]) == ("local", "local")
     prompts = {name for name, field in fields.items() if field.get("langgraph_type") == "prompt"}
-    assert prompts == {f"{phase}_{part}" for phase in set(NODES) - {"score", "select"} for part in ("prompt", "system")}
+    asked = ("sample", "loss", "gradient", "critique", "update")
+    assert prompts == {f"{phase}_{part}" for phase in asked for part in ("prompt", "system")}
 
 
 async def test_input_and_state_have_schemas_that_can_be_read(client, assistant):
@@ -165,6 +166,17 @@ async def test_a_person_is_the_reward_over_the_sdk(client, context):
     assert [candidate["id"] for candidate in asked["candidates"]] == ["0-0", "0-1"]
     state = await last_state(client, context, thread, input=None, command={"resume": {"ratings": {"0-0": 2, "0-1": 1}}})
     assert state["best"]["id"] == "0-0" and state["stop_reason"] == "bon"
+
+
+async def test_the_preference_of_the_user_reaches_the_prompts(client, context, studio_chat_server):
+    kept = {"text": "Short answers, please."}
+    await client.store.put_item(("tpo_graph", "preferences", "ada@x%2Eorg"), "preference", kept)
+    await last_state(client, {**context, "user_id": "ada@x.org", "preference": "In French."})
+    for phase in ("loss", "gradient", "update"):
+        assert all("Short answers, please.\nIn French." in each for each in shown(studio_chat_server, phase))
+    studio_chat_server.requests.clear()
+    await last_state(client, context)
+    assert not any(kept["text"] in request.text for request in studio_chat_server.requests)
 
 
 @pytest.mark.embedded

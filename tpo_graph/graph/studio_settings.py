@@ -5,9 +5,11 @@ from typing import Any, Literal, get_args
 
 from pydantic import Field
 
+from tpo_graph.graph.preference_memory import UserSettings
+from tpo_graph.policies.names import policy_ids
 from tpo_graph.prompt_parts import PROMPT_NAMES
 from tpo_graph.prompt_store import PromptPack
-from tpo_graph.settings import PolicyPhase, TPOSettings
+from tpo_graph.settings import PolicyPhase
 
 __all__ = ["PERSON", "StudioSettings"]
 
@@ -21,7 +23,10 @@ _PROMPT_FIELDS = tuple(f"{name}_{part}" for name in _PROMPTS for part in ("promp
 
 def _name(variable: str, default: str, description: str, *nodes: str) -> Any:  # Any: pydantic's Field is typed so
     # read once, when the server starts: Studio then shows, and sends back, the name that is really used
-    value = os.environ.get(variable) or default
+    value = os.environ.get(variable, "").strip() or default
+    if variable == "TPO_POLICY":
+        # it may name several, for the app that `langgraph.json` mounts
+        value = next(iter(policy_ids(value.split()).values()))
     return Field(value, description=description, json_schema_extra={"langgraph_nodes": list(nodes)})
 
 
@@ -31,11 +36,11 @@ def _prompt(name: str, part: str, node: str = "") -> Any:  # Any: as above
     return Field("", description=text, json_schema_extra=shown)
 
 
-class StudioSettings(TPOSettings):
-    """The context schema of the Studio graph: `TPOSettings`, and what a graph in Python holds as live objects.
+class StudioSettings(UserSettings):
+    """The context schema of the Studio graph: `TPOSettings`, the user, and what a graph in Python holds as live objects.
 
     Attributes:
-        policy: a name of `load_policy`; the default is that of `TPO_POLICY`, else `local`.
+        policy: a name of `load_policy`; the default is the first of `TPO_POLICY`, else `local`.
         critic: the same for loss and gradient; the policy when empty.
         reward: a name of `load_reward`, or `person`.
         prompts: a prompt pack by name or folder; the one that suits the policy when empty.
@@ -76,11 +81,6 @@ class StudioSettings(TPOSettings):
     critique_system: str = _prompt("critique", "system part", node="loss")
     update_prompt: str = _prompt("update", "user part")
     update_system: str = _prompt("update", "system part")
-
-    def of_the_run(self) -> TPOSettings:
-        """The settings that the nodes know, those that were named alone."""
-        named = self.model_dump(exclude_unset=True)
-        return TPOSettings(**{name: value for name, value in named.items() if name in TPOSettings.model_fields})
 
     def models(self) -> tuple[str, str, str]:
         """Names of policy, critic and reward model."""
