@@ -14,6 +14,7 @@ __all__ = [
     "FailureReason",
     "FailureRecord",
     "Mode",
+    "PersonChoice",
     "Phase",
     "PhaseUsage",
     "PreferencePair",
@@ -81,6 +82,22 @@ class PreferencePair(TypedDict):
 
     best: ScoredCandidate
     worst: ScoredCandidate
+
+
+class PersonChoice(TypedDict):
+    """What a person decided at one question of a run. What they merely accepted is none of their decisions.
+
+    Attributes:
+        step: the step whose candidates they saw.
+        best: the text that they chose, or wrote the critique on.
+        worst: the text that it was chosen over; "" when they chose nothing.
+        critique: what they wrote; "" when they wrote nothing.
+    """
+
+    step: int
+    best: str
+    worst: str
+    critique: str
 
 
 class FailureRecord(TypedDict):

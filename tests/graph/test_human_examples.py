@@ -44,5 +44,5 @@ def test_preference_memory(run_example):
     assert "kept: ['Answer in a few words.']" in lines
     assert lines[-1].startswith("depth: ")
     told = ["Answer in a few words." in messages[-1].text for messages in names["policy"].requests]
-    # 3 drafts and the sentence; then 3 drafts, loss, gradient, 3 revisions, and the sentence
-    assert told == [False] * 4 + [False] * 3 + [True] * 6
+    # 3 drafts and the sentence; then 3 drafts, loss, gradient and 3 revisions
+    assert told == [False] * 4 + [False] * 3 + [True] * 5

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from tests.tpo_script import number_reward, phase_of, scripted_policy
+from tests.tpo_script import GRADIENT, LOSS, number_reward, phase_of, scripted_policy
 from tpo_graph import create_tpo_graph
 from tpo_graph.graph.studio_settings import StudioSettings
 
@@ -157,6 +157,17 @@ async def test_a_person_is_asked_and_answers_over_the_sdk(client, context, studi
     assert shown(studio_chat_server, "loss") == []
     state = await last_state(client, context, thread, input=None, command={"resume": "stop"})
     assert (state["stop_reason"], state["trajectory"][1]["loss"]) == ("person", "my own words")
+
+
+async def test_a_person_edits_the_critique_over_the_sdk(client, context, studio_chat_server):
+    thread = (await client.threads.create())["thread_id"]
+    context = {**context, "edit_critique": True, "fuse_critique": True}
+    asked = (await last_state(client, context, thread))["__interrupt__"][0]["value"]
+    assert (asked["kind"], asked["critique"], asked["gradient"]) == ("tpo_critique", LOSS, GRADIENT)
+    state = await last_state(client, context, thread, input=None, command={"resume": "It is stiff."})
+    assert (state["trajectory"][1]["loss"], state["trajectory"][1]["gradient"]) == ("It is stiff.", GRADIENT)
+    assert all("It is stiff." in each for each in shown(studio_chat_server, "update"))
+    assert len(shown(studio_chat_server, "critique")) == 1
 
 
 async def test_a_person_is_the_reward_over_the_sdk(client, context):

@@ -16,7 +16,15 @@ from tpo_graph.graph.phase import effective_settings
 from tpo_graph.graph.state import TPOState
 from tpo_graph.settings import TPOSettings
 
-__all__ = ["USER_ID", "UserSettings", "read_preference", "remembering", "remembering_nodes", "save_preference", "user_of"]
+__all__ = [
+    "USER_ID",
+    "UserSettings",
+    "read_preference",
+    "remembering",
+    "remembering_nodes",
+    "save_preference",
+    "user_of",
+]
 
 USER_ID = "user_id"
 """The name under which a call tells whose run it is, in its context or as `{"configurable": {"user_id": "ada"}}`."""

@@ -10,7 +10,7 @@ from typing_extensions import TypedDict
 
 from tpo_graph.accounting import add_usage
 from tpo_graph.rewards.overoptimization import OveroptimizationWarning
-from tpo_graph.types import Candidate, FailureRecord, ScoredCandidate, StepRecord, StopReason, Usage
+from tpo_graph.types import Candidate, FailureRecord, PersonChoice, ScoredCandidate, StepRecord, StopReason, Usage
 
 __all__ = ["TPOInput", "TPOState"]
 
@@ -54,6 +54,7 @@ class TPOState(TypedDict, total=False):
         trajectory: one record a step.
         failures: responses and requests that could not be used, append only.
         usage: requests, tokens and seconds by phase.
+        choices: what a person decided, append only; empty where nobody was asked.
         warnings: signs that the reward rose and the answers did not get better; written when the run ends.
         stop_reason: why the run ended; None while it goes on.
         answer: the text of the best candidate, once the run has ended.
@@ -72,6 +73,7 @@ class TPOState(TypedDict, total=False):
     gradient: str
     trajectory: Annotated[list[StepRecord], DeltaChannel(append)]
     failures: Annotated[list[FailureRecord], DeltaChannel(append)]
+    choices: Annotated[list[PersonChoice], DeltaChannel(append)]
     usage: Annotated[Usage, add_usage]
     warnings: list[OveroptimizationWarning]
     stop_reason: StopReason | None

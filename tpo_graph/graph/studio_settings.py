@@ -37,7 +37,7 @@ def _prompt(name: str, part: str, node: str = "") -> Any:  # Any: as above
 
 
 class StudioSettings(UserSettings):
-    """The context schema of the Studio graph: `TPOSettings`, the user, and what a graph in Python holds as live objects.
+    """The context schema of the Studio graph: `TPOSettings`, the user, and what Python holds as live objects.
 
     Attributes:
         policy: a name of `load_policy`; the default is the first of `TPO_POLICY`, else `local`.
@@ -45,6 +45,7 @@ class StudioSettings(UserSettings):
         reward: a name of `load_reward`, or `person`.
         prompts: a prompt pack by name or folder; the one that suits the policy when empty.
         ask: stop after each scoring, so that a person can choose.
+        edit_critique: stop after each loss, so that a person can edit it.
     """
 
     policy: str = _name(
@@ -71,6 +72,11 @@ class StudioSettings(UserSettings):
         description="Stop after each scoring and ask a person: which is best and worst, a critique, go on or stop.",
         json_schema_extra={"langgraph_nodes": ["select"]},
     )
+    edit_critique: bool = Field(
+        default=False,
+        description="Stop after each loss and show a person what the critic wrote, to keep or to write anew.",
+        json_schema_extra={"langgraph_nodes": ["loss", "gradient"]},
+    )
     sample_prompt: str = _prompt("sample", "user part")
     sample_system: str = _prompt("sample", "system part")
     loss_prompt: str = _prompt("loss", "user part")
@@ -90,7 +96,7 @@ class StudioSettings(UserSettings):
     def wording(self) -> tuple[str, ...]:
         """All else that the nodes are made of: what the models are told, and whether a person is asked."""
         texts = tuple(str(getattr(self, name)) for name in _PROMPT_FIELDS)
-        return self.prompts.strip(), self.mode if any(texts) else "", str(self.ask), *texts
+        return self.prompts.strip(), self.mode if any(texts) else "", str(self.ask), str(self.edit_critique), *texts
 
     def edited(self, pack: PromptPack) -> PromptPack:
         """The pack with the texts that a person wrote in place of its own.
