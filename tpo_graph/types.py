@@ -10,6 +10,7 @@ from typing import Literal, TypeAlias
 from typing_extensions import TypedDict
 
 __all__ = [
+    "PERSON",
     "Candidate",
     "FailureReason",
     "FailureRecord",
@@ -23,6 +24,9 @@ __all__ = [
     "StopReason",
     "Usage",
 ]
+
+PERSON = "person"
+"""The name of the reward that is whatever a person says."""
 
 Mode: TypeAlias = Literal["tpo", "revision", "bon"]
 """`tpo` compares best and worst; `revision` shows no rejected response; `bon` stops after the first score."""

@@ -7,14 +7,14 @@ from typing import Any
 from tpo_graph.graph.build import pack_for
 from tpo_graph.graph.nodes.gradient import gradient_node
 from tpo_graph.graph.nodes.human_critique import human_critique_node
-from tpo_graph.graph.nodes.human_score import human_score_node
+from tpo_graph.graph.nodes.human_score import PersonReward, human_score_node
 from tpo_graph.graph.nodes.human_select import human_select_node, kept_loss_node
 from tpo_graph.graph.nodes.loss import loss_node
 from tpo_graph.prompt_store import PromptPack
 from tpo_graph.sampling import Policy, Sampler
 from tpo_graph.settings import TPOSettings
 
-__all__ = ["human_critique_node", "human_nodes", "human_score_node", "human_select_node"]
+__all__ = ["PersonReward", "human_critique_node", "human_nodes", "human_score_node", "human_select_node"]
 
 
 def human_nodes(

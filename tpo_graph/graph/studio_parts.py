@@ -11,10 +11,11 @@ from tpo_graph.graph.nodes.human_critique import human_critique_node
 from tpo_graph.graph.nodes.human_score import PersonReward, human_score_node
 from tpo_graph.graph.nodes.human_select import human_select_node, kept_loss_node
 from tpo_graph.graph.preference_memory import remembering
-from tpo_graph.graph.studio_settings import PERSON, StudioSettings
+from tpo_graph.graph.studio_settings import StudioSettings
 from tpo_graph.policies.load import load_policy
 from tpo_graph.rewards.load import load_reward
 from tpo_graph.settings import TPOSettings
+from tpo_graph.types import PERSON
 
 __all__ = ["LoadedNodes"]
 

@@ -11,10 +11,7 @@ from tpo_graph.prompt_parts import PROMPT_NAMES
 from tpo_graph.prompt_store import PromptPack
 from tpo_graph.settings import PolicyPhase
 
-__all__ = ["PERSON", "StudioSettings"]
-
-PERSON = "person"
-"""The name of the reward that is whatever a person says."""
+__all__ = ["StudioSettings"]
 
 _PHASES: tuple[PolicyPhase, ...] = get_args(PolicyPhase)
 _PROMPTS: tuple[PolicyPhase | Literal["critique"], ...] = (*_PHASES, "critique")
