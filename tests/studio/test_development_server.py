@@ -76,6 +76,13 @@ async def test_a_run_streams_in_every_mode(client, context):
     assert len(texts) == 1 and texts[0].startswith("rev ")  # the answer, and no draft
 
 
+async def test_a_run_streams_messages_as_they_grow(client, context):
+    parts = await run(client, context, stream_mode="messages")
+    assert {part.event for part in parts} == {"metadata", "messages/metadata", "messages/complete"}
+    (message,) = [message for part in parts if part.event == "messages/complete" for message in part.data]
+    assert message["type"] == "ai" and message["content"].startswith("rev ")
+
+
 async def test_a_run_streams_its_events(client, context):
     parts = await run(client, context, stream_mode="events")
     names = [part.data["name"] for part in parts if part.event == "events" and part.data["event"] == "on_chain_start"]
