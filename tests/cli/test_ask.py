@@ -64,7 +64,7 @@ def test_a_graph_without_a_critique_asks_for_none():
 
 
 def test_what_was_wrong_comes_first():
-    assert answered("\n\n\n", problem="best='9' is no candidate.")[1].startswith("best='9' is no candidate.\n")
+    assert answered("\n\n\n", problem="best='9' is no candidate.")[1].startswith("\nbest='9' is no candidate.\n")
 
 
 RATING = {

@@ -34,6 +34,7 @@ def ask(question: Question, *, read: Read | None = None, out: TextIO | None = No
         KeyboardInterrupt: the input ended where a rating is needed, and a run without one can't go on.
     """
     read, out = read or sys.stdin.readline, out or sys.stderr
+    print(file=out)
     if question["problem"]:
         print(f"{clean(question['problem'])}\n", file=out)
     return {"tpo_choice": _choice, "tpo_rating": _rating, "tpo_critique": _critique}[question["kind"]](
