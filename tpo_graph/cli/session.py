@@ -111,15 +111,17 @@ def _let_a_person_answer(question: Mapping[str, Any], reply: "SimpleQueue[Any]",
 
 def _work(request: RunRequest, tell: Callable[[_Told], None]) -> None:
     try:
-        named = {part: name for part, name in request.models.items() if part != "reward model"}
-        models = load_all(named if request.person_rates else request.models, request.load, tell)
+        named = dict(request.models)
+        if request.person_rates:
+            del named["reward model"]
+        models = load_all(named, request.load, tell)
         from tpo_graph.graph.build import create_tpo_graph
 
         policy = models["policy"]
         suited = (getattr(policy, "metadata", None) or {}).get("tpo_prompts", "tpo")
         tell(_Prompts(request.prompts.name if request.prompts else suited))
         parts: dict[str, Any] = {"prompts": request.prompts, "settings": request.settings}  # Any: keyword arguments
-        critic, reward_model = models.get("critic"), models.get("reward model")
+        critic = models.get("critic")
         asking: dict[str, Any] = {}  # Any: keyword arguments
         if request.ask or request.person_rates:
             from langgraph.checkpoint.memory import InMemorySaver
@@ -128,9 +130,9 @@ def _work(request: RunRequest, tell: Callable[[_Told], None]) -> None:
 
             nodes = dict(human_nodes(critic or policy, edit_critique=True, **parts)) if request.ask else {}
             if request.person_rates:
-                nodes["score"], reward_model = human_score_node(), PersonReward()
+                nodes["score"], models["reward model"] = human_score_node(), PersonReward()
             asking = {"nodes": nodes, "checkpointer": InMemorySaver()}
-        graph = create_tpo_graph(policy, reward_model, critic=critic, **parts, **asking)
+        graph = create_tpo_graph(policy, models["reward model"], critic=critic, **parts, **asking)
         asyncio.run(_run(graph, request, tell))
     except BaseException as error:  # the main thread waits for word of whatever happened
         tell(_Done(error))

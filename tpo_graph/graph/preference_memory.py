@@ -44,7 +44,7 @@ class UserSettings(TPOSettings):
     """
 
     user_id: str = Field(
-        "",
+        default="",
         description="Whose run it is: the preference that is kept of this user counts. Empty is nobody.",
         json_schema_extra={"langgraph_nodes": ["score", "loss", "gradient", "update"]},
     )

@@ -29,7 +29,7 @@ def _name(variable: str, default: str, description: str, *nodes: str) -> Any:  #
 
 def _prompt(name: str, part: str, node: str = "") -> Any:  # Any: as above
     text = f"Another {part} of the {name} prompt, with $variables; empty keeps the prompt pack's."
-    shown = {"langgraph_nodes": [node or name], "langgraph_type": "prompt"}
+    shown: dict[str, Any] = {"langgraph_nodes": [node or name], "langgraph_type": "prompt"}  # Any: JSON
     return Field("", description=text, json_schema_extra=shown)
 
 
