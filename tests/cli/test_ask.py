@@ -149,6 +149,7 @@ def test_a_person_chooses_and_leaves_the_critique_to_the_critic(run_with):
     ended, asked = run_with("0-0\n0-1\n\n\n0-1\n", "--ask", "--json", process=True)
     result = json.loads(ended.out)
     assert (ended.code, result["answer"], result["best"]["id"], result["stop_reason"]) == (0, "cand 1", "0-1", "depth")
+    assert [(each["best"], each["worst"]) for each in result["choices"]] == [("cand 0", "cand 1"), ("cand 1", "cand 0")]
     assert [phase for phase, _ in asked] == ["sample", "loss", "gradient", "update"]
     assert "<best_response>\ncand 0" in asked[1][1] and "<worst_response>\ncand 1" in asked[1][1]
     assert "critique:\n    the loss\n" in ended.err
