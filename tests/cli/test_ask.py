@@ -121,6 +121,13 @@ def test_a_line_becomes_a_critique(typed, answer, monkeypatch):
     assert "critique:\n    too stiff\n    and long\n" in out.getvalue() and "advice" not in out.getvalue()
 
 
+def test_an_editor_that_is_not_there_leaves_the_critique_as_it_is(monkeypatch):
+    monkeypatch.setenv("VISUAL", "/no/such/editor")
+    out = io.StringIO()
+    assert ask(CRITIQUE, read=io.StringIO("e\n").readline, out=out) == {"critique": CRITIQUE["critique"]}
+    assert "The editor '/no/such/editor' can't be started" in out.getvalue()
+
+
 def test_the_advice_that_was_written_with_it_is_shown_too():
     out = io.StringIO()
     ask({**CRITIQUE, "gradient": "loosen it"}, read=io.StringIO("\n").readline, out=out)

@@ -91,18 +91,21 @@ def _critique(question: Question, read: Read, out: TextIO) -> Any:  # Any: JSON
     editor = os.environ.get("VISUAL") or os.environ.get("EDITOR")
     told = _line(f"Another critique [this one]{', or e to edit it' if editor else ''}: ", read, out)
     if editor and told == "e":
-        told = _edited(question["critique"], editor)
+        told = _edited(question["critique"], editor, out)
     # in an object: a text alone may be a word that means something
     return {"critique": told} if told else "ok"
 
 
-def _edited(text: str, editor: str) -> str:
-    """The text after the person's editor had it."""
+def _edited(text: str, editor: str, out: TextIO) -> str:
+    """The text after the person's editor had it; as it was when there is no such editor."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "critique.txt"
         file.write_text(text, encoding="utf-8")
-        # its output belongs to the terminal, and not into the answer
-        subprocess.run([*shlex.split(editor), str(file)], check=False, stdout=sys.stderr)
+        try:
+            # its output belongs to the terminal, and not into the answer
+            subprocess.run([*shlex.split(editor), str(file)], check=False, stdout=sys.stderr)
+        except (OSError, ValueError) as error:
+            print(f"The editor {editor!r} can't be started: {error}. The critique stays as it is.", file=out)
         return file.read_text(encoding="utf-8").strip()
 
 
