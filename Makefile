@@ -29,6 +29,10 @@ demo: $(STAMP)  ## answer a question with the embedded models: make demo QUESTIO
 test: $(STAMP)  ## everything that must pass: format, lint, types, tests
 	@$(MAKE) --no-print-directory check
 
+.PHONY: pictures
+pictures: $(STAMP)  ## make the pictures of docs/studio.md anew, with the embedded models
+	$(BIN)/python -m docs.images.make terminal
+
 check: $(STAMP) format-check lint types unit  ## the same, for a ready environment
 
 format: $(STAMP)  ## put the code into its format

@@ -1,4 +1,4 @@
-"""A person in the loop: after each scoring you pick best and worst, write the critique yourself, or stop.
+"""A person in the loop: after each scoring you pick best and worst or stop; and you edit what the critic writes.
 
 The graph stops at an interrupt and goes on from its checkpoint, so that the answer may come days later and from another
 process; here it comes from the terminal.
@@ -15,18 +15,22 @@ from tpo_graph.graph.human import human_nodes
 
 policy, reward = chosen_models()
 settings = TPOSettings(n=3, depth=1)
-graph = create_tpo_graph(
-    policy, reward, settings=settings, nodes=human_nodes(policy, settings=settings), checkpointer=InMemorySaver()
-)
+nodes = human_nodes(policy, settings=settings, edit_critique=True)
+graph = create_tpo_graph(policy, reward, settings=settings, nodes=nodes, checkpointer=InMemorySaver())
 thread = {"configurable": {"thread_id": "mine"}}
 
 result = graph.invoke({"query": "Why does warmth make you feel tired?"}, thread)
 while "__interrupt__" in result:
     asked = result["__interrupt__"][0].value
-    for candidate in asked["candidates"]:
-        print(f"{candidate['id']}  reward {candidate['reward']:+.2f}  {candidate['text']}")
-    print(asked["problem"] or asked["question"])
-    print("An id picks the best; or JSON with best, worst, critique, stop; or ok.")
+    if asked["kind"] == "tpo_choice":
+        for candidate in asked["candidates"]:
+            print(f"{candidate['id']}  reward {candidate['reward']:+.2f}  {candidate['text']}")
+        print(asked["problem"] or asked["question"])
+        print("An id picks the best; or JSON with best, worst, critique, stop; or ok.")
+    else:
+        print(f"critique: {asked['critique']}")
+        print(asked["problem"] or asked["question"])
+        print("A text takes its place; ok keeps it.")
     result = graph.invoke(Command(resume=input("> ")), thread)
 
 print(f"{result['stop_reason']}: {result['answer']}")

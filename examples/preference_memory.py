@@ -31,8 +31,9 @@ def ask(question: str, thread: str, answers: list[str]) -> dict[str, Any]:
     return result
 
 
-# she takes the second draft as it is, and words what is kept herself
+# she takes the second draft, and no other, and words what is kept herself
 ask("Why does warmth make you feel tired?", "1", ['{"best": "0-1", "stop": true}', "Answer in a few words."])
 print("kept:", [item.value["text"] for item in store.search(("tpo_graph", "preferences", "ada"))])
-result = ask("Why is the sky blue?", "2", ["ok", "ok", "no"])
+# who only says ok has told nothing about themselves, and there is nothing to keep
+result = ask("Why is the sky blue?", "2", ["ok", "ok"])
 print(f"{result['stop_reason']}: {result['answer']}")

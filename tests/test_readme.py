@@ -36,3 +36,8 @@ def test_its_make_targets_exist():
 @pytest.mark.parametrize("path", re.findall(r"\]\((?!http|#)([^)#]+)\)", README))
 def test_what_it_links_to_is_there(path):
     assert (ROOT / path).exists()
+
+
+def test_every_example_has_a_line():
+    shown = {path.name for path in (ROOT / "examples").iterdir() if not path.name.startswith(("_", "."))}
+    assert {name for name in shown - {"offline_models.py"} if f"](examples/{name}" not in README} == set()

@@ -84,12 +84,30 @@ class TPOSettings(BaseModel):
     n: int = _knob(5, "N: how many candidates each sampling draws.", "sample", "update", ge=1, le=1024)
     depth: int = _knob(2, "D: how many steps of loss, gradient and update at most.", "select", ge=0, le=1000)
     mode: Mode = _knob(
-        "tpo", "tpo: best against worst; revision: the best alone; bon: best of N, no steps.", "select", "loss"
+        "tpo",
+        "tpo: best against worst; revision: the best alone; bon: best of N, no steps.",
+        "select",
+        "loss",
+        "gradient",
+        "update",
     )
     preference: str = _knob(
-        "", "What the answer is to satisfy, in words; it reaches loss, gradient and update.", "loss", "update"
+        "",
+        "What the answer is to satisfy, in words; it reaches loss, gradient and update.",
+        "score",
+        "loss",
+        "gradient",
+        "update",
     )
-    seed: int | None = _knob(None, "Seed of the run; each request gets one that is derived from it.", "sample", ge=0)
+    seed: int | None = _knob(
+        None,
+        "Seed of the run; each request gets one that is derived from it.",
+        "sample",
+        "loss",
+        "gradient",
+        "update",
+        ge=0,
+    )
     tolerance: float = _knob(
         0.0, "Converged when the best reward gained less than this in each of the last steps; 0 is off.", "select", ge=0
     )

@@ -10,10 +10,12 @@ from typing import Literal, TypeAlias
 from typing_extensions import TypedDict
 
 __all__ = [
+    "PERSON",
     "Candidate",
     "FailureReason",
     "FailureRecord",
     "Mode",
+    "PersonChoice",
     "Phase",
     "PhaseUsage",
     "PreferencePair",
@@ -22,6 +24,9 @@ __all__ = [
     "StopReason",
     "Usage",
 ]
+
+PERSON = "person"
+"""The name of the reward that is whatever a person says."""
 
 Mode: TypeAlias = Literal["tpo", "revision", "bon"]
 """`tpo` compares best and worst; `revision` shows no rejected response; `bon` stops after the first score."""
@@ -81,6 +86,22 @@ class PreferencePair(TypedDict):
 
     best: ScoredCandidate
     worst: ScoredCandidate
+
+
+class PersonChoice(TypedDict):
+    """What a person decided at one question of a run. What they merely accepted is none of their decisions.
+
+    Attributes:
+        step: the step whose candidates they saw.
+        best: the text that they chose, or wrote the critique on.
+        worst: the text that it was chosen over; "" when they chose nothing.
+        critique: what they wrote; "" when they wrote nothing.
+    """
+
+    step: int
+    best: str
+    worst: str
+    critique: str
 
 
 class FailureRecord(TypedDict):

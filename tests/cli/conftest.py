@@ -115,6 +115,10 @@ class Terminal:
             self.raw += piece
         return self.text
 
+    def type(self, text: str) -> None:
+        """Keys, as a person presses them."""
+        os.write(self._master, text.encode())
+
     def interrupt(self) -> None:
         """Ctrl-C."""
         self.process.send_signal(signal.SIGINT)

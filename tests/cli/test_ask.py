@@ -1,12 +1,17 @@
 """What a person sees in the terminal when they are asked, and what their lines become."""
 
 import io
+import json
+import sys
 
 import pytest
 
+from tests.cli.conftest import Terminal, at, run_process
+from tests.tpo_script import phase_of
 from tpo_graph.cli.ask import ask
 
 QUESTION = {
+    "kind": "tpo_choice",
     "question": "Which candidate is best, and which is worst?",
     "problem": "",
     "best": "0-1",
@@ -59,4 +64,163 @@ def test_a_graph_without_a_critique_asks_for_none():
 
 
 def test_what_was_wrong_comes_first():
-    assert answered("\n\n\n", problem="best='9' is no candidate.")[1].startswith("best='9' is no candidate.\n")
+    assert answered("\n\n\n", problem="best='9' is no candidate.")[1].startswith("\nbest='9' is no candidate.\n")
+
+
+RATING = {
+    "kind": "tpo_rating",
+    "question": "How good is each candidate?",
+    "problem": "",
+    "candidates": [{"id": "1-0", "step": 1, "text": "two\nlines"}, {"id": "1-1", "step": 1, "text": "other"}],
+    "best_so_far": {"id": "0-0", "step": 0, "reward": 1.0, "text": "the first"},
+}
+
+
+@pytest.mark.parametrize(
+    ("typed", "answer"),
+    [
+        ("7 3.5\n", {"ratings": {"1-0": 7.0, "1-1": 3.5}}),
+        ("7, -3\n", {"ratings": {"1-0": 7.0, "1-1": -3.0}}),
+        ("7 good\n", {"ratings": {"1-0": 7.0, "1-1": "good"}}),  # the node says what is wrong with it
+        ("7\n", {"ratings": "7"}),
+        ("\n2\n\n", {"best": "1-1"}),
+        ("\nb\n1\n", {"best": "0-0", "worst": "1-0"}),
+        ("\n1-1\n", {"best": "1-1"}),
+    ],
+)
+def test_lines_become_a_rating(typed, answer):
+    out = io.StringIO()
+    assert ask(RATING, read=io.StringIO(typed).readline, out=out) == answer
+    assert "[1] 1-0\n    two\n    lines\n" in out.getvalue()
+    assert "[b] the best so far: 0-0  reward +1.000\n    the first\n" in out.getvalue()
+
+
+@pytest.mark.parametrize("typed", ["", "\n"])
+def test_who_leaves_before_they_rated_interrupts_the_run(typed):
+    with pytest.raises(KeyboardInterrupt):
+        ask(RATING, read=io.StringIO(typed).readline, out=io.StringIO())
+
+
+CRITIQUE = {
+    "kind": "tpo_critique",
+    "question": "This is what the critic wrote.",
+    "problem": "",
+    "critique": "too stiff\nand long",
+    "gradient": "",
+}
+
+
+@pytest.mark.parametrize(
+    ("typed", "answer"), [("\n", "ok"), ("", "ok"), (" ok? no \n", {"critique": "ok? no"}), ("e\n", {"critique": "e"})]
+)
+def test_a_line_becomes_a_critique(typed, answer, monkeypatch):
+    monkeypatch.delenv("VISUAL", raising=False)
+    monkeypatch.delenv("EDITOR", raising=False)
+    out = io.StringIO()
+    assert ask(CRITIQUE, read=io.StringIO(typed).readline, out=out) == answer
+    assert "critique:\n    too stiff\n    and long\n" in out.getvalue() and "advice" not in out.getvalue()
+
+
+def test_an_editor_that_is_not_there_leaves_the_critique_as_it_is(monkeypatch):
+    monkeypatch.setenv("VISUAL", "/no/such/editor")
+    out = io.StringIO()
+    assert ask(CRITIQUE, read=io.StringIO("e\n").readline, out=out) == {"critique": CRITIQUE["critique"]}
+    assert "The editor '/no/such/editor' can't be started" in out.getvalue()
+
+
+def test_the_advice_that_was_written_with_it_is_shown_too():
+    out = io.StringIO()
+    ask({**CRITIQUE, "gradient": "loosen it"}, read=io.StringIO("\n").readline, out=out)
+    assert "    loosen it\n" in out.getvalue()
+
+
+# the whole command
+
+
+@pytest.fixture
+def run_with(chat_server, tpo, monkeypatch):
+    """Runs the command with what a person types; how it ended, and what the policy was asked."""
+
+    def run(typed, *flags, reward="number", process=False, **variables):
+        server = chat_server()
+        arguments = ["run", "Why?", *at(server, reward=reward), "-n", "3", "--depth", "1", *flags]
+        monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
+        ended = run_process(*arguments, given=typed, **variables) if process else tpo(*arguments)
+        return ended, [(phase_of(each.text), each.text) for each in server.requests]
+
+    return run
+
+
+def test_a_person_chooses_and_leaves_the_critique_to_the_critic(run_with):
+    # best and worst of the drafts, no critique, the critic's is good; then one of the drafts after all
+    ended, asked = run_with("0-0\n0-1\n\n\n0-1\n", "--ask", "--json", process=True)
+    result = json.loads(ended.out)
+    assert (ended.code, result["answer"], result["best"]["id"], result["stop_reason"]) == (0, "cand 1", "0-1", "depth")
+    assert [(each["best"], each["worst"]) for each in result["choices"]] == [("cand 0", "cand 1"), ("cand 1", "cand 0")]
+    assert [phase for phase, _ in asked] == ["sample", "loss", "gradient", "update"]
+    assert "<best_response>\ncand 0" in asked[1][1] and "<worst_response>\ncand 1" in asked[1][1]
+    assert "critique:\n    the loss\n" in ended.err
+    assert "score: best +7.000, mean +6.000, worst +5.000" in ended.err
+
+
+def test_a_person_edits_the_critique_in_their_editor(run_with):
+    ended, asked = run_with("\n\n\ne\n\n", "--ask", process=True, EDITOR="sed -i s/the/your/")
+    assert (ended.code, ended.out) == (0, "rev 7\n")
+    assert all("your loss" in text for phase, text in asked if phase in ("gradient", "update"))
+
+
+def test_what_can_not_be_understood_is_asked_again(run_with):
+    ended, _ = run_with("9\n\n\nstop\n", "--ask")
+    assert (ended.code, ended.out) == (0, "cand 2\n")
+    assert "best='9' is no candidate; candidates are 0-0, 0-1, 0-2." in ended.err
+    assert "person: you stopped it; best +2.000" in ended.err
+
+
+def test_the_end_of_the_input_stops_the_run(run_with):
+    ended, asked = run_with("", "--ask", "--quiet")
+    assert (ended.code, ended.out, len(asked)) == (0, "cand 2\n", 1)
+
+
+def test_a_person_is_the_reward(run_with):
+    ended, asked = run_with("1 5 2\n\nb\n2\n", reward="person", process=True)
+    assert (ended.code, ended.out) == (0, "cand 1\n")
+    assert [phase for phase, _ in asked] == ["sample", "loss", "gradient", "update"]
+    assert "<best_response>\ncand 1" in asked[1][1] and "<worst_response>\ncand 0" in asked[1][1]
+    assert "reward model person" in ended.err and "step 0 score: best +5.000, mean +2.667, worst +1.000" in ended.err
+    assert "step 1 score: best +0.000, mean -0.333, worst -1.000" in ended.err
+
+
+def test_a_person_is_the_reward_and_chooses_too(run_with):
+    typed = "1 5 2\n" + "\n\nIt is stiff.\n" + "1 9 2\n" + "\n"
+    ended, asked = run_with(typed, "--ask", reward="person")
+    assert (ended.code, ended.out) == (0, "rev 5\n")
+    assert [phase for phase, _ in asked] == ["sample", "gradient", "update"] and "It is stiff." in asked[1][1]
+
+
+def test_who_leaves_before_they_rated_gets_the_drafts(run_with):
+    ended, _ = run_with("", reward="person")
+    assert (ended.code, ended.out) == (130, "")
+    assert "interrupted: 3 candidates drawn, none scored" in ended.err
+    assert "candidate 0-2 (3 of 3, not scored):\ncand 2" in ended.err and "Traceback" not in ended.err
+
+
+def test_a_question_from_standard_input_leaves_none_for_the_answers(tpo):
+    for flags, named in ((["--ask"], "--ask"), (["--reward", "person"], "--reward person")):
+        ended = tpo("run", "-", *flags)
+        assert ended.code == 2 and f"{named} reads your answers from standard input" in ended.err
+
+
+def test_the_terminal_is_free_while_a_person_is_asked(chat_server):
+    terminal = Terminal("run", "Why?", *at(chat_server(), reward="person"), "-n", "2", "--mode", "bon")
+    terminal.read(until="pick the best instead): ")
+    terminal.type("3 4\n")
+    assert terminal.wait() == 0
+    assert terminal.text.rstrip().endswith("cand 1")
+
+
+def test_ctrl_c_while_a_person_is_asked(chat_server):
+    terminal = Terminal("run", "Why?", *at(chat_server()), "--ask")
+    terminal.read(until="or s to stop: ")
+    terminal.interrupt()
+    assert terminal.wait() == 130
+    assert terminal.text.rstrip().endswith("cand 4") and "Traceback" not in terminal.text

@@ -78,7 +78,7 @@ def test_show_all_files(tpo):
 def test_show_what_is_not_there(tpo):
     ended = tpo("prompts", "show", "tpo", "los")
     assert ended.code == 2
-    assert "it has: pack, gradient, loss" in ended.err
+    assert "it has: pack, critique, critique_revision, gradient, loss" in ended.err
 
 
 def test_copy_then_edit_then_check(tpo, tmp_path):

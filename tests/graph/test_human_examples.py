@@ -28,9 +28,11 @@ def run_example(monkeypatch, capsys):
 
 
 def test_human_in_the_loop(run_example):
-    lines, _ = run_example("human_in_the_loop.py", "0-9\n0-1\nok\n")
+    lines, names = run_example("human_in_the_loop.py", "0-9\n0-1\nIt is too short.\nok\n")
     assert lines[0].startswith("0-2  reward +0.54")
     assert any("best='0-9' is no candidate" in line for line in lines)
+    assert "> critique: The best one says why." in lines
+    assert names["result"]["trajectory"][1]["loss"] == "It is too short."
     assert lines[-1].startswith(f"> depth: {BETTER}")
 
 
@@ -44,5 +46,5 @@ def test_preference_memory(run_example):
     assert "kept: ['Answer in a few words.']" in lines
     assert lines[-1].startswith("depth: ")
     told = ["Answer in a few words." in messages[-1].text for messages in names["policy"].requests]
-    # 3 drafts and the sentence; then 3 drafts, loss, gradient, 3 revisions, and the sentence
-    assert told == [False] * 4 + [False] * 3 + [True] * 6
+    # 3 drafts and the sentence; then 3 drafts, loss, gradient and 3 revisions
+    assert told == [False] * 4 + [False] * 3 + [True] * 5

@@ -4,7 +4,7 @@ import pytest
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.types import Command
 
-from tests.tpo_script import number_reward, phases_asked, scripted_policy
+from tests.tpo_script import GRADIENT, LOSS, number_reward, phases_asked, scripted_policy
 from tpo_graph import TPOSettings, create_tpo_graph
 from tpo_graph.graph.human import human_nodes, human_score_node, human_select_node
 from tpo_graph.graph.nodes.human_score import PersonReward
@@ -196,6 +196,113 @@ async def test_the_context_counts_for_the_person_too():
     asked = (await graph.ainvoke({"query": "q"}, THREAD, context=context))["__interrupt__"][0].value
     assert (len(asked["candidates"]), asked["ends"]) == (2, "depth")
     assert (await graph.ainvoke(Command(resume="0-0"), THREAD, context=context))["answer"] == "cand 0"
+
+
+def test_what_the_person_decided_is_in_the_state_and_what_they_accepted_is_not():
+    run = Run(settings=TPOSettings(n=3, depth=2))
+    run.answer({"best": "0-0"})
+    run.answer({"critique": "too long"})
+    state = run.answer("ok")
+    assert state["choices"] == [
+        {"step": 0, "best": "cand 0", "worst": "cand 1", "critique": ""},
+        {"step": 1, "best": "rev 7", "worst": "", "critique": "too long"},
+    ]
+    run.state = run.graph.invoke({"query": "and then?"}, THREAD)
+    assert run.state["choices"] == []
+
+
+# the critic's text, edited
+
+
+def edits(settings=SETTINGS, **replies):
+    policy = scripted_policy(**replies)
+    run = Run(policy=policy, settings=settings, nodes=human_nodes(policy, settings=settings, edit_critique=True))
+    run.answer("ok")
+    return run
+
+
+def after_the_drafts(run):
+    return phases_asked(run.policy)[run.graph.get_state(THREAD).values["usage"]["sample"]["requests"] :]
+
+
+def test_the_person_sees_what_the_critic_wrote():
+    asked = edits().asked
+    assert (asked["kind"], asked["critique"], asked["gradient"], asked["problem"]) == (
+        "tpo_critique",
+        "the loss",
+        "",
+        "",
+    )
+    assert (asked["best"]["id"], asked["step"]) == ("0-2", 0)
+
+
+@pytest.mark.parametrize("answer", ["ok", True, {"critique": "the loss"}, {"critique": None}])
+def test_a_critique_that_is_kept_changes_nothing(answer):
+    run = edits()
+    run.answer(answer)
+    state = run.answer("ok")
+    assert (state["trajectory"][1]["loss"], state["choices"]) == ("the loss", [])
+    assert after_the_drafts(run) == ["loss", "gradient", *["update"] * 3]
+
+
+@pytest.mark.parametrize("answer", ["It is stiff.", {"critique": " It is stiff. "}, '{"critique": "It is stiff."}'])
+def test_an_edited_critique_is_what_the_rest_of_the_step_follows(answer):
+    run = edits()
+    run.answer(answer)
+    state = run.answer("ok")
+    assert (state["trajectory"][1]["loss"], state["trajectory"][1]["gradient"]) == ("It is stiff.", GRADIENT)
+    assert all("It is stiff." in messages[-1].text for messages in run.policy.requests[4:])
+    assert state["choices"] == [{"step": 0, "best": "cand 2", "worst": "", "critique": "It is stiff."}]
+    assert after_the_drafts(run) == ["loss", "gradient", *["update"] * 3]
+
+
+@pytest.mark.parametrize(
+    ("answer", "texts", "asked"),
+    [
+        ("ok", (LOSS, GRADIENT), []),
+        ("It is stiff.", ("It is stiff.", GRADIENT), ["gradient"]),  # advice on the critic's own text is none on it
+        ({"gradient": "Loosen it."}, (LOSS, "Loosen it."), []),
+        ({"critique": "It is stiff.", "gradient": "Loosen it."}, ("It is stiff.", "Loosen it."), []),
+        ({"critique": "It is stiff.", "gradient": GRADIENT}, ("It is stiff.", GRADIENT), []),
+    ],
+)
+def test_a_fused_critique_is_edited_in_both_parts(answer, texts, asked):
+    run = edits(TPOSettings(n=3, depth=1, fuse_critique=True))
+    assert (run.asked["critique"], run.asked["gradient"]) == (LOSS, GRADIENT)
+    run.answer(answer)
+    record = run.answer("ok")["trajectory"][1]
+    assert (record["loss"], record["gradient"]) == texts
+    assert after_the_drafts(run) == ["critique", *asked, *["update"] * 3]
+
+
+def test_a_critique_of_their_own_is_not_shown_again():
+    policy = scripted_policy()
+    run = Run(policy=policy, nodes=human_nodes(policy, settings=SETTINGS, edit_critique=True))
+    run.answer({"critique": "mine"})
+    assert run.asked["kind"] == "tpo_choice"
+
+
+def test_a_critic_that_fails_has_nothing_to_edit():
+    run = edits(loss=RuntimeError("down"))
+    assert run.state["stop_reason"] == "policy_failed"
+
+
+@pytest.mark.parametrize(
+    ("answer", "problem"),
+    [
+        ("stop", "The run can be stopped at the next choice"),
+        (7, "The answer is 7; answer ok, a text, or an object with critique, gradient."),
+        ({"loss": "x"}, "The answer is {'loss': 'x'}"),
+        ({"critique": 7}, "critique=7 is not a text."),
+        ("{", "This is not valid JSON"),
+    ],
+)
+def test_an_edit_that_can_not_be_used_is_asked_for_again(answer, problem):
+    run = edits()
+    run.answer(answer)
+    assert run.asked["problem"].startswith(problem)
+    run.answer("mine")
+    assert run.state["loss"] == "mine" and after_the_drafts(run) == ["loss", "gradient", *["update"] * 3]
 
 
 # a person as the reward

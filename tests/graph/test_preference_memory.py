@@ -9,8 +9,16 @@ from langgraph.types import Command
 
 from tests.tpo_script import number_reward, phase_of, scripted_policy
 from tpo_graph import ConfigurationError, PromptError, TPOSettings, build_tpo_graph, create_tpo_graph
+from tpo_graph.graph.human import human_nodes, human_score_node
+from tpo_graph.graph.nodes.human_score import PersonReward
 from tpo_graph.graph.preference_learning import create_memory_graph
-from tpo_graph.graph.preference_memory import read_preference, remembering_nodes, save_preference, user_of
+from tpo_graph.graph.preference_memory import (
+    UserSettings,
+    read_preference,
+    remembering_nodes,
+    save_preference,
+    user_of,
+)
 
 SETTINGS = TPOSettings(n=2, depth=1)
 KEPT, SENTENCE = "Short answers, please.", "Give the cause first."
@@ -91,9 +99,9 @@ def test_without_a_store_it_is_the_plain_loop():
     assert judge.told == ["", ""]
 
 
-@pytest.mark.parametrize("user", ["", "a.b", 7, ["ada"]])
+@pytest.mark.parametrize("user", [7, ["ada"]])
 def test_a_user_id_that_can_not_be_kept_is_refused(store, user):
-    with pytest.raises(ConfigurationError, match=r"user_id=.* must be a text with no dot"):
+    with pytest.raises(ConfigurationError, match=r"user_id=.* must be a text"):
         remembering(scripted_policy(), number_reward(), store).invoke({"query": "q"}, config(user))
 
 
@@ -122,7 +130,26 @@ async def test_what_is_kept_can_be_replaced_and_forgotten():
 
 
 def test_no_user_is_the_empty_one():
-    assert user_of(None) == user_of({}) == user_of({"configurable": {"user_id": None}}) == ""
+    assert user_of(None) == user_of({}) == user_of({"configurable": {"user_id": None}}) == user_of(config(" ")) == ""
+
+
+def test_who_is_authenticated_can_not_name_somebody_else():
+    authenticated = {"configurable": {"user_id": "bob", "langgraph_auth_user_id": "ada"}}
+    assert user_of(authenticated, UserSettings(user_id="bob")) == "ada"
+    # what a server without authentication says
+    nobody = {"configurable": {"langgraph_auth_user_id": ""}}
+    assert (user_of(nobody, UserSettings(user_id="bob")), user_of(nobody, {"user_id": "bob"})) == ("bob", "bob")
+    assert user_of(config("ada"), UserSettings(user_id="bob")) == "bob"
+
+
+async def test_users_are_told_apart_whatever_their_ids_are():
+    store, users = InMemoryStore(), ["ada@x.org", "ada@x%2Eorg", "ada@x%252Eorg", "ada@x", "."]
+    for user in users:
+        await save_preference(store, user, f"of {user}")
+    assert [await read_preference(store, user) for user in users] == [f"of {user}" for user in users]
+    policy = scripted_policy()
+    await remembering(policy, number_reward(), store).ainvoke({"query": "q"}, config("ada@x.org"))
+    assert any("of ada@x.org" in messages[-1].text for messages in policy.requests)
 
 
 # learning
@@ -133,18 +160,26 @@ def learning_policy(sentence=SENTENCE):
     usual = scripted_policy().script
 
     def script(messages, number):
-        return sentence if "<rejected>" in messages[-1].text else usual(messages, number)
+        return sentence if KNOWN in messages[-1].text else usual(messages, number)
 
     return scripted_policy().model_copy(update={"script": script})
 
 
-def learning(policy, store):
-    return create_memory_graph(
-        policy, number_reward(), settings=SETTINGS, checkpointer=InMemorySaver(), store=store, name="mine"
-    )
+def learning(policy, store, reward=None, **options):
+    parts = {"settings": SETTINGS, "checkpointer": InMemorySaver(), "store": store, "name": "mine", **options}
+    return create_memory_graph(policy, reward or number_reward(), **parts)
 
 
-def until_kept(graph, answers=("ok", "ok"), **where):
+def wording(policy):
+    """What the policy was asked for the sentence."""
+    return [messages[-1].text for messages in policy.requests if KNOWN in messages[-1].text]
+
+
+PICK = {"best": "0-0", "worst": "0-1", "critique": "shorter, please"}
+KNOWN = "What is known of their taste"
+
+
+def until_kept(graph, answers=(PICK, "ok"), **where):
     state = graph.invoke({"query": "q"}, config(**where))
     for answer in answers:
         state = graph.invoke(Command(resume=answer), config(**where))
@@ -164,8 +199,10 @@ def test_the_sentence_is_shown_before_it_is_kept(store):
     assert kept(store) == KEPT
     state = graph.invoke(Command(resume="ok"), config())
     assert (kept(store), state["preference"], state["answer"]) == (SENTENCE, SENTENCE, state["best"]["text"])
-    asked = [messages[-1].text for messages in policy.requests if "<rejected>" in messages[-1].text]
-    assert len(asked) == 1 and KEPT in asked[0] and state["best"]["text"] in asked[0]
+    (asked,) = wording(policy)
+    assert KEPT in asked and "<chosen>\ncand 0\n</chosen>" in asked and "<rejected>\ncand 1\n</rejected>" in asked
+    # the reward model's best was accepted and not chosen
+    assert "<what_they_wrote>\nshorter, please" in asked and state["best"]["text"] not in asked
     assert state["usage"]["preference"]["requests"] == 1 and state["usage"]["sample"]["requests"] == 2
     assert [message.type for message in state["messages"]] == ["human", "ai"]
 
@@ -173,7 +210,7 @@ def test_the_sentence_is_shown_before_it_is_kept(store):
 def test_what_was_kept_reaches_the_next_run(store):
     policy = learning_policy()
     graph = learning(policy, store)
-    until_kept(graph, answers=("ok", "ok", "ok"))
+    until_kept(graph, answers=(PICK, "ok", "ok"))
     before = len(policy.requests)
     graph.invoke({"query": "and then?"}, config(thread="2"))
     graph.invoke(Command(resume="ok"), config(thread="2"))
@@ -194,14 +231,14 @@ def test_what_was_kept_reaches_the_next_run(store):
 )
 def test_what_the_person_says_is_what_is_kept(store, answer, saved):
     graph = learning(learning_policy(), store)
-    until_kept(graph, answers=("ok", "ok", answer))
+    until_kept(graph, answers=(PICK, "ok", answer))
     assert kept(store) == saved
 
 
 @pytest.mark.parametrize("answer", [7, " ", {"preference": 7}, {"text": "x"}, ["ok"], "long " * 500])
 def test_what_is_no_clear_answer_is_asked_again_and_nothing_is_kept(store, answer):
     graph = learning(learning_policy(), store)
-    state = until_kept(graph, answers=("ok", "ok", answer))
+    state = until_kept(graph, answers=(PICK, "ok", answer))
     assert question(state)["problem"] and kept(store) == KEPT
     assert graph.invoke(Command(resume="no"), config())["preference"] == ""
 
@@ -212,7 +249,50 @@ def test_without_a_user_nothing_is_asked_of_the_policy_or_the_person(store):
     graph.invoke({"query": "q"}, {"configurable": {"thread_id": "1"}})
     state = graph.invoke(Command(resume="stop"), {"configurable": {"thread_id": "1"}})
     assert "__interrupt__" not in state and state["stop_reason"] == "person"
-    assert not any("<rejected>" in messages[-1].text for messages in policy.requests)
+    assert wording(policy) == []
+
+
+@pytest.mark.parametrize("answers", [("ok", "ok"), ("stop",)])
+def test_who_decided_nothing_is_asked_nothing(store, answers):
+    policy = learning_policy()
+    state = until_kept(learning(policy, store), answers)
+    assert "__interrupt__" not in state and (state["choices"], wording(policy), kept(store)) == ([], [], KEPT)
+
+
+def test_a_critique_alone_is_a_decision_too(store):
+    policy = learning_policy()
+    state = until_kept(learning(policy, store), ({"critique": "too long"}, "ok"))
+    assert question(state)["preference"] == SENTENCE
+    assert "<response>\ncand 1\n</response>\n\n<what_they_wrote>\ntoo long" in wording(policy)[0]
+    assert "<chosen>" not in wording(policy)[0]
+
+
+def test_the_ratings_of_a_person_are_put_into_words(store):
+    policy = learning_policy()
+    graph = learning(policy, store, PersonReward(), nodes={"score": human_score_node()})
+    state = until_kept(graph, ({"ratings": {"0-0": 5, "0-1": 3}}, "1-1", "ok"))
+    assert kept(store) == SENTENCE
+    assert [(each["step"], each["best"], each["worst"]) for each in state["choices"]] == [
+        (0, "cand 0", "cand 1"),
+        (1, "rev 5", "rev 4"),
+    ]
+    assert all(f"<chosen>\n{text}" in wording(policy)[0] for text in ("cand 0", "rev 5"))
+
+
+def test_an_edited_critique_is_put_into_words(store):
+    policy = learning_policy()
+    graph = learning(policy, store, nodes=human_nodes(policy, settings=SETTINGS, edit_critique=True))
+    until_kept(graph, ("ok", "Too stiff.", "ok", "ok"))
+    assert kept(store) == SENTENCE and "<what_they_wrote>\nToo stiff.\n</what_they_wrote>" in wording(policy)[0]
+
+
+def test_the_context_may_name_the_user(store):
+    graph, thread = learning(learning_policy(), store), {"configurable": {"thread_id": "1"}}
+    context = {"user_id": "bob", "depth": 0}
+    graph.invoke({"query": "q"}, thread, context=context)
+    graph.invoke(Command(resume=PICK), thread, context=context)
+    graph.invoke(Command(resume="ok"), thread, context=context)
+    assert (kept(store, "bob"), kept(store)) == (SENTENCE, KEPT)
 
 
 def test_a_policy_that_fails_to_word_it_does_not_cost_the_answer(store):
@@ -223,8 +303,9 @@ def test_a_policy_that_fails_to_word_it_does_not_cost_the_answer(store):
 
 def test_a_thread_that_is_used_again_starts_a_new_run(store):
     graph = learning(learning_policy(), store)
-    first = until_kept(graph, answers=("ok", "ok", "no"))
-    second = until_kept(graph, answers=("stop", "no"))
+    first = until_kept(graph, answers=(PICK, "ok", "no"))
+    second = until_kept(graph, answers=({"best": "0-0", "stop": True}, "no"))
+    assert len(second["choices"]) == 1
     assert (len(second["trajectory"]), second["usage"]["sample"]) != (2, first["usage"]["sample"])
     assert second["usage"]["sample"]["requests"] == 2 and len(second["messages"]) == 4
 

@@ -163,6 +163,9 @@ def test_the_context_schema_tells_studio_which_node_a_knob_belongs_to():
     nodes = {name: field["langgraph_nodes"] for name, field in schema["properties"].items()}
     assert nodes.keys() == TPOSettings.model_fields.keys()
     assert set().union(*nodes.values()) <= {"sample", "score", "select", "loss", "gradient", "update"}
+    assert nodes["seed"] == ["sample", "loss", "gradient", "update"]
+    assert nodes["mode"] == ["select", "loss", "gradient", "update"]
+    assert nodes["preference"] == ["score", "loss", "gradient", "update"]
 
 
 def test_the_schemas_of_input_and_output_can_be_read():

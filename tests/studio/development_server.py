@@ -18,14 +18,19 @@ _BOOT = 120  # seconds, on a machine that is busy
 class DevelopmentServer:
     """Runs `langgraph dev` for a `with` block, without a key and without a way out of this machine.
 
+    Args:
+        folder: where it keeps what it writes.
+        config: the langgraph.json.
+        **variables: for its environment.
+
     Attributes:
         url: its address.
         log: where its output goes.
     """
 
-    def __init__(self, folder: Path, *, config: Path = ROOT / "langgraph.json") -> None:
+    def __init__(self, folder: Path, *, config: Path = ROOT / "langgraph.json", **variables: str) -> None:
         self.log = folder / "langgraph-dev.log"
-        self._folder, self._config = folder, config
+        self._folder, self._config, self._variables = folder, config, variables
         with socket.create_server(("127.0.0.1", 0)) as free:
             self._port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{self._port}"
@@ -43,7 +48,7 @@ class DevelopmentServer:
                 # it keeps what its threads hold in a folder where it was started
                 command,
                 cwd=self._folder,
-                env=kept | told,
+                env=kept | told | self._variables,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from tests.tpo_script import number_reward, phase_of, scripted_policy
+from tests.tpo_script import GRADIENT, LOSS, number_reward, phase_of, scripted_policy
 from tpo_graph import create_tpo_graph
 from tpo_graph.graph.studio_settings import StudioSettings
 
@@ -38,7 +38,8 @@ async def test_the_context_schema_has_every_knob_with_its_node(client, assistant
     assert (fields["n"]["minimum"], fields["n"]["maximum"], fields["depth"]["default"]) == (1, 1024, 2)
     assert (fields["policy"]["default"], fields["reward"]["default"]) == ("local", "local")
     prompts = {name for name, field in fields.items() if field.get("langgraph_type") == "prompt"}
-    assert prompts == {f"{phase}_{part}" for phase in set(NODES) - {"score", "select"} for part in ("prompt", "system")}
+    asked = ("sample", "loss", "gradient", "critique", "update")
+    assert prompts == {f"{phase}_{part}" for phase in asked for part in ("prompt", "system")}
 
 
 async def test_input_and_state_have_schemas_that_can_be_read(client, assistant):
@@ -73,6 +74,13 @@ async def test_a_run_streams_in_every_mode(client, context):
     assert [part.data["name"] for part in parts if part.event == "tasks" and "input" in part.data] == STEPS
     texts = [part.data[0]["content"] for part in parts if part.event == "messages"]
     assert len(texts) == 1 and texts[0].startswith("rev ")  # the answer, and no draft
+
+
+async def test_a_run_streams_messages_as_they_grow(client, context):
+    parts = await run(client, context, stream_mode="messages")
+    assert {part.event for part in parts} == {"metadata", "messages/metadata", "messages/complete"}
+    (message,) = [message for part in parts if part.event == "messages/complete" for message in part.data]
+    assert message["type"] == "ai" and message["content"].startswith("rev ")
 
 
 async def test_a_run_streams_its_events(client, context):
@@ -158,6 +166,17 @@ async def test_a_person_is_asked_and_answers_over_the_sdk(client, context, studi
     assert (state["stop_reason"], state["trajectory"][1]["loss"]) == ("person", "my own words")
 
 
+async def test_a_person_edits_the_critique_over_the_sdk(client, context, studio_chat_server):
+    thread = (await client.threads.create())["thread_id"]
+    context = {**context, "edit_critique": True, "fuse_critique": True}
+    asked = (await last_state(client, context, thread))["__interrupt__"][0]["value"]
+    assert (asked["kind"], asked["critique"], asked["gradient"]) == ("tpo_critique", LOSS, GRADIENT)
+    state = await last_state(client, context, thread, input=None, command={"resume": "It is stiff."})
+    assert (state["trajectory"][1]["loss"], state["trajectory"][1]["gradient"]) == ("It is stiff.", GRADIENT)
+    assert all("It is stiff." in each for each in shown(studio_chat_server, "update"))
+    assert len(shown(studio_chat_server, "critique")) == 1
+
+
 async def test_a_person_is_the_reward_over_the_sdk(client, context):
     thread = (await client.threads.create())["thread_id"]
     context = {**context, "reward": "person", "mode": "bon"}
@@ -165,6 +184,17 @@ async def test_a_person_is_the_reward_over_the_sdk(client, context):
     assert [candidate["id"] for candidate in asked["candidates"]] == ["0-0", "0-1"]
     state = await last_state(client, context, thread, input=None, command={"resume": {"ratings": {"0-0": 2, "0-1": 1}}})
     assert state["best"]["id"] == "0-0" and state["stop_reason"] == "bon"
+
+
+async def test_the_preference_of_the_user_reaches_the_prompts(client, context, studio_chat_server):
+    kept = {"text": "Short answers, please."}
+    await client.store.put_item(("tpo_graph", "preferences", "ada@x%2Eorg"), "preference", kept)
+    await last_state(client, {**context, "user_id": "ada@x.org", "preference": "In French."})
+    for phase in ("loss", "gradient", "update"):
+        assert all("Short answers, please.\nIn French." in each for each in shown(studio_chat_server, phase))
+    studio_chat_server.requests.clear()
+    await last_state(client, context)
+    assert not any(kept["text"] in request.text for request in studio_chat_server.requests)
 
 
 @pytest.mark.embedded

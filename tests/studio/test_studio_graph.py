@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.fresh_process import run_script
 from tests.studio import number_reward
 from tests.studio.conftest import REWARD
 from tests.tpo_script import phase_of
@@ -53,6 +54,16 @@ async def test_in_mode_revision_the_prompt_of_that_mode_is_edited(names):
     words = "Do not write a new response: what does $best as an answer to $query lack?"
     await create_studio_graph().ainvoke({"query": "q"}, context={**names[1], "mode": "revision", "loss_prompt": words})
     assert next(request.text for request in names[0].requests if phase_of(request.text) == "loss").endswith("lack?")
+
+
+def test_of_several_policies_in_the_environment_the_first_is_the_default():
+    script = """
+        import os
+        os.environ["TPO_POLICY"] = " a=server:http://h/v1#m  b=openai:gpt "
+        from tpo_graph.graph.studio_settings import StudioSettings
+        print(StudioSettings().policy)
+    """
+    assert run_script(script).stdout == "server:http://h/v1#m\n"
 
 
 def test_without_edits_the_pack_stays_as_it_is():

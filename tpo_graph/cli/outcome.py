@@ -8,7 +8,7 @@ from tpo_graph.cli.events import Part, RunEnded
 from tpo_graph.cli.loading import Load, load_by_name
 from tpo_graph.errors import RewardError
 from tpo_graph.settings import TPOSettings
-from tpo_graph.types import Candidate, ScoredCandidate
+from tpo_graph.types import PERSON, Candidate, ScoredCandidate
 
 if TYPE_CHECKING:
     from tpo_graph.prompt_store import PromptPack
@@ -26,7 +26,7 @@ class RunRequest:
         models: names of policy, reward model and maybe critic.
         system: the system message, "" for none.
         prompts: a pack; None takes the one that suits the policy.
-        ask: let a person choose after each scoring.
+        ask: let a person choose after each scoring, and edit the critique.
         load: makes a model of its name.
     """
 
@@ -37,6 +37,11 @@ class RunRequest:
     prompts: "PromptPack | None" = None
     ask: bool = False
     load: Load = load_by_name
+
+    @property
+    def person_rates(self) -> bool:
+        """Whether a person is the reward model."""
+        return self.models["reward model"].strip() == PERSON
 
     @property
     def conversation(self) -> list[tuple[str, str]]:
@@ -64,9 +69,12 @@ class Outcome:
 
     @property
     def best(self) -> ScoredCandidate | None:
-        """The best candidate so far."""
+        """The best candidate so far: the one that a person picked, else the one of the highest reward."""
         from tpo_graph.selection import preference_pair
 
+        if self.state.get("choices") and self.state.get("best"):
+            best: ScoredCandidate = self.state["best"]
+            return best
         cache = self.state.get("cache") or []
         return preference_pair(cache)["best"] if cache else None
 

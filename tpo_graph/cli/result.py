@@ -32,6 +32,7 @@ def as_document(outcome: Outcome, request: RunRequest | None) -> dict[str, Any]:
         "cache": state.get("cache", []),
         "unscored": outcome.unscored,
         "failures": state.get("failures", []),
+        "choices": state.get("choices", []),
         "warnings": state.get("warnings", []),
         "usage": state.get("usage", {}),
         "seconds": round(outcome.seconds, 3),

@@ -16,6 +16,7 @@ from tpo_graph.cli.session import answer
 from tpo_graph.cli.setting_flags import explicit_settings, with_setting_flags
 from tpo_graph.errors import ConfigurationError, TPOError
 from tpo_graph.settings import TPOSettings
+from tpo_graph.types import PERSON
 
 __all__ = ["run"]
 
@@ -44,7 +45,7 @@ def run(
         typer.Option(
             envvar="TPO_REWARD",
             metavar="NAME",
-            help="The reward model: local (a demonstration), or any name of load_reward.",
+            help="The reward model: local (a demonstration), any name of load_reward, or person: you rate.",
             rich_help_panel=_MODELS,
         ),
     ] = "local",
@@ -89,7 +90,9 @@ def run(
     ask: Annotated[
         bool,
         typer.Option(
-            "--ask", help="Choose best and worst yourself after each scoring, or stop.", rich_help_panel=_OUTPUT
+            "--ask",
+            help="Choose best and worst yourself after each scoring, edit the critique, or stop.",
+            rich_help_panel=_OUTPUT,
         ),
     ] = False,
     as_json: Annotated[
@@ -136,8 +139,9 @@ def _request(
 ) -> RunRequest:
     """Everything that can be checked before a model is loaded, checked."""
     chosen = TPOSettings.load(config, **explicit_settings(settings))
-    if ask and question == "-":
-        raise ConfigurationError("--ask reads your answers from standard input, where '-' reads the question.")
+    if question == "-" and (ask or models["reward model"].strip() == PERSON):
+        flag = "--ask" if ask else f"--reward {PERSON}"
+        raise ConfigurationError(f"{flag} reads your answers from standard input, where '-' reads the question.")
     question = _read_question(question)
     pack = None
     if prompts is not None:

@@ -9,6 +9,7 @@ import typer
 from tpo_graph.cli.events import Event, ModelLoaded, ModelLoading, Part
 from tpo_graph.cli.setting_flags import explicit_settings, with_setting_flags
 from tpo_graph.errors import ConfigurationError, MissingDependencyError
+from tpo_graph.policies.names import policy_ids
 from tpo_graph.settings import TPOSettings
 
 __all__ = ["serve"]
@@ -116,11 +117,11 @@ def serve(
     A client names a recipe as its model: tpo, tpo-d2-n5, revision-d3-n4, bon-16, or RECIPE/ID for one of several
     policies. Settings given here are the defaults of every request.
     """
-    server, recipes, app, limits = _serving()
+    server, app, limits = _serving()
     keys = api_key or []
     loopback = server.is_loopback(host)
     _check_host(host, loopback=loopback, has_key=bool(keys), without_key=without_key)
-    names = recipes.policy_ids(policy)
+    names = policy_ids(policy)
     chosen = TPOSettings.load(config, **explicit_settings(settings))
     pack = _pack(prompts, chosen)
     allowed = limits.Limits(
@@ -148,16 +149,16 @@ def serve(
     _say("ended")
 
 
-def _serving() -> tuple[Any, Any, Any, Any]:  # Any: modules of an optional part
+def _serving() -> tuple[Any, Any, Any]:  # Any: modules of an optional part
     try:
-        from tpo_graph.serving import app, limits, recipes, server
+        from tpo_graph.serving import app, limits, server
     except ImportError as error:
         if (error.name or "").partition(".")[0] not in ("starlette", "uvicorn", "prometheus_client"):
             raise
         raise MissingDependencyError(
             f"The server needs the package {error.name}.", hint='Install it with: pip install "tpo-graph[serve]".'
         ) from error
-    return server, recipes, app, limits
+    return server, app, limits
 
 
 def _check_host(host: str, *, loopback: bool, has_key: bool, without_key: bool) -> None:

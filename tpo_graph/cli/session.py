@@ -101,36 +101,41 @@ def _let_a_person_answer(question: Mapping[str, Any], reply: "SimpleQueue[Any]",
     from tpo_graph.cli.ask import ask
 
     reporter.__exit__(None, None, None)
+    answer = None  # after Ctrl-C: the thread that waits must not wait for ever
     try:
-        reply.put(ask(question))
-    except BaseException:  # Ctrl-C: the thread that waits must not wait for ever
-        reply.put("stop")
-        raise
+        answer = ask(question)
     finally:
+        reply.put(answer)
         reporter.__enter__()
 
 
 def _work(request: RunRequest, tell: Callable[[_Told], None]) -> None:
     try:
-        models = load_all(request.models, request.load, tell)
+        named = dict(request.models)
+        if request.person_rates:
+            del named["reward model"]
+        models = load_all(named, request.load, tell)
         from tpo_graph.graph.build import create_tpo_graph
 
         policy = models["policy"]
         suited = (getattr(policy, "metadata", None) or {}).get("tpo_prompts", "tpo")
         tell(_Prompts(request.prompts.name if request.prompts else suited))
         parts: dict[str, Any] = {"prompts": request.prompts, "settings": request.settings}  # Any: keyword arguments
+        critic = models.get("critic")
         asking: dict[str, Any] = {}  # Any: keyword arguments
-        if request.ask:
+        if request.ask or request.person_rates:
             from langgraph.checkpoint.memory import InMemorySaver
 
-            from tpo_graph.graph.human import human_nodes
+            from tpo_graph.graph.human import PersonReward, human_nodes, human_score_node
 
-            asking["nodes"] = human_nodes(models.get("critic") or policy, **parts)
-            asking["checkpointer"] = InMemorySaver()
+            nodes = dict(human_nodes(critic or policy, edit_critique=True, **parts)) if request.ask else {}
+            if request.person_rates:
+                nodes["score"], models["reward model"] = human_score_node(), PersonReward()
+            asking = {"nodes": nodes, "checkpointer": InMemorySaver()}
         graph = create_tpo_graph(
             policy,
             models["reward model"],
-            critic=models.get("critic"),
+            critic=critic,
             second_reward=models.get("second reward model"),
             **parts,
             **asking,
@@ -147,18 +152,30 @@ async def _run(graph: Any, request: RunRequest, tell: Callable[[_Told], None]) -
     from langgraph.types import Command
 
     given: Any = {"messages": request.conversation}  # Any: what a run begins or goes on with
-    while (question := await _stream(graph, given, request, tell)) is not None:
+    state: Mapping[str, Any] = {}  # Any: as in Outcome
+    while True:
+        state, question = await _stream(graph, given, state, request, tell)
+        if question is None:
+            return
         reply: SimpleQueue[Any] = SimpleQueue()
         tell(_Asked(question, reply))
-        given = Command(resume=await asyncio.to_thread(reply.get))
+        answer = await asyncio.to_thread(reply.get)
+        if answer is None:  # they have left
+            return
+        given = Command(resume=answer)
 
 
-async def _stream(graph: Any, given: Any, request: RunRequest, tell: Callable[[_Told], None]) -> Any:  # Any: as above
-    """Stream until the end, or until a person is asked; then return what they are asked.
+async def _stream(
+    graph: Any,  # Any: as above
+    given: Any,  # Any: as above
+    state: Mapping[str, Any],  # Any: as above
+    request: RunRequest,
+    tell: Callable[[_Told], None],
+) -> tuple[Mapping[str, Any], Any]:  # Any: a state, and JSON
+    """Stream until the end, or until a person is asked; the last state, and what they are asked, or None.
 
     A task that starts is a phase that begins; the next state is what came of it.
     """
-    state: Mapping[str, Any] = {}  # Any: as in Outcome
     phase: Phase | None = None
     step = 0
     watch = time.perf_counter()
@@ -168,7 +185,8 @@ async def _stream(graph: Any, given: Any, request: RunRequest, tell: Callable[[_
         if kind == "tasks" and "input" in news:
             phase, watch = news["name"], time.perf_counter()
             step = story.step_of(news["name"], state)
-            tell(PhaseBegan(step, news["name"], story.doing(news["name"], request.settings)))
+            asks = request.person_rates and news["name"] == "score"
+            tell(PhaseBegan(step, news["name"], "asking you" if asks else story.doing(news["name"], request.settings)))
         elif kind == "values" and "__interrupt__" in news:
             question, phase = news["__interrupt__"][0].value, None
         elif kind == "values":
@@ -180,7 +198,7 @@ async def _stream(graph: Any, given: Any, request: RunRequest, tell: Callable[[_
                     if warning["kind"] not in told_before:
                         tell(Warned(warning["message"]))
             state, phase = news, None
-    return question
+    return state, question
 
 
 def _plan(settings: TPOSettings) -> tuple[str, ...]:

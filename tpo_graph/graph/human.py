@@ -5,18 +5,24 @@ from pathlib import Path
 from typing import Any
 
 from tpo_graph.graph.build import pack_for
-from tpo_graph.graph.nodes.human_score import human_score_node
+from tpo_graph.graph.nodes.gradient import gradient_node
+from tpo_graph.graph.nodes.human_critique import human_critique_node
+from tpo_graph.graph.nodes.human_score import PersonReward, human_score_node
 from tpo_graph.graph.nodes.human_select import human_select_node, kept_loss_node
 from tpo_graph.graph.nodes.loss import loss_node
 from tpo_graph.prompt_store import PromptPack
 from tpo_graph.sampling import Policy, Sampler
 from tpo_graph.settings import TPOSettings
 
-__all__ = ["human_nodes", "human_score_node", "human_select_node"]
+__all__ = ["PersonReward", "human_critique_node", "human_nodes", "human_score_node", "human_select_node"]
 
 
 def human_nodes(
-    critic: Policy, *, prompts: PromptPack | str | Path | None = None, settings: TPOSettings | None = None
+    critic: Policy,
+    *,
+    prompts: PromptPack | str | Path | None = None,
+    settings: TPOSettings | None = None,
+    edit_critique: bool = False,
 ) -> Mapping[str, Any]:  # Any: nodes
     """A `select` that asks a person, and a `loss` that keeps the critique that they wrote.
 
@@ -39,10 +45,12 @@ def human_nodes(
         critic: the policy, or the critic that the graph is given.
         prompts: as given to the graph.
         settings: as given to the graph.
+        edit_critique: show them the critic's text as well, to keep or to write anew (`human_critique_node`).
 
     Raises:
         PromptError: there is no such pack.
     """
     settings = TPOSettings.load() if settings is None else settings
-    loss = loss_node(Sampler(critic), pack_for(prompts, critic), settings)
-    return {"select": human_select_node(settings, takes_critique=True), "loss": kept_loss_node(loss)}
+    parts = Sampler(critic), pack_for(prompts, critic), settings
+    nodes = {"select": human_select_node(settings, takes_critique=True), "loss": kept_loss_node(loss_node(*parts))}
+    return nodes | {"gradient": human_critique_node(gradient_node(*parts))} if edit_critique else nodes

@@ -9,10 +9,12 @@ from tpo_graph.errors import ConfigurationError
 from tpo_graph.graph.state import TPOState
 from tpo_graph.types import PreferencePair, ScoredCandidate, StopReason
 
-__all__ = ["HumanChoice", "choice_question", "parse_choice", "standing_pair"]
+__all__ = ["GO_ON", "HumanChoice", "choice_question", "parse_choice", "standing_pair"]
+
+GO_ON = ("", "ok", "yes", "go on", "continue")
+"""Words that accept what is shown."""
 
 _LAST = "This is the last choice: the best becomes the answer."
-_GO_ON = ("", "ok", "yes", "go on", "continue")
 _FORM = {
     "best": "an id; leave out to accept the one above",
     "worst": "an id; leave out to accept the one above",
@@ -30,12 +32,14 @@ class HumanChoice:
         worst: id of the one that it is compared with.
         critique: the textual loss in the person's words; "" leaves it to the critic.
         stop: the run ends here.
+        picked: they named one of the two, and did not just accept what was proposed.
     """
 
     best: str
     worst: str
     critique: str = ""
     stop: bool = False
+    picked: bool = False
 
 
 def standing_pair(state: TPOState) -> PreferencePair:
@@ -105,20 +109,21 @@ def parse_choice(
         raise ConfigurationError(f"critique={critique!r} is not a text.")
     if not isinstance(stop, bool):
         raise ConfigurationError(f"stop={stop!r} is neither true nor false.")
+    picked = bool(told.get("best") or told.get("worst"))
     best = told.get("best") or proposed["best"]["id"]
     worst = told.get("worst") or proposed["worst"]["id"]
-    if best == worst and len(ids) > 1 and (told.get("best") or told.get("worst")):
+    if best == worst and len(ids) > 1 and picked:
         if told.get("worst"):
             raise ConfigurationError(f"{best!r} can't be both best and worst.")
         # the one proposed as worst was picked as best: the lowest of the others takes its place
         worst = min((each for each in cache if each["id"] != best), key=_reward)["id"]
-    return HumanChoice(best, worst, critique.strip(), stop)
+    return HumanChoice(best, worst, critique.strip(), stop, picked)
 
 
 def _as_mapping(answer: object) -> Mapping[str, Any]:  # Any: JSON
     if isinstance(answer, str):
         text = answer.strip()
-        if text.lower() in _GO_ON:
+        if text.lower() in GO_ON:
             return {}
         if text.lower() == "stop":
             return {"stop": True}

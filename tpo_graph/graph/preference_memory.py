@@ -7,6 +7,7 @@ from typing import Any
 from langchain_core.runnables import RunnableConfig
 from langgraph.runtime import Runtime
 from langgraph.store.base import BaseStore
+from pydantic import Field
 
 from tpo_graph.errors import ConfigurationError
 from tpo_graph.graph.bridge import AsyncNode, NodeBody
@@ -15,18 +16,43 @@ from tpo_graph.graph.phase import effective_settings
 from tpo_graph.graph.state import TPOState
 from tpo_graph.settings import TPOSettings
 
-__all__ = ["USER_ID", "read_preference", "remembering_nodes", "save_preference", "user_of"]
+__all__ = [
+    "USER_ID",
+    "UserSettings",
+    "read_preference",
+    "remembering",
+    "remembering_nodes",
+    "save_preference",
+    "user_of",
+]
 
 USER_ID = "user_id"
-"""The name under which a call's config tells whose run it is: `{"configurable": {"user_id": "ada"}}`."""
+"""The name under which a call tells whose run it is, in its context or as `{"configurable": {"user_id": "ada"}}`."""
+
+# where LangGraph's server puts the user that it has authenticated; "" without authentication
+_AUTHENTICATED = "langgraph_auth_user_id"
 
 _NAMESPACE = ("tpo_graph", "preferences")
 _LONGEST = 2000  # characters; it is in every prompt
 
 
+class UserSettings(TPOSettings):
+    """The context schema of a graph that remembers: `TPOSettings`, and whose run it is.
+
+    Attributes:
+        user_id: a name of the user; "" for nobody.
+    """
+
+    user_id: str = Field(
+        default="",
+        description="Whose run it is: the preference that is kept of this user counts. Empty is nobody.",
+        json_schema_extra={"langgraph_nodes": ["score", "loss", "gradient", "update"]},
+    )
+
+
 async def read_preference(store: BaseStore, user_id: str) -> str:
     """What is kept of a user; "" for nothing."""
-    found = await store.aget((*_NAMESPACE, user_id), "preference")
+    found = await store.aget(_namespace(user_id), "preference")
     return str(found.value.get("text", "")) if found else ""
 
 
@@ -41,23 +67,33 @@ async def save_preference(store: BaseStore, user_id: str, text: str) -> None:
         raise ConfigurationError(f"A preference has {_LONGEST} characters at most; this one has {len(text)}.")
     if text:
         # found by its key alone, so nothing needs an index
-        await store.aput((*_NAMESPACE, user_id), "preference", {"text": text}, index=False)
+        await store.aput(_namespace(user_id), "preference", {"text": text}, index=False)
     else:
-        await store.adelete((*_NAMESPACE, user_id), "preference")
+        await store.adelete(_namespace(user_id), "preference")
 
 
-def user_of(config: RunnableConfig | None) -> str:
-    """The user id in a call's config; "" when it names none.
+def user_of(config: RunnableConfig | None, context: object = None) -> str:
+    """The user id of a call; "" when it names none.
+
+    It is the user whom LangGraph's server has authenticated; else `user_id` in the context, else in `configurable`.
+    So nobody who had to log in reads the preference of somebody else.
 
     Raises:
-        ConfigurationError: it is no text that a store takes as part of a namespace.
+        ConfigurationError: it is no text.
     """
-    user = ((config or {}).get("configurable") or {}).get(USER_ID)
+    configurable = (config or {}).get("configurable") or {}
+    told = context.get(USER_ID) if isinstance(context, Mapping) else getattr(context, USER_ID, None)
+    user = configurable.get(_AUTHENTICATED) or told or configurable.get(USER_ID)
     if user is None:
         return ""
-    if not isinstance(user, str) or not user or "." in user:
-        raise ConfigurationError(f"{USER_ID}={user!r} must be a text with no dot in it (stores part their keys there).")
-    return user
+    if not isinstance(user, str):
+        raise ConfigurationError(f"{USER_ID}={user!r} must be a text.")
+    return user.strip()
+
+
+def _namespace(user_id: str) -> tuple[str, ...]:
+    """Where a user's preference is; stores part their keys at dots, and take none in a part."""
+    return (*_NAMESPACE, user_id.replace("%", "%25").replace(".", "%2E"))
 
 
 def remembering_nodes(graph: TPOStateGraph, *, settings: TPOSettings | None = None) -> Mapping[str, Any]:  # Any: nodes
@@ -89,17 +125,23 @@ def remembering_nodes(graph: TPOStateGraph, *, settings: TPOSettings | None = No
     nodes: dict[str, Any] = {name: node.runnable for name, node in graph.nodes.items()}  # Any: as above
     for name, node in nodes.items():
         if isinstance(node, AsyncNode) and "runtime" in inspect.signature(node.body).parameters:
-            nodes[name] = AsyncNode(_remembering(node.body, defaults), name)
+            nodes[name] = AsyncNode(remembering(node.body, defaults), name)
     return nodes
 
 
-def _remembering(body: NodeBody, defaults: TPOSettings) -> NodeBody:
+def remembering(body: NodeBody, defaults: TPOSettings) -> NodeBody:
+    """A node's body that also knows what is kept of the user; it takes `(state, runtime, config)`.
+
+    Args:
+        body: takes `runtime`, and maybe `config`, `store` and `writer`.
+        defaults: as given to the graph.
+    """
     named = inspect.signature(body).parameters
 
     async def node(
         state: TPOState, runtime: Runtime[TPOSettings], config: RunnableConfig
     ) -> Mapping[str, Any] | None:  # Any: a partial state
-        user = user_of(config)
+        user = user_of(config, runtime.context)
         kept = await read_preference(runtime.store, user) if user and runtime.store is not None else ""
         if kept:
             chosen = effective_settings(defaults, runtime)

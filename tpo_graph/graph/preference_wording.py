@@ -1,6 +1,7 @@
-"""What a person's choice tells of their preference: worded by the policy, and kept once the person agrees."""
+"""What a person's choices tell of their preference: worded by the policy, and kept once the person agrees."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Annotated, Any
 
 from langchain_core.messages import AnyMessage, HumanMessage
@@ -12,7 +13,7 @@ from langgraph.types import interrupt
 from typing_extensions import TypedDict
 
 from tpo_graph.accounting import add_usage
-from tpo_graph.conversation import last_query
+from tpo_graph.conversation import cut_to_tokens, last_query
 from tpo_graph.errors import ConfigurationError, PolicyError
 from tpo_graph.graph.bridge import NodeBody
 from tpo_graph.graph.phase import effective_settings
@@ -20,7 +21,7 @@ from tpo_graph.graph.preference_memory import read_preference, save_preference, 
 from tpo_graph.sampling import Sampler
 from tpo_graph.settings import TPOSettings
 from tpo_graph.template import Template
-from tpo_graph.types import ScoredCandidate, StepRecord, StopReason, Usage
+from tpo_graph.types import PersonChoice, ScoredCandidate, StepRecord, StopReason, Usage
 
 __all__ = ["PREFERENCE_PROMPT", "MemoryState", "keep_node", "word_node"]
 
@@ -29,25 +30,20 @@ PREFERENCE_PROMPT = """\
 $query
 </question>
 
-<chosen>
-$best
-</chosen>
-
-<rejected>
-$worst
-</rejected>
+$choices
 
 <known>
 $preference
 </known>
 
-A person who asked the question chose the first response over the second. What is known of their taste so far is at \
-the end; it may be empty. Write what they want of an answer to any question, as one or two plain sentences that begin \
-with a verb ("Give ...", "Avoid ..."). Keep what is known unless the choice speaks against it. Name nothing that is \
-about this question alone. Write these sentences and nothing else."""
+A person who asked the question saw several responses to it. Above is what they decided: which response they chose \
+over which other, and what they wrote of a response in their own words. What is known of their taste so far is at the \
+end; it may be empty. Write what they want of an answer to any question, as one or two plain sentences that begin with \
+a verb ("Give ...", "Avoid ..."). Keep what is known unless a choice speaks against it. Name nothing that is about \
+this question alone. Write these sentences and nothing else."""
 """What the policy is asked, with the variables that it has."""
 
-_VARIABLES = {"query", "best", "worst", "preference"}
+_VARIABLES = {"query", "choices", "preference"}
 _YES, _NO = ("ok", "yes", "save"), ("no", "skip")
 
 
@@ -58,8 +54,9 @@ class MemoryState(TypedDict, total=False):
         messages: the conversation, with the answer at its end.
         query: as in `TPOInput`.
         drafts: as in `TPOInput`.
-        best: what the person chose.
+        best: the best candidate; what the person chose last, if they chose.
         worst: what it was compared with.
+        choices: what the person decided on the way.
         trajectory: one record a step.
         usage: by phase; `preference` is what the sentence cost.
         stop_reason: why the loop ended.
@@ -72,6 +69,7 @@ class MemoryState(TypedDict, total=False):
     drafts: Annotated[list[str], EphemeralValue]
     best: ScoredCandidate
     worst: ScoredCandidate
+    choices: list[PersonChoice]
     trajectory: list[StepRecord]
     usage: Usage
     stop_reason: StopReason | None
@@ -95,14 +93,15 @@ def word_node(policy: Sampler, prompt: str, settings: TPOSettings) -> NodeBody:
     async def word(
         state: MemoryState, runtime: Runtime[TPOSettings], config: RunnableConfig
     ) -> dict[str, Any]:  # Any: a partial state
-        user, best, worst = user_of(config), state["best"], state["worst"]
-        if not user or runtime.store is None or best["text"] == worst["text"]:
+        user, chosen = user_of(config, runtime.context), effective_settings(settings, runtime)
+        cut = partial(cut_to_tokens, limit=chosen.max_shown_tokens, tokenize=policy.tokenize)
+        told = _in_words(state.get("choices") or [], cut)
+        if not user or runtime.store is None or not told:
             return {"preference": ""}
         known = await read_preference(runtime.store, user)
-        values = {"query": last_query(state["messages"]), "best": best["text"], "worst": worst["text"]}
-        asked = HumanMessage(template.render({**values, "preference": known}))
+        values = {"query": last_query(state["messages"]), "choices": told, "preference": known}
         try:
-            draw = await policy.draw([asked], 1, effective_settings(settings, runtime).sampling("loss"))
+            draw = await policy.draw([HumanMessage(template.render(values))], 1, chosen.sampling("loss"))
         except PolicyError as error:
             # the answer is there; only what was to be kept of it is not
             used = {"preference": error.usage} if error.usage else {}
@@ -113,12 +112,25 @@ def word_node(policy: Sampler, prompt: str, settings: TPOSettings) -> NodeBody:
     return word
 
 
+def _in_words(choices: Sequence[PersonChoice], cut: Callable[[str], str]) -> str:
+    """A person's decisions as text for a prompt; "" where they decided nothing."""
+    told = []
+    for choice in choices:
+        parts: dict[str, str] = {}
+        if choice["worst"] not in ("", choice["best"]):
+            parts = {"chosen": choice["best"], "rejected": choice["worst"]}
+        if choice["critique"]:
+            parts = {**(parts or {"response": choice["best"]}), "what_they_wrote": choice["critique"]}
+        told += [f"<{name}>\n{cut(text)}\n</{name}>" for name, text in parts.items()]
+    return "\n\n".join(told)
+
+
 async def keep_node(
     state: MemoryState, runtime: Runtime[TPOSettings], config: RunnableConfig
 ) -> dict[str, Any]:  # Any: a partial state
     """Show the sentence, and keep what the person agrees to."""
     assert runtime.store is not None  # else there was no sentence
-    user = user_of(config)
+    user = user_of(config, runtime.context)
     question = {
         "kind": "tpo_preference",
         "question": "May this be kept as what you prefer? Answer ok, no, or a better text.",

@@ -10,7 +10,7 @@ from typing_extensions import TypedDict
 
 from tpo_graph.accounting import add_usage
 from tpo_graph.rewards.overoptimization import OveroptimizationWarning
-from tpo_graph.types import Candidate, FailureRecord, ScoredCandidate, StepRecord, StopReason, Usage
+from tpo_graph.types import Candidate, FailureRecord, PersonChoice, ScoredCandidate, StepRecord, StopReason, Usage
 
 __all__ = ["TPOInput", "TPOState"]
 
@@ -54,6 +54,7 @@ class TPOState(TypedDict, total=False):
         trajectory: one record a step.
         failures: responses and requests that could not be used, append only.
         usage: requests, tokens and seconds by phase.
+        choices: what a person decided, append only; empty where nobody was asked.
         second_rewards: what a second reward model gave, by candidate id: to all candidates of step 0, and to each
             step's best.
         warnings: what to look at before the reward is trusted: what the reward model could not read, as it happens,
@@ -75,6 +76,7 @@ class TPOState(TypedDict, total=False):
     gradient: str
     trajectory: Annotated[list[StepRecord], DeltaChannel(append)]
     failures: Annotated[list[FailureRecord], DeltaChannel(append)]
+    choices: Annotated[list[PersonChoice], DeltaChannel(append)]
     usage: Annotated[Usage, add_usage]
     second_rewards: dict[str, float]
     warnings: list[OveroptimizationWarning]

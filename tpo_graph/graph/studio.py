@@ -7,6 +7,7 @@ load a second copy.
 from collections.abc import Mapping
 from typing import Any
 
+from langchain_core.runnables import RunnableConfig
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.runtime import Runtime
 
@@ -40,12 +41,14 @@ def create_studio_graph(
 def _node(phase: Phase, loaded: LoadedNodes) -> AsyncNode:
     """The node of a phase, whose body is found when it runs."""
 
-    async def body(state: TPOState, runtime: Runtime[StudioSettings]) -> Mapping[str, Any] | None:  # Any: partial state
+    async def body(
+        state: TPOState, runtime: Runtime[StudioSettings], config: RunnableConfig
+    ) -> Mapping[str, Any] | None:  # Any: a partial state
         context: object = runtime.context
         chosen = context if isinstance(context, StudioSettings) else StudioSettings()
         bodies = await loaded.get(chosen)
         inner: Runtime[Any] = runtime  # Any: the six nodes know a context of another type
-        return await bodies[phase](state, inner.override(context=chosen.of_the_run()))
+        return await bodies[phase](state, inner.override(context=chosen), config)
 
     return AsyncNode(body, phase)
 

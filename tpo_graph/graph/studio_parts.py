@@ -7,12 +7,15 @@ from typing import Any, TypeVar
 
 from tpo_graph.graph.bridge import AsyncNode, NodeBody
 from tpo_graph.graph.build import build_tpo_graph, pack_for
+from tpo_graph.graph.nodes.human_critique import human_critique_node
 from tpo_graph.graph.nodes.human_score import PersonReward, human_score_node
 from tpo_graph.graph.nodes.human_select import human_select_node, kept_loss_node
-from tpo_graph.graph.studio_settings import PERSON, StudioSettings
+from tpo_graph.graph.preference_memory import remembering
+from tpo_graph.graph.studio_settings import StudioSettings
 from tpo_graph.policies.load import load_policy
 from tpo_graph.rewards.load import load_reward
 from tpo_graph.settings import TPOSettings
+from tpo_graph.types import PERSON
 
 __all__ = ["LoadedNodes"]
 
@@ -38,7 +41,9 @@ class LoadedNodes:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tpo-graph-studio")
 
     async def get(self, chosen: StudioSettings) -> Mapping[str, NodeBody]:
-        """The six bodies by node name; what failed to load is tried again the next time.
+        """The six bodies by node name, each of `(state, runtime, config)`.
+
+        What failed to load is tried again the next time.
 
         Raises:
             TPOError: a model or a prompt can't be loaded.
@@ -65,7 +70,9 @@ class LoadedNodes:
         if chosen.ask:
             bodies["select"] = human_select_node(self._settings, takes_critique=True)
             bodies["loss"] = kept_loss_node(bodies["loss"])
-        self._bodies[key] = bodies
+        if chosen.edit_critique:
+            bodies["gradient"] = human_critique_node(bodies["gradient"])
+        self._bodies[key] = {name: remembering(body, self._settings) for name, body in bodies.items()}
         if len(self._bodies) > _MOST_WORDINGS:
             del self._bodies[next(iter(self._bodies))]
 

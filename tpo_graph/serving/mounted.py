@@ -6,8 +6,8 @@ likewise) are what the flags of `tpo-graph serve` are; without them it is the em
 
 import os
 
+from tpo_graph.policies.names import policy_ids
 from tpo_graph.serving.app import create_app
-from tpo_graph.serving.recipes import policy_ids
 
 __all__ = ["app"]
 

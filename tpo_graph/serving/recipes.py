@@ -5,16 +5,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from tpo_graph.errors import ConfigurationError
 from tpo_graph.serving.errors import RequestRefusedError
 from tpo_graph.serving.limits import Limits
 from tpo_graph.types import Mode
 
-__all__ = ["ModelName", "listed_names", "policy_ids"]
+__all__ = ["ModelName", "listed_names"]
 
 _MODES: tuple[Mode, ...] = get_args(Mode)
 _OPTION = re.compile(r"(?:(?P<which>[dn]))?(?P<value>[0-9]{1,4})")
-_ALIAS = re.compile(r"(?P<alias>[A-Za-z0-9._-]+)=(?P<name>.+)", re.DOTALL)
 _LISTED = ("tpo", "tpo-d2-n5", "tpo-d5-n20", "revision", "revision-d2-n5", "bon", "bon-16")
 _HOW = "A name is a recipe, as in tpo, tpo-d2-n5, revision-d3-n4 or bon-16, or RECIPE/POLICY."
 
@@ -66,27 +64,6 @@ def listed_names(policies: Iterable[str], limits: Limits) -> Iterator[str]:
         yield from (f"{recipe}/{policy}" for recipe in recipes)
 
 
-def policy_ids(names: Iterable[str]) -> dict[str, str]:
-    """Names of policies by the id that clients use.
-
-    The id is the ALIAS of `ALIAS=NAME`, else the model's own name: what follows `#`, else what follows the scheme.
-
-    Raises:
-        ConfigurationError: two have the same id.
-    """
-    found: dict[str, str] = {}
-    for each in names:
-        given = _ALIAS.fullmatch(each)
-        alias, name = (given["alias"], given["name"]) if given else (_own_name(each), each)
-        if alias in found:
-            raise ConfigurationError(
-                f"Two policies are called {alias!r}: {found[alias]!r} and {name!r}.",
-                hint=f"Give one another id, as in --policy other={name}.",
-            )
-        found[alias] = name
-    return found
-
-
 def _options(recipe: str, mode: Mode) -> dict[str, int] | None:
     """D and N of a recipe; None where it can't be understood."""
     _, *parts = recipe.split("-")
@@ -100,9 +77,3 @@ def _options(recipe: str, mode: Mode) -> dict[str, int] | None:
             return None
         found[setting] = int(option["value"])
     return None if found.get("n") == 0 else found
-
-
-def _own_name(name: str) -> str:
-    scheme, _, rest = name.partition(":")
-    model = name.partition("#")[2] or ("" if "://" in rest else rest)
-    return model or scheme

@@ -13,7 +13,7 @@ from tpo_graph.errors import ConfigurationError, RewardError
 from tpo_graph.graph.bridge import NodeBody
 from tpo_graph.graph.state import TPOState
 from tpo_graph.settings import TPOSettings
-from tpo_graph.types import Candidate, ScoredCandidate
+from tpo_graph.types import Candidate, PersonChoice, ScoredCandidate
 
 __all__ = ["PersonReward", "human_score_node"]
 
@@ -57,9 +57,23 @@ def human_score_node() -> NodeBody:
         new = list({each["text"]: each for each in reversed(pending) if each["text"] not in known}.values())[::-1]
         rewards = {**known, **(_ask(new, cache) if new else {})}
         scored = [ScoredCandidate(**candidate, reward=rewards[candidate["text"]]) for candidate in pending]
-        return {"cache": scored, "pending": [], "usage": {"score": no_usage()}}
+        choices = _decided(state["step"], new, cache, rewards)
+        return {"cache": scored, "pending": [], "choices": choices, "usage": {"score": no_usage()}}
 
     return human_score
+
+
+def _decided(
+    step: int, new: Sequence[Candidate], cache: Sequence[ScoredCandidate], rewards: Mapping[str, float]
+) -> list[PersonChoice]:
+    """What the rewards say of the new candidates and the best so far: the highest was chosen over the lowest."""
+    texts = [each["text"] for each in new]
+    if not texts:
+        return []
+    worst = min(texts, key=lambda text: rewards[text])
+    best = max([*(each["text"] for each in cache), *texts], key=lambda text: rewards[text])
+    told_apart = rewards[best] > rewards[worst]
+    return [PersonChoice(step=step, best=best, worst=worst, critique="")] if told_apart else []
 
 
 def _ask(new: Sequence[Candidate], cache: Sequence[ScoredCandidate]) -> Mapping[str, float]:

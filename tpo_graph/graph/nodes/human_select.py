@@ -14,7 +14,7 @@ from tpo_graph.graph.phase import effective_settings
 from tpo_graph.graph.state import TPOState
 from tpo_graph.selection import stop_reason
 from tpo_graph.settings import TPOSettings
-from tpo_graph.types import PreferencePair, StepRecord, StopReason
+from tpo_graph.types import PersonChoice, PreferencePair, StepRecord, StopReason
 
 __all__ = ["human_select_node", "kept_loss_node"]
 
@@ -59,6 +59,8 @@ def human_select_node(settings: TPOSettings | None = None, *, takes_critique: bo
         }
         reason = "person" if choice.stop else _reason(state, record, chosen, told_apart=choice.best != choice.worst)
         done: dict[str, Any] = {**pair, "trajectory": [record], "stop_reason": reason}  # Any: a partial state
+        if choice.picked or choice.critique:
+            done["choices"] = [_decided(state["step"], pair, choice)]
         if reason is None:
             return done | {"loss": choice.critique if takes_critique else "", "gradient": ""}
         best = pair["best"]
@@ -91,6 +93,11 @@ def _ask(state: TPOState, proposed: PreferencePair, *, ends: StopReason | None, 
             return parse_choice(answer, proposed, state["cache"], takes_critique=takes_critique)
         except ConfigurationError as error:
             problem = str(error)
+
+
+def _decided(step: int, pair: PreferencePair, choice: HumanChoice) -> PersonChoice:
+    worst = pair["worst"]["text"] if choice.picked and choice.best != choice.worst else ""
+    return PersonChoice(step=step, best=pair["best"]["text"], worst=worst, critique=choice.critique)
 
 
 def _reason(state: TPOState, record: StepRecord, chosen: TPOSettings, *, told_apart: bool) -> StopReason | None:

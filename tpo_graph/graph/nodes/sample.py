@@ -63,6 +63,7 @@ def sample_node(policy: Sampler, prompts: PromptPack, settings: TPOSettings) -> 
             "gradient": "",
             "trajectory": Overwrite([]),
             "failures": Overwrite(failures),
+            "choices": Overwrite([]),
             "usage": Overwrite({"sample": draw.usage}),
             "warnings": [],
             "stop_reason": None,
