@@ -24,7 +24,7 @@ from tpo_graph.policies.transport import loop_safe
 from tpo_graph.settings import Sampling
 from tpo_graph.types import PhaseUsage
 
-__all__ = ["Completion", "Draw", "Policy", "Sampler"]
+__all__ = ["Completion", "Draw", "Findings", "Policy", "Sampler"]
 
 _CUT_SHORT = frozenset({"length", "max_tokens", "max_output_tokens"})
 _MOST_SEEDS = 2**31 - 1
@@ -65,17 +65,31 @@ class Draw:
     errors: list[Exception] = field(default_factory=list)
 
 
+@dataclass
+class Findings:
+    """What the provider of a model was found to take. Samplers of one model with other arguments may share it.
+
+    Attributes:
+        most: completions that a request may ask for; None where no limit is known.
+        refused: sampling knobs that it refuses.
+    """
+
+    most: int | None = None
+    refused: set[str] = field(default_factory=set)
+
+
 class Sampler:
     """Draws completions from one policy, and remembers what its provider takes.
 
     Args:
         policy: a chat model, also bound (`bind`, `with_config`) or wrapped (`with_fallbacks`, `with_retry`).
+        findings: where to remember it; None is for this sampler alone.
 
     Raises:
         ConfigurationError: `policy` is neither.
     """
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Policy, findings: Findings | None = None) -> None:
         if not isinstance(policy, Runnable):
             raise ConfigurationError(
                 f"The policy must be a LangChain chat model, not {type(policy).__name__!r}.",
@@ -83,10 +97,10 @@ class Sampler:
             )
         self.policy = change_models(policy, loop_safe)
         self._model, self._bound, self._config = _unwrap(self.policy)
-        # completions a request; None: no limit is known
-        self._most: int | None = None if self._model is not None and takes(self._model, "n") else 1
+        self._found = Findings() if findings is None else findings
+        if self._model is None or not takes(self._model, "n"):
+            self._found.most = 1
         self._copies: dict[tuple[tuple[str, Any], ...], BaseChatModel] = {}  # the latest ones, by their fields
-        self._refused: set[str] = set()  # knobs that the provider refuses
 
     @property
     def tokenize(self) -> Callable[[str], list[int]] | None:
@@ -95,7 +109,7 @@ class Sampler:
 
     def requests_for(self, n: int) -> int:
         """The fewest requests that `n` completions take, as far as is known."""
-        return len(_pieces(n, self._most))
+        return len(_pieces(n, self._found.most))
 
     async def draw(
         self, messages: Sequence[BaseMessage], n: int, sampling: Sampling, *, seed: int | None = None
@@ -117,7 +131,7 @@ class Sampler:
         """
         draw = Draw()
         sent = 0
-        most, probing = self._most, False
+        most, probing = self._found.most, False
         with Stopwatch() as watch:
             while (missing := n - len(draw.completions) - len(draw.errors)) > 0:
                 # after a refusal one piece tells whether it was n that was refused
@@ -132,7 +146,7 @@ class Sampler:
                     if isinstance(outcome, list):
                         draw.completions += outcome
                         if len(outcome) < size or probing:
-                            most = self._most = min(self._most or size, size, len(outcome))
+                            most = self._found.most = min(self._found.most or size, size, len(outcome))
                         probing = False
                     elif size > 1 and may_refuse_n(outcome):
                         refusals.append(smaller_n(outcome, size))
@@ -154,7 +168,7 @@ class Sampler:
     ) -> list[Completion]:
         """One request; asks again without a knob of which the provider says that it does not take it."""
         while True:
-            knobs = usable_knobs(sampling, seed, self._refused)
+            knobs = usable_knobs(sampling, seed, self._found.refused)
             usage["requests"] += 1
             try:
                 return await self._ask(messages, n, knobs, sampling, usage)
@@ -162,7 +176,7 @@ class Sampler:
                 knob = refused_knob(error, knobs.keys() - sampling.explicit - {"seed"})
                 if knob is None:
                     raise
-                self._refused.add(knob)
+                self._found.refused.add(knob)
 
     async def _ask(
         self, messages: list[BaseMessage], n: int, knobs: Mapping[str, float], sampling: Sampling, usage: PhaseUsage
