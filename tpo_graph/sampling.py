@@ -24,7 +24,7 @@ from tpo_graph.policies.transport import loop_safe
 from tpo_graph.settings import Sampling
 from tpo_graph.types import PhaseUsage
 
-__all__ = ["Completion", "Draw", "Findings", "Policy", "Sampler"]
+__all__ = ["Completion", "Draw", "Policy", "Sampler"]
 
 _CUT_SHORT = frozenset({"length", "max_tokens", "max_output_tokens"})
 _MOST_SEEDS = 2**31 - 1
@@ -66,12 +66,12 @@ class Draw:
 
 
 @dataclass
-class Findings:
-    """What the provider of a model was found to take. Samplers of one model with other arguments may share it.
+class _Findings:
+    """What a provider was found to take.
 
     Attributes:
-        most: completions that a request may ask for; None where no limit is known.
-        refused: sampling knobs that it refuses.
+        most: completions a request may ask for; None: no limit is known.
+        refused: knobs that it refuses.
     """
 
     most: int | None = None
@@ -83,13 +83,13 @@ class Sampler:
 
     Args:
         policy: a chat model, also bound (`bind`, `with_config`) or wrapped (`with_fallbacks`, `with_retry`).
-        findings: where to remember it; None is for this sampler alone.
+        like: a sampler of the same model with other arguments; what either of them finds out, both know.
 
     Raises:
         ConfigurationError: `policy` is neither.
     """
 
-    def __init__(self, policy: Policy, findings: Findings | None = None) -> None:
+    def __init__(self, policy: Policy, *, like: "Sampler | None" = None) -> None:
         if not isinstance(policy, Runnable):
             raise ConfigurationError(
                 f"The policy must be a LangChain chat model, not {type(policy).__name__!r}.",
@@ -97,10 +97,19 @@ class Sampler:
             )
         self.policy = change_models(policy, loop_safe)
         self._model, self._bound, self._config = _unwrap(self.policy)
-        self._found = Findings() if findings is None else findings
+        self._found = like._found if like is not None else _Findings()
         if self._model is None or not takes(self._model, "n"):
-            self._found.most = 1
+            self._most = 1
         self._copies: dict[tuple[tuple[str, Any], ...], BaseChatModel] = {}  # the latest ones, by their fields
+        self._refused = self._found.refused
+
+    @property
+    def _most(self) -> int | None:
+        return self._found.most
+
+    @_most.setter
+    def _most(self, most: int | None) -> None:
+        self._found.most = most
 
     @property
     def tokenize(self) -> Callable[[str], list[int]] | None:
@@ -109,7 +118,7 @@ class Sampler:
 
     def requests_for(self, n: int) -> int:
         """The fewest requests that `n` completions take, as far as is known."""
-        return len(_pieces(n, self._found.most))
+        return len(_pieces(n, self._most))
 
     async def draw(
         self, messages: Sequence[BaseMessage], n: int, sampling: Sampling, *, seed: int | None = None
@@ -131,7 +140,7 @@ class Sampler:
         """
         draw = Draw()
         sent = 0
-        most, probing = self._found.most, False
+        most, probing = self._most, False
         with Stopwatch() as watch:
             while (missing := n - len(draw.completions) - len(draw.errors)) > 0:
                 # after a refusal one piece tells whether it was n that was refused
@@ -146,7 +155,7 @@ class Sampler:
                     if isinstance(outcome, list):
                         draw.completions += outcome
                         if len(outcome) < size or probing:
-                            most = self._found.most = min(self._found.most or size, size, len(outcome))
+                            most = self._most = min(self._most or size, size, len(outcome))
                         probing = False
                     elif size > 1 and may_refuse_n(outcome):
                         refusals.append(smaller_n(outcome, size))
@@ -168,7 +177,7 @@ class Sampler:
     ) -> list[Completion]:
         """One request; asks again without a knob of which the provider says that it does not take it."""
         while True:
-            knobs = usable_knobs(sampling, seed, self._found.refused)
+            knobs = usable_knobs(sampling, seed, self._refused)
             usage["requests"] += 1
             try:
                 return await self._ask(messages, n, knobs, sampling, usage)
@@ -176,7 +185,7 @@ class Sampler:
                 knob = refused_knob(error, knobs.keys() - sampling.explicit - {"seed"})
                 if knob is None:
                     raise
-                self._found.refused.add(knob)
+                self._refused.add(knob)
 
     async def _ask(
         self, messages: list[BaseMessage], n: int, knobs: Mapping[str, float], sampling: Sampling, usage: PhaseUsage

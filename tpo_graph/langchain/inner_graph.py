@@ -1,7 +1,7 @@
 """The graph behind a chat model, made for what one call asks of the policy."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from langchain_core.runnables import Runnable, RunnableConfig
@@ -18,11 +18,11 @@ from tpo_graph.graph.phase import effective_settings, failure
 from tpo_graph.graph.state import TPOState
 from tpo_graph.langchain.call_options import CallOptions
 from tpo_graph.langchain.parts import Parts
-from tpo_graph.sampling import Findings, Policy, Sampler
+from tpo_graph.sampling import Policy, Sampler
 from tpo_graph.settings import PolicyPhase, TPOSettings
 from tpo_graph.types import Candidate, FailureRecord, PhaseUsage, Usage
 
-__all__ = ["KnownFindings", "NoAnswerError", "compile_inner_graph", "policy_of_call"]
+__all__ = ["NoAnswerError", "Samplers", "compile_inner_graph", "policy_of_call"]
 
 
 class NoAnswerError(PolicyError):
@@ -37,24 +37,27 @@ class NoAnswerError(PolicyError):
         self.invalid = list(invalid)
 
 
-@dataclass
-class KnownFindings:
-    """What policy and critic were found to take, for all the graphs of a chat model.
+class Samplers:
+    """The samplers of a chat model's graphs, which share what policy and critic were found to take."""
 
-    Attributes:
-        by_model: of the policy, by the `model` that a call names; None for its own.
-        critic: of the critic.
-    """
+    def __init__(self) -> None:
+        self._known: dict[object, Sampler] = {}
 
-    by_model: dict[str | None, Findings] = field(default_factory=dict)
-    critic: Findings = field(default_factory=Findings)
+    def policy(self, policy: Policy, options: CallOptions) -> Sampler:
+        """One of the policy, as a call asks it: another `model` in the call may take something else."""
+        return self._one(("policy", options.policy.get("model")), policy)
 
-    def of_policy(self, options: CallOptions) -> Findings:
-        """Those of the policy as the call asks it."""
-        return self.by_model.setdefault(options.policy.get("model"), Findings())
+    def critic(self, critic: Policy) -> Sampler:
+        """One of the critic."""
+        return self._one("critic", critic)
+
+    def _one(self, known_as: object, policy: Policy) -> Sampler:
+        sampler = Sampler(policy, like=self._known.get(known_as))
+        self._known.setdefault(known_as, sampler)
+        return sampler
 
 
-def compile_inner_graph(parts: Parts, options: CallOptions, known: KnownFindings) -> TPOGraph:
+def compile_inner_graph(parts: Parts, options: CallOptions, samplers: Samplers) -> TPOGraph:
     """The TPO graph of these parts, as a call wants it.
 
     The differences to `create_tpo_graph`: the first candidates are drawn with the tools and the response format of
@@ -67,11 +70,11 @@ def compile_inner_graph(parts: Parts, options: CallOptions, known: KnownFindings
     if options.stop:
         # where settings or prompt pack have stop texts of their own, those are sent and these are cut at alone
         first = first.bind(stop=list(options.stop))
-    pack, settings, found = parts.prompts, parts.settings, known.of_policy(options)
-    actor = Sampler(policy, found)
-    judge = actor if parts.critic is None or parts.critic is parts.policy else Sampler(parts.critic, known.critic)
+    pack, settings = parts.prompts, parts.settings
+    actor = samplers.policy(policy, options)
+    judge = actor if parts.critic is None or parts.critic is parts.policy else samplers.critic(parts.critic)
     nodes: dict[str, Any] = {  # Any: nodes of any kind
-        "sample": sample_node(Sampler(first, found), pack, settings),
+        "sample": sample_node(samplers.policy(first, options), pack, settings),
         "select": _select(actor, settings),
         "loss": loss_node(judge, pack, settings),
         "gradient": gradient_node(judge, pack, settings),

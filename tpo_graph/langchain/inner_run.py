@@ -15,11 +15,11 @@ from tpo_graph.errors import BudgetError, ConfigurationError, PolicyError, Rewar
 from tpo_graph.graph.build import TPOGraph
 from tpo_graph.graph.state import TPOInput, TPOState
 from tpo_graph.langchain.answer_message import answer_message, relayed
-from tpo_graph.langchain.call_options import CallOptions
-from tpo_graph.langchain.inner_graph import KnownFindings, NoAnswerError, compile_inner_graph, policy_of_call
+from tpo_graph.langchain.call_options import STANDARD_KNOBS, CallOptions
+from tpo_graph.langchain.inner_graph import NoAnswerError, Samplers, compile_inner_graph, policy_of_call
 from tpo_graph.langchain.parts import Parts, policy_name
 from tpo_graph.langchain.run_tracing import InnerCallbacks
-from tpo_graph.policies.knobs import change_models, knob_fields, usable_knobs
+from tpo_graph.policies.knobs import change_models, knob_fields
 from tpo_graph.policies.provider_errors import hint_for, one_line
 from tpo_graph.policies.transport import loop_safe
 from tpo_graph.settings import TPOSettings
@@ -42,7 +42,7 @@ class InnerRuns:
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
         self._graphs: dict[str, TPOGraph] = {}
-        self._known = KnownFindings()
+        self._samplers = Samplers()
 
     async def answer(
         self, messages: Sequence[BaseMessage], options: CallOptions, callbacks: InnerCallbacks
@@ -92,8 +92,10 @@ class InnerRuns:
     async def _first_reply(self, messages: list[BaseMessage], options: CallOptions, settings: TPOSettings) -> AIMessage:
         """What the policy does by itself when it has the tools: call them, or write a text."""
         sampling = settings.sampling("sample")
-        knobs = usable_knobs(sampling, settings.seed, frozenset())
-        said = {name: value for name, value in knobs.items() if name in sampling.explicit | {"seed"}}
+        said: dict[str, float] = {knob: getattr(sampling, knob) for knob in STANDARD_KNOBS.values()}
+        said = {knob: value for knob, value in said.items() if value is not None and knob in sampling.explicit}
+        if settings.seed is not None:
+            said["seed"] = settings.seed
 
         def asked(model: BaseChatModel) -> BaseChatModel:
             # whole, because parts of a stream lose the usage
@@ -138,7 +140,7 @@ class InnerRuns:
 
     def _graph(self, options: CallOptions) -> TPOGraph:
         key = options.key()
-        graph = self._graphs.pop(key, None) or compile_inner_graph(self.parts, options, self._known)
+        graph = self._graphs.pop(key, None) or compile_inner_graph(self.parts, options, self._samplers)
         self._graphs[key] = graph  # the latest last
         while len(self._graphs) > _MOST_GRAPHS:
             self._graphs.pop(next(iter(self._graphs)), None)

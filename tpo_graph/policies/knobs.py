@@ -43,19 +43,6 @@ def takes(model: BaseChatModel, field: str) -> bool:
     return field in type(model).model_fields
 
 
-def change_models(policy: Policy, change: Callable[[BaseChatModel], BaseChatModel]) -> Policy:
-    """The policy with `change` applied to every chat model in it; wrappers are copied around what changes."""
-    if isinstance(policy, BaseChatModel):
-        return change(policy)
-    if isinstance(policy, RunnableBindingBase):
-        return policy.model_copy(update={"bound": change_models(policy.bound, change)})
-    if isinstance(policy, RunnableWithFallbacks):
-        inner = change_models(policy.runnable, change)
-        others = [change_models(each, change) for each in policy.fallbacks]
-        return policy.model_copy(update={"runnable": inner, "fallbacks": others})
-    return policy
-
-
 def models_inside(policy: Policy) -> list[BaseChatModel]:
     """Every chat model in the policy."""
     found: list[BaseChatModel] = []
@@ -72,6 +59,19 @@ def takes_knob(policy: Policy, knob: str) -> bool:
     """Whether every chat model in the policy has a field for the knob; False where there is none to be seen."""
     models = models_inside(policy)
     return bool(models) and all(any(takes(model, field) for field in _FIELDS[knob]) for model in models)
+
+
+def change_models(policy: Policy, change: Callable[[BaseChatModel], BaseChatModel]) -> Policy:
+    """The policy with `change` applied to every chat model in it; wrappers are copied around what changes."""
+    if isinstance(policy, BaseChatModel):
+        return change(policy)
+    if isinstance(policy, RunnableBindingBase):
+        return policy.model_copy(update={"bound": change_models(policy.bound, change)})
+    if isinstance(policy, RunnableWithFallbacks):
+        inner = change_models(policy.runnable, change)
+        others = [change_models(each, change) for each in policy.fallbacks]
+        return policy.model_copy(update={"runnable": inner, "fallbacks": others})
+    return policy
 
 
 def usable_knobs(sampling: Sampling, seed: int | None, refused: AbstractSet[str]) -> dict[str, float]:
