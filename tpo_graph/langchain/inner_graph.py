@@ -202,4 +202,4 @@ def _value(written: Any) -> Any:  # Any: of any channel
 def _before(text: str, stop: tuple[str, ...]) -> str:
     if not stop:
         return text
-    return text[: min((place for each in stop if (place := text.find(each)) >= 0), default=len(text))].strip()
+    return text[: min((place for each in stop if (place := text.find(each)) >= 0), default=len(text))].rstrip()
