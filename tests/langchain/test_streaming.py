@@ -40,7 +40,7 @@ ASKED = {"messages": [("user", "q")]}
 
 
 def test_the_answer_comes_in_pieces_and_the_last_one_tells_the_rest():
-    text = "two  words\nand more "
+    text = "  two  words\nand more "
     model = ChatTPO(policy=ScriptedChatModel([text]), reward=TableReward({}, default=0.0), n=1, mode="bon")
     chunks = list(model.stream("q"))
     assert [chunk.text for chunk in chunks] == ["two  ", "words\n", "and ", "more"]

@@ -161,12 +161,13 @@ def test_a_knob_that_the_policy_can_not_take_is_named_before_it_is_asked():
         with_tools(WithoutTemperature(), temperature=0.3).invoke("q")
 
 
-@pytest.mark.parametrize(("most", "asked"), [(6, 6), (5, 2), (9, 6), (10, 10)])
-def test_the_first_reply_counts_for_the_budget_of_requests(most, asked):
+@pytest.mark.parametrize(("most", "least"), [(4, 2), (6, 6), (9, 6), (10, 10), (13, 10)])
+def test_the_first_reply_counts_for_the_budget_of_requests(most, least):
     """One reply, one more candidate, and four requests a step."""
     policy = tool_policy("draft 3")
-    answer = with_tools(policy, n=2, depth=3, max_requests=most, update_max_new_tokens=9).invoke("q")
-    assert (len(policy.requests), answer.response_metadata["tpo"]["stop_reason"]) == (asked, "budget")
+    answer = with_tools(policy, n=2, depth=9, max_requests=most).invoke("q")
+    assert least <= len(policy.requests) <= most
+    assert answer.response_metadata["tpo"]["stop_reason"] == "budget"
 
 
 def test_the_first_reply_counts_for_the_budget_of_tokens():

@@ -14,7 +14,7 @@ from tpo_graph.errors import ConfigurationError, PolicyError
 from tpo_graph.graph.bridge import NodeBody
 from tpo_graph.graph.build import TPOGraph, build_tpo_graph, wire
 from tpo_graph.graph.nodes import gradient_node, loss_node, sample_node, select_node, update_node
-from tpo_graph.graph.phase import effective_settings, failure
+from tpo_graph.graph.phase import failure
 from tpo_graph.graph.state import TPOState
 from tpo_graph.langchain.call_options import CallOptions
 from tpo_graph.langchain.parts import Parts
@@ -75,7 +75,7 @@ def compile_inner_graph(parts: Parts, options: CallOptions, samplers: Samplers) 
     judge = actor if parts.critic is None or parts.critic is parts.policy else samplers.critic(parts.critic)
     nodes: dict[str, Any] = {  # Any: nodes of any kind
         "sample": sample_node(samplers.policy(first, options), pack, settings),
-        "select": _select(actor, settings),
+        "select": _without_message(select_node(settings)),
         "loss": loss_node(judge, pack, settings),
         "gradient": gradient_node(judge, pack, settings),
         "update": update_node(actor, pack, settings),
@@ -118,20 +118,10 @@ def _with_tools(policy: Policy, arguments: dict[str, Any]) -> Policy:  # Any: th
         ) from error
 
 
-def _select(policy: Sampler, settings: TPOSettings) -> NodeBody:
-    """`select` for a chat model.
-
-    It writes no message, which would appear a second time in streams of messages. And where a draft was there, so that
-    the first sampling took fewer requests than drawing N takes, it keeps room for those of the first update.
-    """
-    select = select_node(settings)
+def _without_message(select: NodeBody) -> NodeBody:
+    """`select` without its message, which would appear a second time in streams of messages."""
 
     async def body(state: TPOState, runtime: Runtime[TPOSettings]) -> dict[str, Any]:  # Any: a partial state
-        chosen = effective_settings(settings, runtime)
-        if state["step"] == 0 and chosen.max_requests is not None:
-            saved = policy.requests_for(chosen.n) - max(1, total(state["usage"])["requests"])
-            room = {"max_requests": max(1, chosen.max_requests - max(0, saved))}
-            runtime = runtime.override(context=chosen.overridden_by(room))
         update = dict(await select(state, runtime) or {})
         update.pop("messages", None)
         return update
