@@ -97,7 +97,7 @@ class Sampler:
             )
         self.policy = change_models(policy, loop_safe)
         self._model, self._bound, self._config = _unwrap(self.policy)
-        self._found = like._found if like is not None else _Findings()
+        self._found: _Findings = like._found if like is not None else _Findings()
         if self._model is None or not takes(self._model, "n"):
             self._most = 1
         self._copies: dict[tuple[tuple[str, Any], ...], BaseChatModel] = {}  # the latest ones, by their fields
