@@ -4,8 +4,8 @@
 
 The rival is the same graph over ChatOpenAI with its default HTTP client: what `load_policy` replaces. The runs
 alternate and each side's best run counts. "chain" is the time that the requests of one query would take on the server,
-one after the other, if each had a completion of full length. Prompt tokens that are "new" are those behind the longest prefix that
-the same query has sent before. CPU is that of the client's process alone; the server is another one.
+one after the other, if each had a completion of full length. Prompt tokens that are "new" are those behind the longest
+prefix that the same query has sent before. CPU is that of the client's process alone; the server is another one.
 
 A second table shows how a checkpoint grows with the steps: bytes of all checkpoints of a run, by tokens sampled.
 
@@ -170,9 +170,7 @@ def main(
 def show(results: Sequence[Result], growth: dict[int, tuple[int, int]], queries: int, chain: float) -> None:
     """Print the tables for people."""
     console = Console()
-    table = Table(
-        title=f"{queries} queries at once, D2-N5; a full chain takes {chain:.2f} s", title_justify="left"
-    )
+    table = Table(title=f"{queries} queries at once, D2-N5; a full chain takes {chain:.2f} s", title_justify="left")
     table.add_column("client", no_wrap=True)
     for name in ("seconds", "chains", "CPU ms", "requests", "prompt tokens", "new", "in flight"):
         table.add_column(name, justify="right")

@@ -1,9 +1,11 @@
 """The TPO graph as a node of your own graph: it reads and adds messages, and can be watched from outside.
 
+A parent whose state has keys that the TPO graph has too (`query`, `step`, `usage`, ...) calls it in a node of its own.
+
 Run it with:  python examples/subgraph.py [a name of load_policy]
 """
 
-from langchain_core.messages import SystemMessage
+from langchain_core.messages import AnyMessage, SystemMessage
 from langgraph.graph import START, MessagesState, StateGraph
 from offline_models import chosen_models
 
@@ -31,3 +33,23 @@ for namespace, update in graph.stream(asked, stream_mode="updates", subgraphs=Tr
         print("  " * len(namespace) + node)
         if not namespace and node == "tpo":
             print(values["messages"][-1].text)
+
+
+class Ticket(MessagesState):
+    """A state with keys of its own, two of which the TPO graph would take for its own."""
+
+    query: str
+    step: int
+
+
+def answer(state: Ticket) -> dict[str, list[AnyMessage]]:
+    """Hand over the conversation alone, and take the answer alone."""
+    result = tpo.invoke({"messages": state["messages"]})
+    return {"messages": result["messages"][-1:]}
+
+
+builder = StateGraph(Ticket)
+builder.add_node("answer", answer)
+builder.add_edge(START, "answer")
+ticket = builder.compile().invoke({**asked, "query": "ticket 17", "step": 3})
+print(f"{ticket['query']}, step {ticket['step']}: {ticket['messages'][-1].text}")

@@ -75,12 +75,13 @@ class Sampler:
 
     Args:
         policy: a chat model, also bound (`bind`, `with_config`) or wrapped (`with_fallbacks`, `with_retry`).
+        like: a sampler of the same model with other arguments; what either of them finds out, both know.
 
     Raises:
         ConfigurationError: `policy` is neither.
     """
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Policy, *, like: "Sampler | None" = None) -> None:
         if not isinstance(policy, Runnable):
             raise ConfigurationError(
                 f"The policy must be a LangChain chat model, not {type(policy).__name__!r}.",
@@ -88,10 +89,11 @@ class Sampler:
             )
         self.policy = change_models(policy, loop_safe)
         self._model, self._bound, self._config = _unwrap(self.policy)
-        self._size = RequestSize(None if self._model is not None and takes(self._model, "n") else 1)
+        own = RequestSize(None if self._model is not None and takes(self._model, "n") else 1)
+        self._size: RequestSize = like._size if like is not None else own
+        self._refused: set[str] = like._refused if like is not None else set()  # knobs that the provider refuses
+        self._warned: set[str] = like._warned if like is not None else set()
         self._copies: dict[tuple[tuple[str, Any], ...], BaseChatModel] = {}  # the latest ones, by their fields
-        self._refused: set[str] = set()  # knobs that the provider refuses
-        self._warned: set[str] = set()
 
     @property
     def tokenize(self) -> Callable[[str], list[int]] | None:

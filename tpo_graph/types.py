@@ -54,6 +54,7 @@ FailureReason: TypeAlias = Literal[
     "not_closed",  # a revision without the closing tag
     "truncated",  # a revision that ended at the token limit
     "tool_calls",  # the policy called a tool and wrote no text
+    "invalid",  # not valid for the schema that answers have to have
     "not_finite",  # the reward was NaN or infinite
     "scoring_failed",  # the reward model raised; `detail` has its message
 ]

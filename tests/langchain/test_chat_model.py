@@ -13,7 +13,7 @@ from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.rate_limiters import BaseRateLimiter
 from langchain_core.runnables import ConfigurableField, RunnableLambda
 
-from tests.tpo_script import number_reward, phases_asked, scripted_policy
+from tests.tpo_script import number_reward, phases_asked, scripted_policy, server_reply
 from tpo_graph import ConfigurationError, PolicyError, RewardError, TPOSettings
 from tpo_graph.langchain.chat_model import ChatTPO
 from tpo_graph.rewards.load import SCHEMES
@@ -346,3 +346,38 @@ def test_importing_it_loads_no_torch():
     script = "import sys, tpo_graph.langchain.chat_model; print('torch' in sys.modules)"
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
     assert ended.stdout == "False\n", ended.stderr
+
+
+@pytest.mark.parametrize(("budget", "steps"), [(1, 0), (100_000, 2)])
+def test_a_call_may_name_the_budget_of_tokens(budget, steps):
+    policy = scripted_policy()
+    answer = chat(policy, n=2).invoke("q", max_tokens=50, tpo={"max_tokens": budget})
+    assert (answer.response_metadata["tpo"]["steps"], policy.knobs[0]["max_tokens"]) == (steps, 50)
+
+
+def test_settings_in_tpo_are_the_same_as_beside_it():
+    policy = scripted_policy()
+    chat(policy).invoke("q", n=7, tpo={"n": 2, "mode": "bon"})
+    assert len(policy.requests) == 2
+
+
+@pytest.mark.parametrize(("wrong", "says"), [({"depht": 1}, "depht"), ("d2", "must be settings by name")])
+def test_what_is_no_setting_in_tpo_is_named(wrong, says):
+    with pytest.raises(ConfigurationError, match=says):
+        chat().invoke("q", tpo=wrong)
+
+
+@pytest.mark.parametrize("takes_less", [{"most_n": 2}, {"refused_knobs": ["top_p"]}], ids=["completions", "knobs"])
+def test_what_the_policy_was_found_to_take_is_known_to_every_call(chat_server, chat_openai, takes_less):
+    server = chat_server(answer=server_reply, **takes_less)
+    model = chat(chat_openai(server), n=4, mode="bon")
+    model.invoke("q")
+    assert 400 in server.statuses
+    before = len(server.requests)
+    model.invoke("q", stop=["END"])
+    model.invoke("q", user="me")
+    assert 400 not in server.statuses[before:]
+    # another model of the same provider may take more
+    model.invoke("q", model="other")
+    assert server.statuses[-1] == 200
+    assert 400 in server.statuses[before:]

@@ -48,8 +48,9 @@ def test_agent_with_tools(run_example):
 def test_subgraph(run_example):
     lines, _ = run_example("subgraph.py")
     inner = ["sample", "score", "select", "loss", "gradient", "update", "score", "select"]
-    assert lines[:-1] == ["set_the_tone", *(f"  {node}" for node in inner), "tpo"]
-    assert lines[-1].startswith(BETTER)
+    assert lines[:-2] == ["set_the_tone", *(f"  {node}" for node in inner), "tpo"]
+    assert lines[-2].startswith(BETTER)
+    assert lines[-1].startswith(f"ticket 17, step 3: {BETTER}")
 
 
 def test_custom_nodes(run_example):

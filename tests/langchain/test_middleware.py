@@ -100,6 +100,37 @@ def test_a_thread_remembers_the_record_of_its_latest_answer():
     assert graph.invoke(ASKED, config)["tpo"] is None
 
 
+@pytest.mark.parametrize("way", ["invoke", "ainvoke"])
+@pytest.mark.parametrize("last", ["empty", "a wrong call", "a structured response"])
+def test_the_record_of_an_earlier_answer_is_not_that_of_a_turn_that_ends_in_another_way(way, last):
+    class Weather(BaseModel):
+        sky: str
+
+    wrong = {"name": "look_up", "args": "{", "id": "1", "error": "no JSON", "type": "invalid_tool_call"}
+    ends = {
+        "empty": AIMessage(""),
+        "a wrong call": AIMessage("", invalid_tool_calls=[wrong]),
+        "a structured response": calling("Weather", sky="blue"),
+    }
+    options = {"options": {"depth": 0, "n": 1}, "checkpointer": InMemorySaver()}
+    if last == "a structured response":
+        options["response_format"] = ToolStrategy(Weather)
+    policy = tool_policy("draft 9", calling(word="tree"), ends[last])
+    graph = agent(policy, **options)
+    config = {"configurable": {"thread_id": "t"}}
+    assert run(way, graph, config=config)["tpo"]["reward"] == 9.0
+    assert run(way, graph, config=config)["tpo"] is None
+    assert len(policy.requests) == 3
+
+
+def test_the_draft_counts_for_the_budget():
+    """One draft, one more candidate, and four requests a step."""
+    for most in (6, 10):
+        policy = tool_policy("draft 9")
+        state = agent(policy, options={"depth": 9, "max_requests": most}).invoke(ASKED)
+        assert (len(policy.requests), state["tpo"]["stop_reason"]) == (most, "budget")
+
+
 def test_the_id_is_the_one_that_was_streamed():
     graph = agent(tool_policy("draft 9"))
     parts = list(graph.stream(ASKED, stream_mode=["messages", "values"]))

@@ -5,11 +5,12 @@ import asyncio
 import pytest
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import AIMessageChunk
+from langchain_core.outputs import ChatGenerationChunk
 from langchain_core.runnables import RunnableLambda
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import START, MessagesState, StateGraph
 
-from tests.tpo_script import number_reward, scripted_policy
+from tests.tpo_script import number_reward, reply, scripted_policy
 from tpo_graph.langchain.chat_model import ChatTPO
 from tpo_graph.testing import ScriptedChatModel, TableReward
 
@@ -289,3 +290,35 @@ async def test_two_models_in_one_node():
     builder.add_edge(START, "ask")
     result = await builder.compile().ainvoke(ASKED)
     assert [message.text.split()[0] for message in result["messages"][1:]] == ["rev"] * 3
+
+
+class Streaming(ScriptedChatModel):
+    """A policy that streams whenever it may."""
+
+    streaming: bool = True
+
+    def _stream(self, messages, stop=None, run_manager=None, **kwargs):
+        text = self._generate(messages, stop, None, **kwargs).generations[0].message.text
+        for piece in text.split(" "):
+            chunk = ChatGenerationChunk(message=AIMessageChunk(content=piece))
+            if run_manager:
+                run_manager.on_llm_new_token(piece, chunk=chunk)
+            yield chunk
+
+
+@pytest.mark.parametrize("wrapped", ["alone", "with retry", "with fallbacks"])
+async def test_the_first_reply_with_tools_is_not_streamed(wrapped):
+    policy = Streaming(lambda messages, number: reply(messages[-1].text, number))
+    policies = {
+        "alone": policy,
+        "with retry": policy.with_retry(),
+        "with fallbacks": policy.bind(user="me").with_fallbacks([policy]),
+    }
+    tool = {"type": "function", "function": {"name": "f", "description": "d", "parameters": {"type": "object"}}}
+    model = ChatTPO(policy=policies[wrapped], reward=number_reward(), n=2, depth=0).bind_tools([tool])
+    streamed = [
+        (event["name"], event["data"]["chunk"].text)
+        async for event in model.astream_events("q")
+        if event["event"] == "on_chat_model_stream"
+    ]
+    assert streamed == [("ChatTPO", "cand "), ("ChatTPO", "1")]

@@ -6,14 +6,16 @@ from typing import Annotated
 
 import pytest
 from langchain_core.exceptions import OutputParserException
+from langgraph.types import Command, Overwrite
 from pydantic import BaseModel, Field, field_validator
 from pydantic.v1 import BaseModel as OldBaseModel
 from typing_extensions import TypedDict
 
 from tests.langchain.tool_policy import tool_policy
 from tests.tpo_script import phase_of, phases_asked
-from tpo_graph import ConfigurationError, RewardError
-from tpo_graph.langchain.answer_schema import AnswerSchema, ValidAnswers
+from tpo_graph import ConfigurationError, RewardError, build_tpo_graph
+from tpo_graph.graph.preference_memory import remembering_nodes
+from tpo_graph.langchain.answer_schema import AnswerSchema
 from tpo_graph.langchain.chat_model import ChatTPO
 from tpo_graph.testing import ScriptedChatModel, TableReward
 
@@ -44,6 +46,13 @@ class OldJoke(OldBaseModel):
 
     setup: str
     score: int
+
+
+JOKE_SCHEMA = {
+    "type": "object",
+    "properties": {"setup": {"type": "string"}, "score": {"type": "integer"}},
+    "required": ["setup", "score"],
+}
 
 
 def joke(score, setup="Why?"):
@@ -180,9 +189,10 @@ def test_an_openai_compatible_policy_gets_the_schema_by_itself(chat_server, chat
 def test_a_response_format_of_the_call_is_understood():
     policy = playing("no json", joke(2))
     model = ChatTPO(policy=policy, reward=json_reward(), n=2, depth=0)
-    told = {"type": "json_schema", "json_schema": {"name": "joke", "schema": OldJoke.schema()}}
+    told = {"type": "json_schema", "json_schema": {"name": "joke", "description": "Fun.", "schema": OldJoke.schema()}}
     assert json.loads(model.invoke("q", response_format=told).text)["score"] == 2
-    assert policy.knobs[0]["response_format"]["json_schema"]["name"] == "OldJoke"
+    sent = policy.knobs[0]["response_format"]["json_schema"]
+    assert (sent["name"], sent["description"], sent["schema"]["title"]) == ("joke", "Fun.", "OldJoke")
 
 
 def test_any_json_object_is_valid_for_json_object():
@@ -211,9 +221,63 @@ def test_what_is_no_json_is_not_accepted(text):
     assert not AnswerSchema.of(JokeDict).accepts(text)
 
 
-async def test_valid_answers_keeps_order_and_asks_for_valid_ones_alone():
-    reward = json_reward()
-    scores = await ValidAnswers(reward, AnswerSchema.of(Joke)).score([], [joke(1), "x", joke(3)])
-    assert (scores[0], scores[2]) == (1.0, 3.0)
-    assert scores[1] != scores[1]
-    assert reward.calls == [[joke(1), joke(3)]]
+def test_a_title_with_blanks_is_no_name():
+    policy = playing(joke(1), joke(2))
+    schema = {**JOKE_SCHEMA, "title": "A good joke", "description": "Fun."}
+    structured(policy, schema, n=2, method="json_schema").invoke("q")
+    sent = policy.knobs[0]["response_format"]["json_schema"]
+    assert (sent["name"], sent["schema"]) == ("A_good_joke", schema)
+
+
+def test_a_schema_without_properties_is_kept_whole():
+    policy = playing("[1]", '["a", "b"]')
+    model = ChatTPO(policy=policy, reward=TableReward(lambda text: -float(len(text))), n=2, depth=0)
+    told = {"title": "Words", "type": "array", "items": {"type": "string"}}
+    assert model.with_structured_output(told).invoke("q") == ["a", "b"]
+
+
+def taking_all(state):
+    """A score node that knows nothing of schemas."""
+    scored = [{**each, "reward": float(len(each["text"]))} for each in state["pending"]]
+    return {"cache": scored, "pending": []}
+
+
+def drawing(*texts):
+    def sample(state):
+        pending = [{"id": f"0-{at}", "step": 0, "text": text, "truncated": False} for at, text in enumerate(texts)]
+        return {"pending": pending, "cache": Overwrite([]), "trajectory": Overwrite([]), "step": 0}
+
+    return sample
+
+
+async def drawing_by_command(state):
+    return Command(update=drawing("no json at all, and long", joke(4))(state))
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        {"score": taking_all},
+        {"sample": drawing("no json at all, and long", joke(4)), "score": taking_all},
+        {"sample": drawing_by_command},
+        {"update": lambda state: {"pending": []}, "score": taking_all},
+        remembering_nodes(build_tpo_graph(playing("no json at all, and long", joke(4)), json_reward())),
+    ],
+    ids=["score", "sample", "a command", "update", "all of them"],
+)
+def test_it_holds_with_nodes_of_ones_own(nodes):
+    policy = playing("no json at all, and long", joke(4))
+    model = ChatTPO(policy=policy, reward=json_reward(), n=2, depth=0, nodes=nodes)
+    assert model.with_structured_output(Joke).invoke("q").score == 4
+
+
+def test_revisions_of_ones_own_are_held_to_it_too():
+    def update(state):
+        text = f"no json {state['step']}, and long, " * 5
+        return {"pending": [{"id": "x", "step": state["step"] + 1, "text": text, "truncated": False}], "step": 1}
+
+    nodes = {"update": update, "score": taking_all}
+    model = ChatTPO(policy=playing(joke(4), joke(50)), reward=json_reward(), n=2, depth=1, nodes=nodes)
+    found = model.with_structured_output(Joke, include_raw=True).invoke("q")
+    assert found["parsed"].score == 50
+    assert found["raw"].response_metadata["tpo"]["stop_reason"] == "updates_failed"

@@ -10,7 +10,7 @@ from langchain_core.tools import tool
 
 from tests.langchain.tool_policy import calling, tool_policy
 from tests.tpo_script import number_reward, phases_asked
-from tpo_graph import ConfigurationError, PolicyError
+from tpo_graph import BudgetError, ConfigurationError, PolicyError, TPOSettings
 from tpo_graph.langchain.chat_model import ChatTPO
 from tpo_graph.testing import ScriptedChatModel
 
@@ -138,3 +138,57 @@ def test_tokens_are_counted_once_for_each_model():
         "inner": 10,
         "tpo/ToolPolicy": 10,
     }
+
+
+def test_the_seed_of_the_run_is_that_of_the_first_reply():
+    policy = tool_policy("draft 3")
+    with_tools(policy, n=3, mode="bon", seed=7).invoke("q")
+    assert [knobs["seed"] for knobs in policy.knobs] == [7, 8, 9]
+
+
+class WithoutTemperature(BaseChatModel):
+    _llm_type = "plain"
+
+    def _generate(self, messages, stop=None, run_manager=None, **kwargs):
+        raise AssertionError
+
+    def bind_tools(self, tools, **kwargs):
+        return self.bind(tools=tools, **kwargs)
+
+
+def test_a_knob_that_the_policy_can_not_take_is_named_before_it_is_asked():
+    with pytest.raises(ConfigurationError, match="no way to take temperature"):
+        with_tools(WithoutTemperature(), temperature=0.3).invoke("q")
+
+
+@pytest.mark.parametrize(("most", "least"), [(4, 2), (6, 6), (9, 6), (10, 10), (13, 10)])
+def test_the_first_reply_counts_for_the_budget_of_requests(most, least):
+    """One reply, one more candidate, and four requests a step."""
+    policy = tool_policy("draft 3")
+    answer = with_tools(policy, n=2, depth=9, max_requests=most).invoke("q")
+    assert least <= len(policy.requests) <= most
+    assert answer.response_metadata["tpo"]["stop_reason"] == "budget"
+
+
+def test_the_first_reply_counts_for_the_budget_of_tokens():
+    usage = {"input_tokens": 100, "output_tokens": 1, "total_tokens": 101}
+    policy = tool_policy(AIMessage("draft 3", usage_metadata=usage))
+    answer = with_tools(policy, n=2, depth=3, settings=TPOSettings(max_tokens=102)).invoke("q")
+    assert (len(policy.requests), answer.response_metadata["tpo"]["stop_reason"]) == (2, "budget")
+
+
+@pytest.mark.parametrize("most", [1, 2])
+def test_a_budget_that_the_first_reply_uses_up(most):
+    with pytest.raises(BudgetError, match=f"max_requests is {most}"):
+        with_tools(tool_policy("draft 3"), n=3, max_requests=most).invoke("q")
+    answer = with_tools(tool_policy("draft 3"), n=1, max_requests=most, mode="revision").invoke("q")
+    assert (answer.text, answer.response_metadata["tpo"]["stop_reason"]) == ("draft 3", "budget")
+
+
+def test_the_details_of_the_first_reply_are_not_told_as_those_of_all():
+    details = {"input_tokens": 7, "output_tokens": 3, "total_tokens": 10, "input_token_details": {"cache_read": 5}}
+    policy = tool_policy(AIMessage("draft 3", usage_metadata=details))
+    usage = with_tools(policy, n=2, mode="bon").invoke("q").usage_metadata
+    assert usage == {"input_tokens": 8, "output_tokens": 5, "total_tokens": 13}
+    alone = with_tools(tool_policy(AIMessage("draft 3", usage_metadata=details)), n=1, mode="bon")
+    assert alone.invoke("q").usage_metadata == details

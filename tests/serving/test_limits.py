@@ -3,12 +3,14 @@
 import asyncio
 import threading
 
+import httpx
 import openai
 import pytest
 
-from tests.tpo_script import scripted_policy
+from tests.tpo_script import number_reward, scripted_policy
 from tpo_graph import ConfigurationError
-from tpo_graph.serving import Limits
+from tpo_graph.serving import Limits, create_app
+from tpo_graph.serving.cancellation import Signal, unless
 
 BODY = {"model": "bon-2", "messages": [{"role": "user", "content": "q"}]}
 
@@ -100,7 +102,15 @@ def test_n_and_depth_are_limited_wherever_they_are_said(serve):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"max_n": 0}, {"max_concurrency": 0}, {"max_depth": -1}, {"keep_alive_seconds": 0}, {"max_body_bytes": 0}]
+    "wrong",
+    [
+        {"max_n": 0},
+        {"max_concurrency": 0},
+        {"max_depth": -1},
+        {"keep_alive_seconds": 0},
+        {"max_body_bytes": 0},
+        {"max_body_seconds": 0},
+    ],
 )
 def test_limits_have_to_leave_something(wrong):
     with pytest.raises(ConfigurationError, match=next(iter(wrong))):
@@ -169,3 +179,78 @@ def test_health_and_metrics(serve):
     assert f'tpo_policy_tokens_total{{kind="prompt",policy="one"}} {float(answer.usage.prompt_tokens)}' in lines
     assert "tpo_requests_in_flight 0.0" in lines
     assert 'tpo_request_seconds_count{mode="tpo",policy="one"} 1.0' in lines
+
+
+async def asked(app, body=BODY):
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        return await client.post("/v1/chat/completions", json=body)
+
+
+async def silent(app):
+    """A client that sends the head of a request and no body; returns the status it is told."""
+    gone, told = asyncio.Event(), []
+
+    async def receive():
+        await gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message):
+        told.append(message)
+
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"10")]
+    scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": headers, "query_string": b""}
+    await app(scope, receive, send)
+    return told[0]["status"]
+
+
+async def test_who_sends_no_body_holds_no_slot():
+    app = create_app({"one": scripted_policy()}, number_reward(), limits=Limits(max_concurrency=1))
+    waiting = asyncio.create_task(silent(app))
+    await asyncio.sleep(0.05)
+    assert not waiting.done()
+    assert (await asked(app)).status_code == 200
+    waiting.cancel()
+
+
+async def test_a_body_that_does_not_come_is_not_waited_for():
+    app = create_app({"one": scripted_policy()}, number_reward(), limits=Limits(max_body_seconds=0.05))
+    assert await silent(app) == 408
+
+
+def test_one_app_serves_one_event_loop_after_another():
+    app = create_app({"one": scripted_policy()}, number_reward())
+    assert [asyncio.run(asked(app)).status_code for _ in range(3)] == [200] * 3
+    app.state.slots.closing.set()
+    assert asyncio.run(asked(app)).status_code == 503
+
+
+def test_a_signal_reaches_every_loop():
+    signal, ended = Signal(), []
+
+    async def wait():
+        await signal.wait()
+        ended.append(True)
+
+    loops = [threading.Thread(target=asyncio.run, args=(wait(),)) for _ in range(3)]
+    for each in loops:
+        each.start()
+    left = asyncio.new_event_loop()
+    waiting = left.create_task(wait())
+    left.run_until_complete(asyncio.sleep(0.05))
+    waiting.cancel()
+    left.run_until_complete(asyncio.gather(waiting, return_exceptions=True))
+    left.close()
+    signal.set()
+    for each in loops:
+        each.join(10)
+    asyncio.run(wait())
+    assert (ended, signal.is_set()) == ([True] * 4, True)
+
+
+async def test_what_fails_while_work_waits_is_not_taken_for_an_end():
+    async def fails():
+        raise ValueError("broken")
+
+    with pytest.raises(ValueError, match="broken"):
+        await unless(fails(), asyncio.sleep(60))

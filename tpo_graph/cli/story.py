@@ -20,6 +20,7 @@ _FAILURES: Mapping[FailureReason, str] = {
     "not_closed": "no closing tag",
     "truncated": "cut off at the token limit",
     "tool_calls": "a tool call and no text",
+    "invalid": "not valid for the schema",
     "not_finite": "reward is not a finite number",
     "scoring_failed": "scoring failed",
 }

@@ -136,6 +136,14 @@ def create_tpo_graph(
     A run takes 3 + 5 D supersteps. Inside an LCEL chain langchain-core sets a recursion limit of 25, with which runs
     of D >= 5 are refused: call the graph there with `config={"recursion_limit": 4 + 5 * D}`.
 
+    As a node of another graph it shares every key that both states have: a parent's `query`, `step` or `usage` would be
+    read and written over. Where the parent has more in common with `TPOState` than `messages`, call the graph in a node
+    that hands over the conversation alone:
+
+        def answer(state: Parent) -> dict[str, Any]:
+            result = tpo.invoke({"messages": state["messages"]})
+            return {"messages": result["messages"][-1:]}
+
     Args:
         policy: see `build_tpo_graph`, as for all others up to `second_reward`.
         reward_model: see there.

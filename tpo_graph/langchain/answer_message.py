@@ -37,7 +37,7 @@ def answer_message(state: TPOState, *, stop_reason: StopReason, model_name: str,
     }
     return AIMessage(
         state.get("answer") or (draft.text if draft else ""),
-        usage_metadata=add_usage(draft.usage_metadata if draft else None, _usage(state)) if draft else _usage(state),
+        usage_metadata=_sum(draft.usage_metadata if draft else None, _usage(state)),
         response_metadata={
             "model_name": model_name,
             "finish_reason": "length" if best and best["truncated"] else "stop",
@@ -86,6 +86,14 @@ def answer_chunks(message: AIMessage) -> Iterator[ChatGenerationChunk]:
 def _without_calls(told: Mapping[str, Any]) -> dict[str, Any]:  # Any: LangChain's own
     """What the provider said besides; the raw calls are in the chunk as tool calls."""
     return {name: value for name, value in told.items() if name != "tool_calls"}
+
+
+def _sum(draft: UsageMetadata | None, run: UsageMetadata | None) -> UsageMetadata | None:
+    """The draft's tokens and the run's; without the draft's details, which a run does not count."""
+    if draft is None or run is None:
+        return draft or run
+    counts = draft["input_tokens"], draft["output_tokens"], draft["total_tokens"]
+    return add_usage(UsageMetadata(input_tokens=counts[0], output_tokens=counts[1], total_tokens=counts[2]), run)
 
 
 def _usage(state: TPOState) -> UsageMetadata | None:

@@ -1,10 +1,10 @@
-"""Structured output: what an answer has to be valid for, how the policy is told, and who may be a candidate."""
+"""Structured output: what an answer has to be valid for, and how the policy is told."""
 
 import json
-import math
+import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
@@ -16,14 +16,14 @@ from pydantic import BaseModel
 
 from tpo_graph.errors import ConfigurationError, MissingDependencyError
 from tpo_graph.langchain.parts import chat_model_inside
-from tpo_graph.rewards.base import RewardModel
-from tpo_graph.rewards.parts import PartialRewardModel, PartialScores, RunContext, part_scores
 
-__all__ = ["AnswerSchema", "StructuredMethod", "ValidAnswers"]
+__all__ = ["AnswerSchema", "StructuredMethod"]
 
 StructuredMethod: TypeAlias = Literal["json_schema", "json_mode", "function_calling"]
 
 _FENCE = "```"
+_NO_NAME = re.compile(r"[^A-Za-z0-9_-]")
+_LONGEST_NAME = 64
 _TOLD = "Answer with JSON alone, no other text. The JSON has to be valid for this schema:"
 
 
@@ -33,6 +33,8 @@ class AnswerSchema:
 
     Attributes:
         json_schema: what the policy is told; empty for any JSON object.
+        name: of the schema, as providers take it.
+        description: beside the name; "" where the schema says it itself.
         kind: a pydantic class that answers become; None leaves them the JSON value.
         method: how the policy is told, besides in words; None asks for a JSON schema where the policy is an
             OpenAI-compatible one.
@@ -40,6 +42,8 @@ class AnswerSchema:
     """
 
     json_schema: Mapping[str, Any]  # Any: JSON
+    name: str = "answer"
+    description: str = ""
     kind: Any = None  # Any: pydantic's classes, of version 1 too
     method: StructuredMethod | None = None
     strict: bool | None = None
@@ -61,7 +65,10 @@ class AnswerSchema:
         kind = schema if isinstance(schema, type) and is_basemodel_subclass(schema) else None
         if kind is None:
             _need_jsonschema()
-        return cls(json_schema=_json_schema(schema), kind=kind, method=method, strict=strict)
+        told = _json_schema(schema)
+        # a title may have blanks, which providers don't take in a name
+        name = _NO_NAME.sub("_", str(told.get("title", "answer")))[:_LONGEST_NAME]
+        return cls(json_schema=told, name=name, kind=kind, method=method, strict=strict)
 
     @classmethod
     def of_response_format(cls, response_format: Any) -> "AnswerSchema | None":  # Any: OpenAI's dict, or a class
@@ -80,8 +87,12 @@ class AnswerSchema:
         told = response_format.get("json_schema")
         if kind != "json_schema" or not isinstance(told, Mapping) or not isinstance(told.get("schema"), Mapping):
             raise ConfigurationError(f"Unknown response_format {dict(response_format)!r}.")
-        return cls.of(
-            {"title": told.get("name", "answer"), **told["schema"]}, method="json_schema", strict=told.get("strict")
+        _need_jsonschema()
+        name, description = told.get("name") or "answer", told.get("description") or ""
+        # the words that the policy is told are the schema alone
+        shown = {"title": name, **({"description": description} if description else {}), **told["schema"]}
+        return cls(
+            json_schema=shown, name=name, description=description, method="json_schema", strict=told.get("strict")
         )
 
     def parse(self, text: str) -> Any:  # Any: an instance of the class, or the JSON value
@@ -116,10 +127,12 @@ class AnswerSchema:
             return {"response_format": {"type": "json_object"}}
         if self.method == "function_calling" or (self.method is None and not _is_openai_compatible(policy)):
             return {}
-        name = str(self.json_schema.get("title", "answer"))
-        told = {"name": name, "schema": dict(self.json_schema)}
-        strict = {} if self.strict is None else {"strict": self.strict}
-        return {"response_format": {"type": "json_schema", "json_schema": told | strict}}
+        told: dict[str, Any] = {"name": self.name, "schema": dict(self.json_schema)}
+        if self.description:
+            told["description"] = self.description
+        if self.strict is not None:
+            told["strict"] = self.strict
+        return {"response_format": {"type": "json_schema", "json_schema": told}}
 
     def instruct(self, messages: Sequence[BaseMessage]) -> list[BaseMessage]:
         """The conversation with the schema told in its last user message, from where it reaches every prompt."""
@@ -158,34 +171,10 @@ class AnswerSchema:
         return validator_for(schema)(schema, registry=registry)
 
 
-class ValidAnswers(PartialRewardModel):
-    """A reward model that has no score for answers that are not valid: they make no candidates."""
-
-    def __init__(self, reward: RewardModel, schema: AnswerSchema) -> None:
-        self.reward = reward
-        self.schema = schema
-
-    async def score_part(
-        self,
-        messages: Sequence[BaseMessage],
-        responses: Sequence[str],
-        run: RunContext,
-    ) -> PartialScores:
-        """NaN for what is not valid, the reward model's own score for the rest; see `PartialRewardModel`."""
-        valid = [place for place, text in enumerate(responses) if self.schema.accepts(text)]
-        if run.anchors is not None:
-            run = replace(run, anchors=tuple(text for text in run.anchors if self.schema.accepts(text)))
-        scores: list[float | None] = [math.nan] * len(responses)
-        found = await part_scores(self.reward, messages, [responses[place] for place in valid], run)
-        for place, score in zip(valid, found, strict=True):
-            scores[place] = score
-        return scores
-
-
 def _json_schema(schema: Any) -> dict[str, Any]:  # Any: as for `AnswerSchema.of`
-    if isinstance(schema, Mapping) and "title" not in schema and {"type", "properties"} & schema.keys():
-        # LangChain takes a schema only with a title
-        schema = schema if schema.get("type") == "function" else {"title": "answer", **schema}
+    if isinstance(schema, Mapping) and {"type", "properties"} & schema.keys() and schema.get("type") != "function":
+        # LangChain takes a schema only with a title, and keeps nothing of one without properties
+        return {"title": "answer", **schema}
     try:
         return convert_to_json_schema(schema)
     except (TypeError, ValueError) as error:

@@ -20,7 +20,7 @@ STANDARD_KNOBS: Mapping[str, str] = {
 """LangChain's standard arguments of a chat model, and the knobs of the phases that write answers.
 
 `max_tokens` is a setting of the run as well, its budget. Said to a chat model it means what it means to all of them;
-the budget is given as `TPOSettings(max_tokens=...)`.
+the budget is given as `TPOSettings(max_tokens=...)`, or to a call as `tpo={"max_tokens": ...}`.
 """
 
 _ANSWERING = ("sample", "update")
@@ -33,7 +33,7 @@ class CallOptions:
     """The arguments of one call, sorted.
 
     Attributes:
-        settings: the settings that the call names; all others are the model's own.
+        settings: the settings that the call names, in `tpo` or beside it; all others are the model's own.
         stop: texts at which the answer ends.
         tools: what the policy may call, with the options of tool calling.
         schema: what the answer has to be valid for.
@@ -58,6 +58,12 @@ class CallOptions:
         rest = dict(arguments)
         rest.pop("stream", None)  # LangChain's way to ask for `_stream`
         named = settings_named(rest)
+        more = rest.pop("tpo", None) or {}
+        if not isinstance(more, Mapping):
+            raise ConfigurationError(
+                f"The argument tpo must be settings by name, not {type(more).__name__!r}.",
+                hint='For example tpo={"max_tokens": 20000}.',
+            )
         draft = rest.pop("draft", None)
         if draft is not None and not isinstance(draft, AIMessage):
             raise ConfigurationError(f"The draft must be an AIMessage, not {type(draft).__name__!r}.")
@@ -67,7 +73,7 @@ class CallOptions:
             schema = AnswerSchema.of_response_format(response_format)
         tools = {name: rest.pop(name) for name in ("tools", *_TOOL_OPTIONS) if name in rest}
         return cls(
-            settings=TPOSettings(**named),
+            settings=TPOSettings(**{**named, **more}),
             stop=tuple(text for text in stop or () if text),
             tools=tools if tools.get("tools") else {},
             schema=schema,

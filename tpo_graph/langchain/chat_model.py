@@ -53,16 +53,25 @@ class ChatTPO(OneBodyChatModel):
     writes a text, that is a candidate of step 0.
 
     A call takes the names of settings too, as in `model.invoke(..., depth=1)` and `model.bind(n=10)`. LangChain's
-    `temperature`, `top_p`, `max_tokens` and `stop` hold for the phases that write answers, sample and update (the
-    setting `max_tokens`, a budget, is given by `settings` alone). A `draft` (an AIMessage) is an answer that is there
-    already; the policy draws only the rest of N. Any other argument goes to the policy.
+    `temperature`, `top_p`, `max_tokens` and `stop` hold for the phases that write answers, sample and update. In
+    `tpo={...}` names are those of settings alone, so that `tpo={"max_tokens": 20_000}` is the budget of the run. A
+    `draft` (an AIMessage) is an answer that is there already; the policy draws only the rest of N, and the budget has
+    one request less. Any other argument goes to the policy.
+
+    Images and other content that is no text reach the policy when it draws the first candidates, where the prompt pack
+    has no prompt for that. Loss, gradient and update are shown the text of the conversation alone.
+
+    Nodes of your own are held to `stop` and to the schema of structured output as the package's are: their candidates
+    are cut, and dropped where they are not valid. A `sample` of your own draws without the tools and the response
+    format of the call; the first reply has them. A node that interrupts the run, to ask a person, is refused: then
+    use the graph of `create_tpo_graph` as a node of your graph.
 
     Args:
         policy: a chat model, or a name that `load_policy` takes, loaded when it is first used.
         reward: a reward model, or a name that `load_reward` takes.
         critic: writes loss and gradient: a chat model or a name; the policy when None.
         prompts: see `build_tpo_graph`.
-        nodes: see `build_tpo_graph`.
+        nodes: see `build_tpo_graph`, and above.
         settings: defaults for every call; None reads the `TPO_*` variables.
         stop: texts at which every answer ends.
         **options: settings by name, which beat `settings`; LangChain's standard arguments as in a call; and the

@@ -114,10 +114,10 @@ class TPOMiddleware(AgentMiddleware[TPOAgentState, Any, Any]):  # Any: any conte
     def wrap_model_call(self, request: Request, handler: Callable[[Request], ModelResponse[Any]]) -> Response:
         """Ask the agent's model, and optimise what it says when that is a final answer."""
         response = handler(_quiet(request))
-        draft = _final_answer(response)
-        if draft is None:
+        if _goes_on(response):
             return response
-        if not self._is_worth_it(draft, request):
+        draft = _final_answer(response)
+        if draft is None or not self._is_worth_it(draft, request):
             return _with_record(response, None)
         answer = self._model_for(request).invoke(_conversation(request), draft=draft)
         return _with_answer(response, draft, answer)
@@ -127,10 +127,10 @@ class TPOMiddleware(AgentMiddleware[TPOAgentState, Any, Any]):  # Any: any conte
     ) -> Response:
         """The same for agents that run in an event loop."""
         response = await handler(_quiet(request))
-        draft = _final_answer(response)
-        if draft is None:
+        if _goes_on(response):
             return response
-        if not self._is_worth_it(draft, request):
+        draft = _final_answer(response)
+        if draft is None or not self._is_worth_it(draft, request):
             return _with_record(response, None)
         answer = await self._model_for(request).ainvoke(_conversation(request), draft=draft)
         return _with_answer(response, draft, answer)
@@ -168,12 +168,18 @@ def _conversation(request: Request) -> list[BaseMessage]:
     return [*system, *request.messages]
 
 
+def _goes_on(response: ModelResponse[Any]) -> bool:
+    """Whether the agent calls tools now; a structured response ends its turn, by a call or not."""
+    calls = any(isinstance(message, AIMessage) and message.tool_calls for message in response.result)
+    return calls and response.structured_response is None
+
+
 def _final_answer(response: ModelResponse[Any]) -> AIMessage | None:
-    """The message that ends the agent's turn, or None when it calls tools or has no text."""
+    """The text that ends the agent's turn, or None where it ends in another way."""
     last = response.result[-1] if response.result else None
     if not isinstance(last, AIMessage) or response.structured_response is not None:
         return None
-    return None if last.tool_calls or last.invalid_tool_calls or not last.text.strip() else last
+    return None if last.invalid_tool_calls or not last.text.strip() else last
 
 
 def _with_answer(response: ModelResponse[Any], draft: AIMessage, answer: AIMessage) -> Response:

@@ -15,7 +15,16 @@ from langchain_core.runnables.base import RunnableBindingBase
 from tpo_graph.errors import ConfigurationError
 from tpo_graph.settings import Sampling
 
-__all__ = ["Policy", "change_models", "completion_fields", "knob_fields", "takes", "usable_knobs"]
+__all__ = [
+    "Policy",
+    "change_models",
+    "completion_fields",
+    "knob_fields",
+    "models_inside",
+    "takes",
+    "takes_knob",
+    "usable_knobs",
+]
 
 Policy: TypeAlias = Runnable[Any, Any]  # Any: LangChain types a chat model's input and output so, once bound or wrapped
 """A chat model, or one with arguments bound, fallbacks or retries around it."""
@@ -32,6 +41,24 @@ _FIELDS: Mapping[str, tuple[str, ...]] = {
 def takes(model: BaseChatModel, field: str) -> bool:
     """Whether the model's class has the field."""
     return field in type(model).model_fields
+
+
+def models_inside(policy: Policy) -> list[BaseChatModel]:
+    """Every chat model in the policy."""
+    found: list[BaseChatModel] = []
+
+    def note(model: BaseChatModel) -> BaseChatModel:
+        found.append(model)
+        return model
+
+    change_models(policy, note)
+    return found
+
+
+def takes_knob(policy: Policy, knob: str) -> bool:
+    """Whether every chat model in the policy has a field for the knob; False where there is none to be seen."""
+    models = models_inside(policy)
+    return bool(models) and all(any(takes(model, field) for field in _FIELDS[knob]) for model in models)
 
 
 def change_models(policy: Policy, change: Callable[[BaseChatModel], BaseChatModel]) -> Policy:

@@ -10,10 +10,10 @@ from pydantic import ValidationError
 from tpo_graph.errors import ConfigurationError, PolicyError
 from tpo_graph.langchain.answer_schema import AnswerSchema
 from tpo_graph.langchain.chat_model import ChatTPO
-from tpo_graph.langchain.parts import chat_model_inside
 from tpo_graph.serving.errors import RequestRefusedError
 from tpo_graph.serving.formats import answer_schema, checked_format
 from tpo_graph.serving.limits import Limits
+from tpo_graph.serving.policy_fields import check_policy
 from tpo_graph.serving.recipes import ModelName
 from tpo_graph.serving.requests import POLICY_FIELDS, ChatRequest
 from tpo_graph.settings import TPOSettings
@@ -48,19 +48,19 @@ class Call:
         schema = answer_schema(response_format)
         named = _settings(chat, name)
         _check_settings(named, model.settings, limits)
+        check_policy(chat, name.mode, model)
         arguments = {
             **named,
             **_given(temperature=chat.temperature, top_p=chat.top_p, max_tokens=chat.most_tokens),
             **_given(stop=chat.stop_texts or None, response_format=response_format),
-            **_for_policy(chat, model),
+            **_given(**{field: getattr(chat, field) for field in POLICY_FIELDS}),
         }
         if chat.tools:
             arguments |= {"tools": chat.tools, **_given(tool_choice=chat.tool_choice)}
             arguments |= _given(parallel_tool_calls=chat.parallel_tool_calls)
         if "max_tokens" in chat.tpo:
-            # in a call the name means the tokens of an answer
-            budget = {"max_tokens": chat.tpo["max_tokens"]}
-            model = model.model_copy(update={"settings": model.settings.overridden_by(budget)})
+            # beside `tpo` the name means the tokens of an answer
+            arguments["tpo"] = {"max_tokens": chat.tpo["max_tokens"]}
         return cls(
             model=model,
             messages=[message.to_langchain() for message in chat.messages],
@@ -120,25 +120,6 @@ def _check_settings(named: dict[str, Any], defaults: TPOSettings, limits: Limits
                 param=f"tpo.{setting}",
                 code="invalid_value",
             )
-
-
-def _for_policy(chat: ChatRequest, model: ChatTPO) -> dict[str, Any]:  # Any: the provider's own
-    """The fields that only an OpenAI-compatible policy is sure to take."""
-    given = {name: value for name in POLICY_FIELDS if (value := getattr(chat, name)) is not None}
-    if given and not _is_openai_compatible(model.policy):
-        name = next(iter(given))
-        raise RequestRefusedError(
-            f"{name} can't be passed on: the policy is not an OpenAI-compatible one.",
-            param=name,
-            code="unsupported_parameter",
-        )
-    return given
-
-
-def _is_openai_compatible(policy: object) -> bool:
-    from langchain_openai.chat_models.base import BaseChatOpenAI
-
-    return isinstance(chat_model_inside(policy), BaseChatOpenAI)
 
 
 def _given(**values: Any) -> dict[str, Any]:  # Any: of any field

@@ -79,8 +79,10 @@ class ChatEndpoint:
                 request = Request(scope, receive)
                 self.keys.check(request.headers)
                 _check_content_type(request)
+                # before there is a body to read; a slot is taken when it is there, for it may never come
+                self.slots.check()
+                chat = ChatRequest.parse(await read_body(request, self.limits))
                 with self.slots.one() as slot:
-                    chat = ChatRequest.parse(await read_body(request, self.limits.max_body_bytes))
                     exchange = _Exchange(scope, receive, way_back, slot, seen)
                     await unless(disconnected(receive), self._serve(chat, exchange))
             except (Stopped, ClientDisconnect):

@@ -14,7 +14,7 @@ _SCHEMA_KEYS = frozenset({"name", "description", "schema", "strict"})
 
 
 def checked_format(given: dict[str, Any] | None) -> dict[str, Any] | None:  # Any: JSON
-    """The format with its name and description inside the schema, from where both reach the policy.
+    """The format, all of which reaches the policy.
 
     Raises:
         RequestRefusedError: it has something that would not reach the policy.
@@ -31,10 +31,9 @@ def checked_format(given: dict[str, Any] | None) -> dict[str, Any] | None:  # An
     name, schema = told.get("name"), told.get("schema")
     if not isinstance(name, str) or not name or not isinstance(schema, Mapping):
         raise _bad("json_schema has no name or no schema")
-    description = {"description": told["description"]} if isinstance(told.get("description"), str) else {}
-    # a title of the schema's own would go out as the name, which may have no blanks
-    inside = {"schema": {**description, **schema, "title": name}}
-    return {**given, "json_schema": {**told, **inside}}
+    if not isinstance(told.get("description", ""), str | None):
+        raise _bad(f"its description is no text: {told['description']!r}")
+    return given
 
 
 def answer_schema(response_format: dict[str, Any] | None) -> AnswerSchema | None:  # Any: JSON

@@ -9,6 +9,7 @@ from typing import Any
 from starlette.requests import Request
 
 from tpo_graph.errors import ConfigurationError
+from tpo_graph.serving.cancellation import Signal
 from tpo_graph.serving.errors import RequestRefusedError
 
 __all__ = ["Limits", "Slot", "Slots", "going_down", "read_body"]
@@ -25,6 +26,7 @@ class Limits:
         max_concurrency: requests that are worked on at the same time; more are refused with 429.
         max_n: N at most, wherever a client says it.
         max_depth: D at most, likewise.
+        max_body_seconds: how long a body may take to arrive.
         keep_alive_seconds: how long a stream may be silent before it gets a comment, so that proxies keep it open.
 
     Raises:
@@ -35,6 +37,7 @@ class Limits:
     max_concurrency: int = 64
     max_n: int = 64
     max_depth: int = 20
+    max_body_seconds: float = 60.0
     keep_alive_seconds: float = 10.0
 
     def __post_init__(self) -> None:
@@ -68,17 +71,16 @@ class Slots:
 
     Attributes:
         taken: how many are worked on.
-        closing: set when the server is about to end.
+        closing: set when the server is about to end, from any thread.
     """
 
     def __init__(self, most: int) -> None:
         self.most = most
         self.taken = 0
-        self.closing = asyncio.Event()
+        self.closing = Signal()
 
-    @contextmanager
-    def one(self) -> Iterator[Slot]:
-        """A slot for the `with` block at most.
+    def check(self) -> None:
+        """Make sure that there is a slot.
 
         Raises:
             RequestRefusedError: there is none.
@@ -93,6 +95,15 @@ class Slots:
                 hint="Try again in a moment.",
                 headers=_RETRY_AFTER,
             )
+
+    @contextmanager
+    def one(self) -> Iterator[Slot]:
+        """A slot for the `with` block at most.
+
+        Raises:
+            RequestRefusedError: there is none.
+        """
+        self.check()
         self.taken += 1
         slot = Slot(self)
         try:
@@ -108,13 +119,26 @@ def going_down() -> RequestRefusedError:
     )
 
 
-async def read_body(request: Request, most: int) -> bytes:
+async def read_body(request: Request, limits: Limits) -> bytes:
     """The body of a request.
 
     Raises:
-        RequestRefusedError: it has more than `most` bytes.
+        RequestRefusedError: it has too many bytes, or takes too long.
         ClientDisconnect: the client left before its end.
     """
+    try:
+        async with asyncio.timeout(limits.max_body_seconds):
+            return await _body(request, limits.max_body_bytes)
+    except TimeoutError:
+        raise RequestRefusedError(
+            f"The body of the request has not arrived within {limits.max_body_seconds:g} s.",
+            status=408,
+            code="request_timeout",
+            headers={"Connection": "close"},
+        ) from None
+
+
+async def _body(request: Request, most: int) -> bytes:
     told = request.headers.get("content-length", "")
     length = int(told) if told.isdecimal() else 0
     body = bytearray()

@@ -1,20 +1,34 @@
 """The app by environment variables, for what mounts an app by its place: `http.app` of a langgraph.json, uvicorn.
 
-`TPO_POLICY` (several with a blank between them), `TPO_REWARD`, `TPO_CRITIC`, `TPO_PROMPTS` and `TPO_API_KEY` (several
-likewise) are what the flags of `tpo-graph serve` are; without them it is the embedded models, and no key.
+`TPO_POLICY` (several with a blank between them; Studio takes the first), `TPO_REWARD`, `TPO_CRITIC`, `TPO_PROMPTS` and
+`TPO_API_KEY` (several likewise) are what the flags of `tpo-graph serve` are; without them it is the embedded models,
+and no key. Without a key it answers only to the names of this machine.
 """
 
 import os
 
+from starlette.applications import Starlette
+from starlette.routing import Route
+
 from tpo_graph.policies.names import policy_ids
 from tpo_graph.serving.app import create_app
+from tpo_graph.serving.server import refuse_other_names
 
 __all__ = ["app"]
 
-app = create_app(
+_keys = (os.environ.get("TPO_API_KEY") or "").split()
+_served = create_app(
     policy_ids((os.environ.get("TPO_POLICY") or "local").split()),
     os.environ.get("TPO_REWARD") or "local",
     critic=os.environ.get("TPO_CRITIC") or None,
     prompts=os.environ.get("TPO_PROMPTS") or None,
-    api_keys=(os.environ.get("TPO_API_KEY") or "").split(),
+    api_keys=_keys,
 )
+if not _keys:
+    refuse_other_names(_served, "localhost")
+
+# LangGraph gives an app's middleware and error handlers to all of its own paths as well, so that ours stay inside
+app = Starlette(
+    routes=[Route(route.path, _served, include_in_schema=False) for route in _served.routes if isinstance(route, Route)]
+)
+app.state.slots = _served.state.slots
