@@ -125,10 +125,11 @@ def test_the_record_of_an_earlier_answer_is_not_that_of_a_turn_that_ends_in_anot
 
 def test_the_draft_counts_for_the_budget():
     """One draft, one more candidate, and four requests a step."""
-    for most in (6, 10):
+    for most, least in ((6, 6), (9, 6), (10, 10)):
         policy = tool_policy("draft 9")
         state = agent(policy, options={"depth": 9, "max_requests": most}).invoke(ASKED)
-        assert (len(policy.requests), state["tpo"]["stop_reason"]) == (most, "budget")
+        assert least <= len(policy.requests) <= most
+        assert state["tpo"]["stop_reason"] == "budget"
 
 
 def test_the_id_is_the_one_that_was_streamed():

@@ -58,7 +58,7 @@ def test_a_node_may_be_a_graph_of_many_steps():
 
     score.add_node("score", scored)
     score.add_edge(before, "score")
-    model = ChatTPO(policy=scripted_policy(), reward=number_reward(), n=2, mode="bon", nodes={"score": score.compile()})
+    model = ChatTPO(policy=scripted_policy(), reward=number_reward(), n=2, depth=0, nodes={"score": score.compile()})
     assert model.invoke("q").text == "cand 1"
 
 

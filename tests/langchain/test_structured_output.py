@@ -55,6 +55,9 @@ JOKE_SCHEMA = {
 }
 
 
+LONG = "no json, and longer than any that is, so that a reward for length takes it"
+
+
 def joke(score, setup="Why?"):
     return json.dumps({"setup": setup, "score": score})
 
@@ -251,30 +254,29 @@ def drawing(*texts):
 
 
 async def drawing_by_command(state):
-    return Command(update=drawing("no json at all, and long", joke(4))(state))
+    return Command(update=drawing(LONG, joke(4))(state))
 
 
 @pytest.mark.parametrize(
     "nodes",
     [
         {"score": taking_all},
-        {"sample": drawing("no json at all, and long", joke(4)), "score": taking_all},
+        {"sample": drawing(LONG, joke(4)), "score": taking_all},
         {"sample": drawing_by_command},
         {"update": lambda state: {"pending": []}, "score": taking_all},
-        remembering_nodes(build_tpo_graph(playing("no json at all, and long", joke(4)), json_reward())),
+        remembering_nodes(build_tpo_graph(playing(LONG, joke(4)), json_reward())),
     ],
     ids=["score", "sample", "a command", "update", "all of them"],
 )
 def test_it_holds_with_nodes_of_ones_own(nodes):
-    policy = playing("no json at all, and long", joke(4))
+    policy = playing(LONG, joke(4))
     model = ChatTPO(policy=policy, reward=json_reward(), n=2, depth=0, nodes=nodes)
     assert model.with_structured_output(Joke).invoke("q").score == 4
 
 
 def test_revisions_of_ones_own_are_held_to_it_too():
     def update(state):
-        text = f"no json {state['step']}, and long, " * 5
-        return {"pending": [{"id": "x", "step": state["step"] + 1, "text": text, "truncated": False}], "step": 1}
+        return {"pending": [{"id": "x", "step": state["step"] + 1, "text": LONG, "truncated": False}], "step": 1}
 
     nodes = {"update": update, "score": taking_all}
     model = ChatTPO(policy=playing(joke(4), joke(50)), reward=json_reward(), n=2, depth=1, nodes=nodes)

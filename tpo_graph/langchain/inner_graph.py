@@ -41,17 +41,17 @@ class Samplers:
     """The samplers of a chat model's graphs, which share what policy and critic were found to take."""
 
     def __init__(self) -> None:
-        self._known: dict[object, Sampler] = {}
+        self._known: dict[str, Sampler] = {}
 
     def policy(self, policy: Policy, options: CallOptions) -> Sampler:
         """One of the policy, as a call asks it: another `model` in the call may take something else."""
-        return self._one(("policy", options.policy.get("model")), policy)
+        return self._one(f"policy {options.policy.get('model')}", policy)
 
     def critic(self, critic: Policy) -> Sampler:
         """One of the critic."""
         return self._one("critic", critic)
 
-    def _one(self, known_as: object, policy: Policy) -> Sampler:
+    def _one(self, known_as: str, policy: Policy) -> Sampler:
         sampler = Sampler(policy, like=self._known.get(known_as))
         self._known.setdefault(known_as, sampler)
         return sampler

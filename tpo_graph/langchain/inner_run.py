@@ -84,9 +84,10 @@ class InnerRuns:
         except GraphInterrupt as error:
             raise _asks_a_person() from error
         else:
-            if "__interrupt__" in state or not state["stop_reason"]:
+            reason = state.get("stop_reason")
+            if "__interrupt__" in state or reason is None:
                 raise _asks_a_person()
-            stop_reason = state["stop_reason"]
+            stop_reason = reason
         return answer_message(state, stop_reason=stop_reason, model_name=self._name(options), draft=draft)
 
     async def _first_reply(self, messages: list[BaseMessage], options: CallOptions, settings: TPOSettings) -> AIMessage:

@@ -48,9 +48,9 @@ class TPOMiddleware(AgentMiddleware[TPOAgentState, Any, Any]):  # Any: any conte
     """Optimises an agent's final answers in place, and leaves its tool calls alone.
 
     The agent's own answer is a candidate of step 0; the policy draws the rest of N with the agent's conversation,
-    tools and model. What is returned is the best candidate, with the tokens of everything in `usage_metadata`. The
-    trajectory is in the state under `tpo`. The agent's first draft is not streamed, the final answer is; a turn that
-    calls tools is streamed as one message.
+    tools and model. What is returned is the best candidate, with the tokens of everything in `usage_metadata`; the
+    agent's own answer counts for the budgets too. The trajectory is in the state under `tpo`. The agent's first draft
+    is not streamed, the final answer is; a turn that calls tools is streamed as one message.
 
     Where other middleware changes a request, the order decides who sees the change: what stands before this one is
     seen by the draft and by the candidates; what stands behind it, by the draft alone. Answers with a structured
