@@ -9,7 +9,7 @@ from tests.fresh_process import run_script
 from tests.studio import number_reward
 from tests.studio.conftest import REWARD
 from tests.tpo_script import phase_of
-from tpo_graph import RewardError, TPOSettings
+from tpo_graph import ConfigurationError, RewardError, TPOSettings
 from tpo_graph.graph.studio import create_studio_graph
 from tpo_graph.graph.studio_settings import StudioSettings
 from tpo_graph.prompt_store import PromptPack
@@ -26,7 +26,7 @@ def names(chat_server):
 async def test_models_are_loaded_once_and_what_fails_is_tried_again(names, monkeypatch):
     monkeypatch.setattr(number_reward.Counted, "made", 0)
     graph, context = create_studio_graph(), {**names[1], "reward": COUNTED, "mode": "bon"}
-    with pytest.raises(OSError, match="the disk was busy"):
+    with pytest.raises(ConfigurationError, match="the disk was busy"):
         await graph.ainvoke({"query": "q"}, context=context)
     results = await asyncio.gather(*(graph.ainvoke({"query": "q"}, context=context) for _ in range(3)))
     other = await graph.ainvoke({"query": "q"}, context={**context, "loss_prompt": "$query $best $worst"})

@@ -146,7 +146,7 @@ def _duplicates(cache: Sequence[ScoredCandidate]) -> OveroptimizationWarning | N
     share = repeated / len(cache)
     if share < DUPLICATES:
         return None
-    message = f"{repeated} of {len(cache)} candidates repeat an earlier one; the steps find little that is new."
+    message = f"{repeated} of {len(cache)} candidates repeat an earlier one; the policy finds little that is new."
     return _warning("duplicate_candidates", message, share, DUPLICATES)
 
 

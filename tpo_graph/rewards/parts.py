@@ -172,7 +172,11 @@ async def run_scores(
     Raises:
         RewardError: see `part_scores`.
     """
-    return _without_none(await part_scores(model, messages, responses, run))
+    scores = await part_scores(model, messages, responses, run)
+    for response, score in zip(responses, scores, strict=True):
+        if score is None:
+            run.report.reasons.setdefault(response, "The reward does not apply to it.")
+    return _without_none(scores)
 
 
 async def _counted(scoring: Awaitable[tuple[Any, PhaseUsage]], report: ScoringReport) -> Any:  # Any: as above

@@ -1,6 +1,7 @@
 """The conversation as a reward model's own chat template writes it: token ids, or text where a server takes no ids."""
 
 import asyncio
+import re
 import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from tpo_graph.rewards.scoring_report import ScoringReport
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from tpo_graph.rewards.local.conversation import ChatTurn
     from tpo_graph.rewards.local.encoding import ConversationEncoder, EncodedText
     from tpo_graph.rewards.local.truncation import Truncation
 
@@ -29,7 +31,8 @@ class Renderer:
         revision: of the tokenizer on the hub.
         chat_template: a Jinja text in place of the tokenizer's own.
         trust_remote_code: run the tokenizer's own code.
-        sanitize: control tokens inside a message become plain text, so that a response can't end its own turn.
+        sanitize: control tokens that a message brings into the text become plain text, so that a response can't end
+            its own turn.
         max_length: tokens of a text at most; None leaves the limit to the server. For ids alone.
         truncation: what happens to longer ones; under `error` they have no score.
     """
@@ -113,34 +116,50 @@ class Renderer:
             return encoder.encode(messages, responses)
 
     def _texts(self, messages: Sequence[BaseMessage], responses: Sequence[str], stripped: bool) -> list[str]:
-        import jinja2
-
-        from tpo_graph.rewards.local.conversation import ChatTurn, chat_turns
+        from tpo_graph.rewards.local.conversation import chat_turns
+        from tpo_graph.rewards.local.encoding import PROBE
         from tpo_graph.rewards.local.encoding import _added_ids as added_ids
 
+        turns = chat_turns(messages)
         with self._lock:
             tokenizer, _ = self._load()
             tokens = _control_tokens(tokenizer) if self._sanitize else []
-            turns: list[ChatTurn] = [
-                {**turn, "content": _broken_up(str(turn["content"]), tokens)} for turn in chat_turns(messages)
-            ]
             begin, end = (str(tokenizer.decode(list(ids))) if stripped else "" for ids in added_ids(tokenizer))
+            # what the template writes of its own accord; a message may bring no more than that into the text
+            wanted = _found(tokens, self._text(tokenizer, turns, PROBE, tokens))
             texts = []
             for response in responses:
-                whole: list[ChatTurn] = [*turns, {"role": "assistant", "content": _broken_up(response, tokens)}]
-                try:
-                    text = tokenizer.apply_chat_template(
-                        whole,  # type: ignore[arg-type]  # typed as dict[str, str], documented to take tool calls too
-                        tokenize=False,
-                    )
-                except (jinja2.TemplateError, ValueError, TypeError) as error:
-                    roles = ", ".join(str(turn["role"]) for turn in whole)
-                    raise RewardError(
-                        f"The chat template of {self._name!r} refuses the conversation (roles: {roles}): {error}",
-                        hint="Some templates take no system message, or want user and assistant to alternate.",
-                    ) from error
-                texts.append(str(text).removeprefix(begin).removesuffix(end))
+                text = self._text(tokenizer, turns, response, [])
+                if _found(tokens, text) != wanted:
+                    text = self._text(tokenizer, turns, response, tokens)
+                texts.append(text.removeprefix(begin).removesuffix(end))
             return texts
+
+    def _text(
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        turns: "Sequence[ChatTurn]",
+        response: str,
+        broken: Sequence[str],
+    ) -> str:
+        """The conversation with the response as the template writes it, some tokens in the messages broken up."""
+        import jinja2
+
+        whole: list[ChatTurn] = [*turns, {"role": "assistant", "content": response}]
+        if broken:
+            whole = [{**turn, "content": _broken_up(str(turn["content"]), broken)} for turn in whole]
+        try:
+            text = tokenizer.apply_chat_template(
+                whole,  # type: ignore[arg-type]  # typed as dict[str, str], documented to take tool calls too
+                tokenize=False,
+            )
+        except (jinja2.TemplateError, ValueError, TypeError) as error:
+            roles = ", ".join(str(turn["role"]) for turn in whole)
+            raise RewardError(
+                f"The chat template of {self._name!r} refuses the conversation (roles: {roles}): {error}",
+                hint="Some templates take no system message, or want user and assistant to alternate.",
+            ) from error
+        return str(text)
 
     def _load(self) -> "tuple[PreTrainedTokenizerBase, ConversationEncoder]":
         if self._loaded is None:
@@ -175,6 +194,11 @@ def _control_tokens(tokenizer: "PreTrainedTokenizerBase") -> list[str]:
         if token.special or (token.content in template and not token.content.isspace())
     ]
     return sorted((token for token in tokens if len(token) > 1), key=len, reverse=True)
+
+
+def _found(tokens: Sequence[str], text: str) -> list[str]:
+    """The control tokens in a text, in order."""
+    return re.findall("|".join(map(re.escape, tokens)), text) if tokens else []
 
 
 def _broken_up(text: str, tokens: Sequence[str]) -> str:
