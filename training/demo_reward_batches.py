@@ -7,19 +7,21 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from demo_reward_corruptions import Case, corrupt, off_topic
+from demo_reward_corruptions import Case, corrupt
 from demo_reward_counts import fit_counts
 from demo_reward_data import HARMLESS, HELPFUL, LLMBAR, Message, Pair, Reply, read_pairs, replies, sentences
 from demo_reward_model import build_tokenizer, render
 
 VOCABULARY = 8192
-PAIRS_A_STEP = 10
-GROUPS_A_STEP = 8
-GROUPS_BESIDE_PAIRS = 3
+PAIRS_A_STEP = 12
+GROUPS_A_STEP = 6
 TOPIC_GROUPS_A_STEP = 4
 TOPIC_GROUP = 4
-HARMLESS_SHARE = 0.3  # of the harmless pairs in a pass: they reward refusals, which the helpful ones do not
-RULE_SHARE = 0.5  # how much of what is learnt from a helpful pair is the rule on counts, not the label
+HARMLESS_SHARE = 0.15  # of the harmless pairs in a pass: they reward refusals, which the helpful ones do not
+# The margin to be learnt on a helpful pair: the rule's log-odds, stretched so that noise does not drown them, and a
+# little for the label.
+RULE_STRETCH = 2.5
+LABEL_MARGIN = 0.4
 
 
 @dataclass(frozen=True)
@@ -29,14 +31,12 @@ class Link:
     Attributes:
         better: Place of the better row.
         worse: Place of the worse row.
-        weight: How much the comparison counts.
-        sure: The probability, to be learnt, that the better row is the better one.
+        margin: The difference of the rewards that is to be learnt; None means the larger the better.
     """
 
     better: int
     worse: int
-    weight: float = 1.0
-    sure: float = 1.0
+    margin: float | None = None
 
 
 @dataclass
@@ -112,32 +112,41 @@ class Batches:
                 batch.links += [Link(first + i, mixed), Link(first + (i + 1) % TOPIC_GROUP, mixed)]
         return batch
 
-    def spoilt(self) -> Batch:
-        """Intact replies, each against an answer to another question and two more corruptions of itself."""
-        batch = Batch()
-        self._add_spoilt(batch, GROUPS_A_STEP)
-        return batch
-
-    def rewards(self) -> Batch:
-        """Preference pairs, and some intact and spoilt replies."""
+    def mixed(self) -> Batch:
+        """Preference pairs, and intact replies beside spoilt ones."""
         batch = Batch()
         # Mostly short, for speed; what is too long loses its start, [CLS] included, as at run time.
-        limit = 448 if self.rng.random() < 0.12 else 192
+        limit = 448 if self.rng.random() < 0.15 else 224
         for _ in range(PAIRS_A_STEP):
             pair = next(self._pairs)
             context = self._context(pair.prompt)
-            sure = 1 - RULE_SHARE + RULE_SHARE * self.rule(pair) if pair.subset in HELPFUL else 1.0
-            batch.links.append(Link(len(batch.rows), len(batch.rows) + 1, sure=sure))
+            margin = LABEL_MARGIN + RULE_STRETCH * self.rule(pair) if pair.subset in HELPFUL else None
+            batch.links.append(Link(len(batch.rows), len(batch.rows) + 1, margin))
             batch.rows += [render(self.tokenizer, context, text, limit) for text in (pair.chosen, pair.rejected)]
-        self._add_spoilt(batch, GROUPS_BESIDE_PAIRS)
+        self._add_spoilt(batch, limit)
         return batch
 
-    def _add_spoilt(self, batch: Batch, groups: int) -> None:
-        for _ in range(groups):
-            short = self.rng.random() < 0.7
-            reply = self.rng.choice(self.short_replies if short else self.replies)
+    def _add_spoilt(self, batch: Batch, limit: int) -> None:
+        """Adds replies, each against two corruptions of itself and against the next one's text.
+
+        As in `topics`, each off-topic text is the intact one of another group, and should lose to both of its parents.
+        """
+        short = self.rng.random() < 0.5
+        group = self._apart(self.short_replies if short else self.replies, GROUPS_A_STEP)
+        first = len(batch.rows)
+        for i, reply in enumerate(group):
+            following = group[(i + 1) % len(group)]
             context = reply.prompt[-1:] if short else self._context(reply.prompt)
             case = Case(reply, self.replies, self.rng)
-            texts = (reply.text, off_topic(case), corrupt(case), corrupt(case))
-            batch.links += [Link(len(batch.rows), len(batch.rows) + i) for i in (1, 2, 3)]
-            batch.rows += [render(self.tokenizer, context, text, 96 if short else 192) for text in texts]
+            texts = (reply.text, following.text, corrupt(case), corrupt(case))
+            row, next_row = len(batch.rows), first + 4 * ((i + 1) % len(group))
+            batch.links += [Link(row, row + 1), Link(row, row + 2), Link(row, row + 3), Link(next_row, row + 1)]
+            batch.rows += [render(self.tokenizer, context, text, limit) for text in texts]
+
+    def _apart(self, replies: Sequence[Reply], count: int) -> list[Reply]:
+        """Draws replies of different conversations."""
+        drawn: dict[str, Reply] = {}
+        while len(drawn) < count:
+            reply = self.rng.choice(replies)
+            drawn[reply.key] = reply
+        return list(drawn.values())

@@ -131,8 +131,8 @@ def plays_on(case: Case) -> str:
 def stuck(case: Case) -> str:
     """The answer or its beginning, and then one sentence again and again; or the whole answer more than once."""
     parts = sentences(case.reply.text)
-    if case.rng.random() < 0.3:
-        return " ".join([case.reply.text] * case.rng.randint(2, 3))
+    if case.rng.random() < 0.35:
+        return " ".join([case.reply.text] * case.rng.randint(2, 6))
     kept = parts[: case.rng.randint(1, len(parts))]
     return " ".join(kept + [case.rng.choice(kept)] * case.rng.randint(2, 8))
 

@@ -1,7 +1,7 @@
 """A linear rule on a few counts, fitted to the preference pairs of the training side.
 
-On a few thousand noisy pairs such a rule does about as well as a network that is trained on nothing but their labels.
-So the network is told, half by the label and half by this rule, how sure it should be of each pair.
+On a few thousand noisy pairs such a rule does better than a network that is trained on nothing but their labels. So the
+network learns the rule's margins, with a little added for the label of each pair.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def fit_counts(pairs: Sequence[Pair]) -> Callable[[Pair], float]:
         pairs: The pairs to fit.
 
     Returns:
-        A function that gives the probability that the chosen response of a pair is the better one.
+        A function that gives the log-odds that the chosen response of a pair is the better one.
     """
 
     def difference(pair: Pair) -> list[float]:
@@ -53,4 +53,4 @@ def fit_counts(pairs: Sequence[Pair]) -> Callable[[Pair], float]:
         curvature = (x * (sure * (1 - sure))[:, None]).T @ x + torch.eye(len(weights), dtype=torch.float64)
         weights += torch.linalg.solve(curvature, gradient)
     per_count = (weights / scale).tolist()
-    return lambda pair: 1 / (1 + math.exp(-sum(w * d for w, d in zip(per_count, difference(pair), strict=True))))
+    return lambda pair: sum(w * d for w, d in zip(per_count, difference(pair), strict=True))

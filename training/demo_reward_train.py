@@ -1,15 +1,16 @@
-"""The training, in four rounds.
+"""The training, in three rounds.
 
 1. `topic`: the whole of MiniLM learns, on short snippets, to say whether an answer belongs to its question. Its
    pretraining makes that easy; a network with its lower layers alone does not find it by itself.
-2. `whole`: it learns to tell an intact answer from a spoilt one, in all the ways of `demo_reward_corruptions`.
-3. `small`: fewer layers, fewer neurons, narrower embeddings; the small network imitates the whole one, layer by layer.
-   What is pruned before it knows its task learns it far more slowly.
-4. `reward`: the small network learns preferences on whole conversations, and goes on with the spoilt answers.
+2. `whole`: it learns to tell an intact answer from a spoilt one, in all the ways of `demo_reward_corruptions`, and how
+   far apart two responses of a preference pair are, on whole conversations.
+3. `small`: fewer layers, fewer neurons, narrower embeddings; the small network imitates the whole one, layer by layer,
+   on the same batches. What is pruned before it knows its task learns it far more slowly.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from demo_reward_shrink import fit_embeddings, narrow, neuron_importance
 from rich.console import Console
 from transformers import AutoModelForSequenceClassification, ElectraForSequenceClassification
 
+WHOLE_STEPS = 280
+SMALL_STEPS = 280
 KEPT_LAYERS = (0, 1, 2, 3, 5)
 INNER = 896
 EMBEDDING = 160
@@ -29,12 +32,13 @@ Loss = Callable[[Batch], torch.Tensor]
 
 
 def comparison_loss(scores: torch.Tensor, links: Sequence[Link]) -> torch.Tensor:
-    """The Bradley-Terry loss of the comparisons, with a pull of all rewards towards zero."""
+    """The Bradley-Terry loss, or the distance to a known margin, with a pull of all rewards towards zero."""
     margins = scores[[link.better for link in links]] - scores[[link.worse for link in links]]
-    weights = torch.tensor([link.weight for link in links])
-    unsure = torch.tensor([1 - link.sure for link in links])
-    surprise = torch.nn.functional.softplus(-margins) + unsure * margins
-    return (weights * surprise).mean() + REWARD_DECAY * scores.square().mean()
+    wanted = torch.tensor([math.nan if link.margin is None else link.margin for link in links])
+    known = ~wanted.isnan()
+    surprise = torch.nn.functional.softplus(-margins[~known]).sum()
+    surprise += torch.nn.functional.smooth_l1_loss(margins[known], wanted[known], reduction="sum")
+    return surprise / len(links) + REWARD_DECAY * scores.square().mean()
 
 
 def learn_from_pairs(model: ElectraForSequenceClassification) -> Loss:
@@ -114,9 +118,9 @@ def shrink(
     wide: ElectraForSequenceClassification, batches: Batches, console: Console
 ) -> ElectraForSequenceClassification:
     """Makes the small network from the wide one; what is left out is what the comparisons miss least."""
-    importance = neuron_importance(wide, learn_from_pairs(wide), batches.spoilt, rounds=12)
+    importance = neuron_importance(wide, learn_from_pairs(wide), batches.mixed, rounds=12)
     small = narrow(wide, importance, layers=KEPT_LAYERS, inner=INNER, width=EMBEDDING)
-    rows = [row for _ in range(50) for row in batches.rewards().rows]
+    rows = [row for _ in range(50) for row in batches.mixed().rows]
     missing = fit_embeddings(wide, small, rows, steps=600)
     console.print(f"the narrow embeddings miss {missing:.1%} of the variance of the wide ones")
     return small
@@ -153,19 +157,14 @@ def train_reward(data: Path, start: Path, out: Path, *, seed: int, work: Path | 
         return model
 
     def whole() -> ElectraForSequenceClassification:
-        fit(wide, learn_from_pairs(wide), batches.spoilt, steps=110, rate=2e-4, console=console)
+        fit(wide, learn_from_pairs(wide), batches.mixed, steps=WHOLE_STEPS, rate=2e-4, console=console)
         return wide
 
     def small() -> ElectraForSequenceClassification:
         model = shrink(wide, batches, console)
-        fit(model, learn_from_teacher(model, wide), batches.spoilt, steps=130, rate=5e-4, console=console)
+        fit(model, learn_from_teacher(model, wide), batches.mixed, steps=SMALL_STEPS, rate=5e-4, console=console)
         return model
-
-    def reward() -> ElectraForSequenceClassification:
-        fit(narrowed, learn_from_pairs(narrowed), batches.rewards, steps=300, rate=2e-4, console=console)
-        return narrowed
 
     wide = done("topic", topic)
     wide = done("whole", whole)
-    narrowed = done("small", small)
-    save(done("reward", reward), batches.tokenizer, out)
+    save(done("small", small), batches.tokenizer, out)
