@@ -1,6 +1,7 @@
 """What every test starts from: no settings in the environment, and a server where one is asked for."""
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -11,6 +12,12 @@ from langchain_openai import ChatOpenAI
 
 from tests.servers import ChatServer
 from tests.tpo_script import server_reply
+
+
+def pytest_configure() -> None:
+    """Let Ctrl-C end what the tests start: a shell starts its background jobs deaf to it, and children inherit that."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -3,6 +3,7 @@
 import os
 import pty
 import re
+import select
 import signal
 import struct
 import subprocess
@@ -104,7 +105,8 @@ class Terminal:
         """What the terminal got so far: up to the end, or until a text shows up."""
         give_up = time.monotonic() + seconds
         while not until or until not in self.text:
-            assert time.monotonic() < give_up, self.text
+            left = give_up - time.monotonic()
+            assert left > 0 and select.select([self._master], [], [], left)[0], f"nothing came in time:\n{self.text}"
             try:
                 piece = os.read(self._master, 65536)
             except OSError:  # the other side is closed
