@@ -83,6 +83,19 @@ def test_the_metadata_tells_the_run():
     assert answer.response_metadata["model_name"] == "tpo/ScriptedChatModel"
 
 
+def test_a_second_reward_model_watches_and_the_metadata_has_the_warning():
+    second = TableReward(lambda text: -float(text.split()[-1]))
+    told = chat(depth=1, second_reward=second).invoke("q").response_metadata["tpo"]
+    assert [warning["kind"] for warning in told["warnings"]] == ["second_scorer_falls"]
+    assert chat(depth=1).invoke("q").response_metadata["tpo"]["warnings"] == []
+
+
+def test_a_second_reward_model_by_name(monkeypatch):
+    monkeypatch.setitem(SCHEMES, "table", lambda name: TableReward({}))
+    told = chat(mode="bon", second_reward="table").invoke("q").response_metadata["tpo"]
+    assert [warning["kind"] for warning in told["warnings"]] == ["second_scorer_failed"]
+
+
 def test_history_and_system_message_reach_the_policy():
     policy = scripted_policy()
     history = [SystemMessage("s"), HumanMessage("a"), AIMessage("b"), HumanMessage("c")]
@@ -186,6 +199,7 @@ def test_a_draft_survives_a_failing_run(kind):
         ({"policy": 7}, "policy must be a LangChain chat model"),
         ({"critic": 7}, "critic must be a LangChain chat model"),
         ({"reward": 7}, "reward must be a reward model"),
+        ({"second_reward": 7}, "second reward must be a reward model"),
     ],
 )
 def test_a_wrong_argument_is_refused_by_name(options, message):
