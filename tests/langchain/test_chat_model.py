@@ -13,7 +13,7 @@ from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.rate_limiters import BaseRateLimiter
 from langchain_core.runnables import ConfigurableField, RunnableLambda
 
-from tests.tpo_script import number_reward, phases_asked, scripted_policy, server_reply
+from tests.tpo_script import FailsAtACost, number_reward, phases_asked, scripted_policy, server_reply
 from tpo_graph import ConfigurationError, PolicyError, RewardError, TPOSettings
 from tpo_graph.langchain.chat_model import ChatTPO
 from tpo_graph.rewards.load import SCHEMES
@@ -189,6 +189,12 @@ def test_a_draft_survives_a_failing_run(kind):
     assert (answer.text, answer.response_metadata["tpo"]["stop_reason"]) == ("mine 1", f"{kind}_failed")
     with pytest.raises(PolicyError if kind == "policy" else RewardError):
         model.invoke("q", draft=AIMessage("mine 1"), on_failure="raise")
+
+
+def test_what_a_failed_scoring_cost_is_in_the_usage_of_a_draft_that_survives():
+    draft = AIMessage("mine 1", usage_metadata={"input_tokens": 5, "output_tokens": 2, "total_tokens": 7})
+    answer = ChatTPO(policy=scripted_policy(), reward=FailsAtACost(), n=2).invoke("q", draft=draft)
+    assert answer.usage_metadata == {"input_tokens": 5 + 1 + 300, "output_tokens": 2 + 2 + 2, "total_tokens": 312}
 
 
 @pytest.mark.parametrize(
