@@ -41,6 +41,12 @@ def test_no_key(tpo):
     assert hint
 
 
+def test_a_second_reward_beside_a_person(tpo):
+    code, error, _ = told(tpo("run", QUESTION, "--reward", "person", "--second-reward", "local"))
+    assert code == 2
+    assert "--second-reward watches a reward model" in error
+
+
 def test_no_server(tpo, unused_tcp_port):
     policy = f"server:http://127.0.0.1:{unused_tcp_port}/v1#m"
     code, error, hint = told(tpo("run", QUESTION, "--policy", policy, "--reward", "number"))
