@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from langchain_core.messages import BaseMessage
 
-from tpo_graph.errors import RewardError
+from tpo_graph.errors import ConfigurationError, RewardError
+from tpo_graph.rewards.local.truncation import TRUNCATIONS, Truncation
 from tpo_graph.rewards.scoring_report import ScoringReport
 
 if TYPE_CHECKING:
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 
     from tpo_graph.rewards.local.conversation import ChatTurn
     from tpo_graph.rewards.local.encoding import ConversationEncoder, EncodedText
-    from tpo_graph.rewards.local.truncation import Truncation
 
 __all__ = ["Renderer"]
 
@@ -35,6 +35,9 @@ class Renderer:
             its own turn.
         max_length: tokens of a text at most; None leaves the limit to the server. For ids alone.
         truncation: what happens to longer ones; under `error` they have no score.
+
+    Raises:
+        ConfigurationError: `max_length` is below 1, or `truncation` is unknown.
     """
 
     def __init__(
@@ -46,8 +49,12 @@ class Renderer:
         trust_remote_code: bool = False,
         sanitize: bool = True,
         max_length: int | None = None,
-        truncation: "Truncation" = "error",
+        truncation: Truncation = "error",
     ) -> None:
+        if max_length is not None and max_length < 1:
+            raise ConfigurationError(f"max_length={max_length}: it must be at least 1, or None.")
+        if truncation not in TRUNCATIONS:
+            raise ConfigurationError(f"Unknown truncation {truncation!r}; allowed: {', '.join(TRUNCATIONS)}.")
         self._name = tokenizer
         self._revision = revision
         self._chat_template = chat_template
