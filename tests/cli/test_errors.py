@@ -41,6 +41,11 @@ def test_no_key(tpo):
     assert hint
 
 
+def test_the_hint_is_for_the_command_that_was_given(tpo):
+    _, _, hint = told(tpo("score", "nowhere.jsonl", "--reward", "local"))
+    assert hint == "hint: --help after the command lists every option and what it takes."
+
+
 def test_a_second_reward_beside_a_person(tpo):
     code, error, _ = told(tpo("run", QUESTION, "--reward", "person", "--second-reward", "local"))
     assert code == 2
