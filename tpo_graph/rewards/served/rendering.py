@@ -154,7 +154,7 @@ class Renderer:
 
         whole: list[ChatTurn] = [*turns, {"role": "assistant", "content": response}]
         if broken:
-            whole = [{**turn, "content": _broken_up(str(turn["content"]), broken)} for turn in whole]
+            whole = [{key: _broken_up(value, broken) for key, value in turn.items()} for turn in whole]
         try:
             text = tokenizer.apply_chat_template(
                 whole,  # type: ignore[arg-type]  # typed as dict[str, str], documented to take tool calls too
@@ -208,8 +208,17 @@ def _found(tokens: Sequence[str], text: str) -> list[str]:
     return re.findall("|".join(map(re.escape, tokens)), text) if tokens else []
 
 
-def _broken_up(text: str, tokens: Sequence[str]) -> str:
-    """`text` with a space inside each control token: a server that takes text can't be told to read it as plain."""
+def _broken_up(value: object, tokens: Sequence[str]) -> object:
+    """A text with a space inside each control token: a server that takes text can't be told to read it as plain.
+
+    The same for the texts in lists and dicts, which tool calls are.
+    """
+    if isinstance(value, dict):
+        return {key: _broken_up(one, tokens) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_broken_up(one, tokens) for one in value]
+    if not isinstance(value, str):
+        return value
     for token in tokens:
-        text = text.replace(token, f"{token[0]} {token[1:]}")
-    return text
+        value = value.replace(token, f"{token[0]} {token[1:]}")
+    return value
