@@ -10,7 +10,9 @@ from typing import Literal
 from langchain_core.messages import BaseMessage
 
 from tests.servers import ChatRequest
+from tpo_graph.errors import RewardError
 from tpo_graph.testing import ScriptedChatModel, TableReward
+from tpo_graph.types import PhaseUsage
 
 PhaseName = Literal["sample", "loss", "gradient", "critique", "update"]
 LOSS, GRADIENT = "the loss", "1. the gradient"
@@ -59,6 +61,19 @@ def server_reply(request: ChatRequest, number: int) -> str:
 def number_reward() -> TableReward:
     """A reward model for which the last number of a text is its reward."""
     return TableReward(lambda text: float(text.split()[-1]))
+
+
+class FailsAtACost:
+    """A reward model that spends two requests before it fails, as a judge may."""
+
+    async def score_with_usage(self, messages, responses, *, preference=""):
+        """Fail, and tell what it cost."""
+        used = PhaseUsage(requests=2, input_tokens=300, output_tokens=2, seconds=0.0)
+        raise RewardError("The judge has left.", usage=used)
+
+    async def score(self, messages, responses):
+        """Fail."""
+        await self.score_with_usage(messages, responses)
 
 
 def phases_asked(model: ScriptedChatModel) -> list[PhaseName]:

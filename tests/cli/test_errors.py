@@ -41,6 +41,17 @@ def test_no_key(tpo):
     assert hint
 
 
+def test_the_hint_is_for_the_command_that_was_given(tpo):
+    _, _, hint = told(tpo("score", "nowhere.jsonl", "--reward", "local"))
+    assert hint == "hint: --help after the command lists every option and what it takes."
+
+
+def test_a_second_reward_beside_a_person(tpo):
+    code, error, _ = told(tpo("run", QUESTION, "--reward", "person", "--second-reward", "local"))
+    assert code == 2
+    assert "--second-reward watches a reward model" in error
+
+
 def test_no_server(tpo, unused_tcp_port):
     policy = f"server:http://127.0.0.1:{unused_tcp_port}/v1#m"
     code, error, hint = told(tpo("run", QUESTION, "--policy", policy, "--reward", "number"))

@@ -6,9 +6,10 @@ from typing import get_args
 import pytest
 
 from tests.cli.conftest import at
-from tests.tpo_script import server_reply
+from tests.tpo_script import FailsAtACost, server_reply
 from tpo_graph.cli.events import RunEnded
 from tpo_graph.cli.story import ending, phase_ended
+from tpo_graph.rewards.load import SCHEMES
 from tpo_graph.types import FailureReason, FailureRecord, StopReason
 
 QUESTION = "Why is the sky blue?"
@@ -32,6 +33,15 @@ def test_candidates_that_could_not_be_scored_are_in_the_json(chat_server, tpo):
     assert result["answer"] is result["best"] is result["stop_reason"] is None
     assert result["error"]["kind"] == "RewardError"
     assert ended.err.splitlines()[0].startswith("error: ")
+
+
+def test_what_a_failed_scoring_cost_is_in_the_json(chat_server, tpo, monkeypatch):
+    monkeypatch.setitem(SCHEMES, "costly", lambda name: FailsAtACost())
+    ended = tpo("run", QUESTION, *at(chat_server(), reward="costly"), "--json")
+    usage = json.loads(ended.out)["usage"]
+    assert (ended.code, usage["sample"]["requests"]) == (4, 1)
+    assert (usage["score"]["requests"], usage["score"]["input_tokens"]) == (2, 300)
+    assert "3 requests" in ended.err
 
 
 def test_a_policy_that_fails_later_leaves_the_best_answer(chat_server, tpo):

@@ -140,6 +140,20 @@ def test_what_a_second_judge_costs_is_counted():
     assert result["usage"]["score"]["requests"] == 4
 
 
+def test_what_the_second_reward_model_could_not_read_is_a_warning_of_its_own():
+    result = run(number_reward(), second_reward=Cutting(range(100)))
+    (warning,) = result["warnings"]
+    assert (warning["kind"], warning["value"]) == ("truncated_second_input", 4.0)
+    assert warning["message"].startswith("4 candidates were too long for the second reward model")
+
+
+def test_a_second_reward_that_nobody_would_ask_is_refused():
+    with pytest.raises(ConfigurationError, match="asked by the node 'score', which nodes= replaces"):
+        create_tpo_graph(
+            scripted_policy(), number_reward(), nodes={"score": lambda state: {}}, second_reward=number_reward()
+        )
+
+
 def test_a_second_reward_must_be_a_reward_model():
     with pytest.raises(ConfigurationError, match="'str' has none"):
         run(number_reward(), second_reward="local")

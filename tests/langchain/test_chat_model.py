@@ -13,7 +13,7 @@ from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.rate_limiters import BaseRateLimiter
 from langchain_core.runnables import ConfigurableField, RunnableLambda
 
-from tests.tpo_script import number_reward, phases_asked, scripted_policy, server_reply
+from tests.tpo_script import FailsAtACost, number_reward, phases_asked, scripted_policy, server_reply
 from tpo_graph import ConfigurationError, PolicyError, RewardError, TPOSettings
 from tpo_graph.langchain.chat_model import ChatTPO
 from tpo_graph.rewards.load import SCHEMES
@@ -81,6 +81,19 @@ def test_the_metadata_tells_the_run():
     assert [record["best_reward"] for record in told["trajectory"]] == [1.0, 5.0]
     assert told["trajectory"][1]["loss"] == "the loss"
     assert answer.response_metadata["model_name"] == "tpo/ScriptedChatModel"
+
+
+def test_a_second_reward_model_watches_and_the_metadata_has_the_warning():
+    second = TableReward(lambda text: -float(text.split()[-1]))
+    told = chat(depth=1, second_reward=second).invoke("q").response_metadata["tpo"]
+    assert [warning["kind"] for warning in told["warnings"]] == ["second_scorer_falls"]
+    assert chat(depth=1).invoke("q").response_metadata["tpo"]["warnings"] == []
+
+
+def test_a_second_reward_model_by_name(monkeypatch):
+    monkeypatch.setitem(SCHEMES, "table", lambda name: TableReward({}))
+    told = chat(mode="bon", second_reward="table").invoke("q").response_metadata["tpo"]
+    assert [warning["kind"] for warning in told["warnings"]] == ["second_scorer_failed"]
 
 
 def test_history_and_system_message_reach_the_policy():
@@ -178,6 +191,12 @@ def test_a_draft_survives_a_failing_run(kind):
         model.invoke("q", draft=AIMessage("mine 1"), on_failure="raise")
 
 
+def test_what_a_failed_scoring_cost_is_in_the_usage_of_a_draft_that_survives():
+    draft = AIMessage("mine 1", usage_metadata={"input_tokens": 5, "output_tokens": 2, "total_tokens": 7})
+    answer = ChatTPO(policy=scripted_policy(), reward=FailsAtACost(), n=2).invoke("q", draft=draft)
+    assert answer.usage_metadata == {"input_tokens": 5 + 1 + 300, "output_tokens": 2 + 2 + 2, "total_tokens": 312}
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -186,6 +205,7 @@ def test_a_draft_survives_a_failing_run(kind):
         ({"policy": 7}, "policy must be a LangChain chat model"),
         ({"critic": 7}, "critic must be a LangChain chat model"),
         ({"reward": 7}, "reward must be a reward model"),
+        ({"second_reward": 7}, "second reward must be a reward model"),
     ],
 )
 def test_a_wrong_argument_is_refused_by_name(options, message):

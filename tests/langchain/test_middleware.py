@@ -18,6 +18,7 @@ from tests.langchain.tool_policy import calling, tool_policy
 from tests.tpo_script import number_reward, phases_asked, scripted_policy
 from tpo_graph import ConfigurationError, TPOSettings
 from tpo_graph.langchain.middleware import TPOMiddleware
+from tpo_graph.testing import TableReward
 
 ASKED = {"messages": [("user", "q")]}
 
@@ -54,6 +55,11 @@ def test_the_state_has_the_trajectory(way):
     assert (state["tpo"]["reward"], state["tpo"]["stop_reason"]) == (5.0, "depth")
     assert [record["best_reward"] for record in state["tpo"]["trajectory"]] == [2.0, 5.0]
     assert state["messages"][-1].response_metadata["tpo"] == state["tpo"]
+
+
+def test_a_second_reward_model_watches():
+    state = agent(tool_policy("draft 2"), options={"second_reward": TableReward({})}).invoke(ASKED)
+    assert [warning["kind"] for warning in state["tpo"]["warnings"]] == ["second_scorer_failed"]
 
 
 def test_the_draft_is_a_candidate():

@@ -13,7 +13,7 @@ __all__ = ["describe", "report"]
 _LONGEST = 1000
 _DEFAULT_HINTS = {
     ExitCode.UNEXPECTED: "This is a defect of tpo-graph or of a library; --debug shows where it happened.",
-    ExitCode.USAGE: "`tpo-graph run --help` lists every option and what it takes.",
+    ExitCode.USAGE: "--help after the command lists every option and what it takes.",
     ExitCode.POLICY: "--debug shows the whole error.",
     ExitCode.REWARD: "--debug shows the whole error; --reward names another reward model.",
     ExitCode.BUDGET: "Raise the budget, or set it to none.",

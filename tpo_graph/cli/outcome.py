@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from tpo_graph.cli.events import Part, RunEnded
 from tpo_graph.cli.loading import Load, load_by_name
-from tpo_graph.errors import RewardError
+from tpo_graph.errors import PolicyError, RewardError
 from tpo_graph.settings import TPOSettings
-from tpo_graph.types import PERSON, Candidate, ScoredCandidate
+from tpo_graph.types import PERSON, Candidate, Phase, ScoredCandidate, Usage
 
 if TYPE_CHECKING:
     from tpo_graph.prompt_store import PromptPack
@@ -59,6 +59,7 @@ class Outcome:
         interrupted: a person ended it.
         seconds: wall time.
         prompts: name of the prompt pack that was used; "" when it was not known yet.
+        phase: the one that began last; None before the first.
     """
 
     state: Mapping[str, Any] = field(default_factory=dict)  # Any: a TPOState
@@ -66,6 +67,7 @@ class Outcome:
     interrupted: bool = False
     seconds: float = 0.0
     prompts: str = ""
+    phase: Phase | None = None
 
     @property
     def best(self) -> ScoredCandidate | None:
@@ -85,11 +87,19 @@ class Outcome:
             return self.error.unscored
         return list(self.state.get("pending") or [])
 
+    @property
+    def usage(self) -> Usage:
+        """What was used, by the phase that failed too."""
+        from tpo_graph.accounting import add_usage
+
+        lost = self.error.usage if isinstance(self.error, (PolicyError, RewardError)) else None
+        return add_usage(self.state.get("usage"), {self.phase: lost} if self.phase and lost else {})
+
     def ended(self) -> RunEnded:
         """The last event of the run."""
         from tpo_graph.accounting import total
 
-        used = total(self.state.get("usage") or {})
+        used = total(self.usage)
         return RunEnded(
             ending="interrupted" if self.interrupted else "failed" if self.error else "finished",
             stop_reason=self.state.get("stop_reason"),

@@ -34,7 +34,7 @@ def as_document(outcome: Outcome, request: RunRequest | None) -> dict[str, Any]:
         "failures": state.get("failures", []),
         "choices": state.get("choices", []),
         "warnings": state.get("warnings", []),
-        "usage": state.get("usage", {}),
+        "usage": outcome.usage,
         "seconds": round(outcome.seconds, 3),
         "messages": [_message(each) for each in state.get("messages", [])],
         "models": dict(request.models) if request else {},

@@ -142,6 +142,8 @@ def _request(
     if question == "-" and (ask or models["reward model"].strip() == PERSON):
         flag = "--ask" if ask else f"--reward {PERSON}"
         raise ConfigurationError(f"{flag} reads your answers from standard input, where '-' reads the question.")
+    if "second reward model" in models and models["reward model"].strip() == PERSON:
+        raise ConfigurationError(f"--second-reward watches a reward model, and with --reward {PERSON} there is none.")
     question = _read_question(question)
     pack = None
     if prompts is not None:

@@ -93,6 +93,8 @@ def _follow(told: "SimpleQueue[_Told]", outcome: Outcome, reporter: Reporter) ->
             case _Asked(question, reply):
                 _let_a_person_answer(question, reply, reporter)
             case _:
+                if isinstance(news, PhaseBegan):
+                    outcome.phase = news.phase
                 reporter.show(news)
 
 

@@ -53,11 +53,12 @@ def build_tpo_graph(
         settings: defaults for every run; None reads the `TPO_*` variables. A call's `context` overrides what it
             names.
         second_reward: another reward model that watches: the result has a warning when its reward of the best
-            candidate fell while the first one rose. Nothing is selected by it, and its failures end no run.
+            candidate fell while the first one rose. Nothing is selected by it, and its failures end no run. The node
+            `score` asks it, so that it can't watch a run in which that one is replaced.
 
     Raises:
-        ConfigurationError: the policy is no chat model, a reward model has no `score`, or a name in `nodes`
-            is not a node.
+        ConfigurationError: the policy is no chat model, a reward model has no `score`, a name in `nodes` is not a
+            node, or nobody would ask the second reward model.
         PromptError: the pack is incomplete or can't run the mode.
     """
     settings = TPOSettings.load() if settings is None else settings
@@ -82,6 +83,11 @@ def build_tpo_graph(
     for name in nodes or {}:
         if name not in bodies:
             raise ConfigurationError(f"Unknown node {name!r}; allowed: {', '.join(bodies)}.")
+    if second_reward is not None and "score" in (nodes or {}):
+        raise ConfigurationError(
+            "A second reward model is asked by the node 'score', which nodes= replaces here.",
+            hint="Leave second_reward out, or ask it in your own node and write `second_rewards` and `warnings`.",
+        )
     bodies |= nodes or {}
 
     return wire(bodies, context_schema=TPOSettings)

@@ -7,7 +7,11 @@ from dataclasses import replace
 from tpo_graph.errors import RewardError
 from tpo_graph.graph.state import TPOState
 from tpo_graph.rewards.base import RewardModel
-from tpo_graph.rewards.overoptimization import OveroptimizationWarning, with_failed_second_scorer
+from tpo_graph.rewards.overoptimization import (
+    OveroptimizationWarning,
+    with_failed_second_scorer,
+    with_truncated_inputs,
+)
 from tpo_graph.rewards.parts import RunContext, run_scores
 from tpo_graph.selection import preference_pair
 from tpo_graph.types import ScoredCandidate
@@ -37,7 +41,7 @@ async def second_opinion(
         warnings: those of the run so far.
 
     Returns:
-        `known` with what is new, and the warnings, with one more when the second reward model failed.
+        `known` with what is new, and the warnings, with one more when the second reward model failed or cut something.
     """
     best = preference_pair([*state["cache"], *scored])["best"]
     wanted = [candidate for candidate in scored if candidate["step"] == 0] or [best]
@@ -50,6 +54,8 @@ async def second_opinion(
         rewards = await run_scores(model, list(state["messages"]), texts, replace(run, extremes=None, report=report))
     except RewardError as error:
         return dict(known), with_failed_second_scorer(warnings, str(error))
+    if cut := sum(text in report.truncated for text in new.values()):
+        warnings = with_truncated_inputs(warnings, cut, "truncated_second_input")
     by_text = {text: reward for text, reward in zip(texts, rewards, strict=True) if math.isfinite(reward)}
     if not by_text:
         why = report.reasons.get(texts[0], f"it gave {rewards[0]}")

@@ -34,6 +34,7 @@ def answer_message(state: TPOState, *, stop_reason: StopReason, model_name: str,
         "steps": state.get("step", 0),
         "stop_reason": stop_reason,
         "trajectory": trajectory,
+        "warnings": state.get("warnings", []),
     }
     return AIMessage(
         state.get("answer") or (draft.text if draft else ""),

@@ -36,7 +36,7 @@ class ChatTPO(OneBodyChatModel):
 
     It goes wherever a chat model goes: into chains, agents and graphs, with streaming, tools, structured output,
     caching, retries and fallbacks. `usage_metadata` of an answer is the sum of all requests behind it, and
-    `response_metadata["tpo"]` tells its reward, the steps, the stop reason and the trajectory.
+    `response_metadata["tpo"]` tells its reward, the steps, the stop reason, the trajectory and the warnings.
 
     Example:
         >>> from tpo_graph.testing import ScriptedChatModel, TableReward
@@ -73,6 +73,7 @@ class ChatTPO(OneBodyChatModel):
         prompts: see `build_tpo_graph`.
         nodes: see `build_tpo_graph`, and above.
         settings: defaults for every call; None reads the `TPO_*` variables.
+        second_reward: watches for a warning, see `build_tpo_graph`: a reward model or a name.
         stop: texts at which every answer ends.
         **options: settings by name, which beat `settings`; LangChain's standard arguments as in a call; and the
             fields of every chat model, as in `cache=True`.
@@ -87,6 +88,7 @@ class ChatTPO(OneBodyChatModel):
     prompts: Any = None  # Any: `PromptPack | str | Path | None`, the same
     nodes: Any = Field(None, repr=False)  # Any: as for `build_tpo_graph`
     settings: TPOSettings
+    second_reward: Any = Field(None, repr=False)  # Any: as for `reward`
     stop: list[str] | None = None
     streaming: bool = False
     """Whether `invoke` goes through `stream` as well, as other chat models have it."""
@@ -104,6 +106,7 @@ class ChatTPO(OneBodyChatModel):
         prompts: PromptPack | str | Path | None = None,
         nodes: Mapping[str, Any] | None = None,  # Any: whatever LangGraph takes as a node
         settings: TPOSettings | None = None,
+        second_reward: RewardModel | str | None = None,
         stop: Sequence[str] | None = None,
         **options: Any,  # Any: values of any setting
     ) -> None:
@@ -117,6 +120,7 @@ class ChatTPO(OneBodyChatModel):
             "prompts": prompts,
             "nodes": nodes,
             "settings": settings,
+            "second_reward": second_reward,
             "stop": list(stop) if stop else None,
         }
         super().__init__(**given, **options)
@@ -124,7 +128,8 @@ class ChatTPO(OneBodyChatModel):
 
     def _parts(self) -> LazyParts:
         """The parts; new ones when a field is another than before, as in a copy with changes."""
-        given = (self.policy, self.reward, self.critic, self.prompts, self.nodes, self.settings)
+        models = (self.policy, self.reward, self.critic)
+        given = (*models, self.prompts, self.nodes, self.settings, self.second_reward)
         lazy = self._lazy
         if lazy is None or any(old is not new for old, new in zip(lazy.given, given, strict=True)):
             lazy = self._lazy = LazyParts(*given)
@@ -209,7 +214,7 @@ class ChatTPO(OneBodyChatModel):
     def _identifying_params(self) -> Mapping[str, Any]:  # Any: LangChain's own
         # the stop texts too: LangChain puts those of the call over a parameter of that name
         texts = (self.settings.model_dump_json(), repr(self.stop))
-        parts = (self.policy, self.reward, self.critic, self.prompts, self.nodes, *texts)
+        parts = (self.policy, self.reward, self.critic, self.prompts, self.nodes, self.second_reward, *texts)
         return {
             "policy": policy_name(self.policy),
             "reward": self.reward if isinstance(self.reward, str) else type(self.reward).__name__,

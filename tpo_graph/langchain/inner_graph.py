@@ -81,7 +81,15 @@ def compile_inner_graph(parts: Parts, options: CallOptions, samplers: Samplers) 
         "update": update_node(actor, pack, settings),
     }
     nodes |= parts.nodes or {}
-    graph = build_tpo_graph(policy, parts.reward, critic=parts.critic, prompts=pack, nodes=nodes, settings=settings)
+    graph = build_tpo_graph(
+        policy,
+        parts.reward,
+        critic=parts.critic,
+        prompts=pack,
+        nodes=nodes,
+        settings=settings,
+        second_reward=parts.second_reward,
+    )
     if options.stop or options.schema is not None:
         bodies: dict[str, Any] = {name: node.runnable for name, node in graph.nodes.items()}  # Any: as above
         drawing: tuple[PolicyPhase, ...] = ("sample", "update")

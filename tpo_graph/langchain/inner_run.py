@@ -10,7 +10,7 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.config import get_stream_writer
 from langgraph.errors import GraphInterrupt
 
-from tpo_graph.accounting import Stopwatch
+from tpo_graph.accounting import Stopwatch, add_usage
 from tpo_graph.errors import BudgetError, ConfigurationError, PolicyError, RewardError, TPOError
 from tpo_graph.graph.build import TPOGraph
 from tpo_graph.graph.state import TPOInput, TPOState
@@ -23,7 +23,7 @@ from tpo_graph.policies.knobs import change_models, knob_fields
 from tpo_graph.policies.provider_errors import hint_for, one_line
 from tpo_graph.policies.transport import loop_safe
 from tpo_graph.settings import TPOSettings
-from tpo_graph.types import StepRecord, StopReason
+from tpo_graph.types import Phase, StepRecord, StopReason
 
 __all__ = ["STEP_EVENT", "InnerRuns"]
 
@@ -75,8 +75,10 @@ class InnerRuns:
             if not text:
                 raise
             state = {**state, "answer": text}
-            if isinstance(error, PolicyError) and error.usage and not state.get("usage"):
-                state["usage"] = {"sample": error.usage}
+            if error.usage is not None:
+                # a run that goes on to an answer ends by an error in these phases alone
+                failed: Phase = "score" if isinstance(error, RewardError) else "sample"
+                state["usage"] = add_usage(state.get("usage"), {failed: error.usage})
         except BudgetError as error:
             if draft is None:
                 raise

@@ -37,8 +37,8 @@ class TPOAgentState(AgentState[Any]):
     """The agent's state with what TPO did.
 
     Attributes:
-        tpo: of the latest final answer, its `reward`, `steps`, `stop_reason` and `trajectory`; None when that one was
-            not optimised.
+        tpo: of the latest final answer, its `reward`, `steps`, `stop_reason`, `trajectory` and `warnings`; None when
+            that one was not optimised.
     """
 
     tpo: NotRequired[Annotated[dict[str, Any] | None, OmitFromSchema(input=True, output=False)]]
@@ -69,10 +69,11 @@ class TPOMiddleware(AgentMiddleware[TPOAgentState, Any, Any]):  # Any: any conte
     Args:
         reward: a reward model, or a name that `load_reward` takes.
         policy: draws and revises: a chat model or a name; the agent's model when None. Only that one gets the tools.
-        critic: see `ChatTPO`, as for all others down to `settings`.
+        critic: see `ChatTPO`, as for all others down to `second_reward`.
         prompts: see there.
         nodes: see there.
         settings: see there.
+        second_reward: see there.
         when: which final answers are worth it, from the message and the request; None is all.
         **options: settings by name, as for `ChatTPO`.
 
@@ -92,6 +93,7 @@ class TPOMiddleware(AgentMiddleware[TPOAgentState, Any, Any]):  # Any: any conte
         prompts: PromptPack | str | Path | None = None,
         nodes: Mapping[str, Any] | None = None,  # Any: whatever LangGraph takes as a node
         settings: TPOSettings | None = None,
+        second_reward: RewardModel | str | None = None,
         when: Callable[[AIMessage, Request], bool] | None = None,
         **options: Any,  # Any: values of any setting
     ) -> None:
@@ -106,6 +108,7 @@ class TPOMiddleware(AgentMiddleware[TPOAgentState, Any, Any]):  # Any: any conte
             "prompts": prompts,
             "nodes": nodes,
             "settings": settings,
+            "second_reward": second_reward,
             **options,
         }
         # checked now: a wrong name should not wait for the agent's first answer

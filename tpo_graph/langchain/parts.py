@@ -34,6 +34,7 @@ class Parts:
         prompts: the prompt pack.
         nodes: replacements by name.
         settings: defaults of every call.
+        second_reward: watches; None for none.
     """
 
     policy: Policy
@@ -42,6 +43,7 @@ class Parts:
     prompts: PromptPack
     nodes: Mapping[str, Any] | None  # Any: whatever LangGraph takes as a node
     settings: TPOSettings
+    second_reward: RewardModel | None
 
 
 class LazyParts:
@@ -55,16 +57,15 @@ class LazyParts:
         prompts: PromptPack | str | Path | None,
         nodes: Mapping[str, Any] | None,  # Any: as above
         settings: TPOSettings,
+        second_reward: RewardModel | str | None,
     ) -> None:
         _check_policy("policy", policy)
         if critic is not None:
             _check_policy("critic", critic)
-        if not isinstance(reward, str) and not callable(getattr(reward, "score", None)):
-            raise ConfigurationError(
-                f"The reward must be a reward model or the name of one, not {type(reward).__name__!r}.",
-                hint="A reward model has a method score(messages, responses); load_reward tells the names.",
-            )
-        self.given = (policy, reward, critic, prompts, nodes, settings)
+        _check_reward("reward", reward)
+        if second_reward is not None:
+            _check_reward("second reward", second_reward)
+        self.given = (policy, reward, critic, prompts, nodes, settings, second_reward)
         self._lock = threading.Lock()
         self._parts: Parts | None = None
 
@@ -83,7 +84,7 @@ class LazyParts:
         # a lock of asyncio would belong to one event loop
         with self._lock:
             if self._parts is None:
-                policy, reward, critic, prompts, nodes, settings = self.given
+                policy, reward, critic, prompts, nodes, settings, second_reward = self.given
                 loaded_policy = load_policy(policy) if isinstance(policy, str) else policy
                 # the same name twice is one model
                 if critic == policy and isinstance(critic, str):
@@ -95,6 +96,7 @@ class LazyParts:
                     prompts=pack_for(prompts, loaded_policy),
                     nodes=nodes,
                     settings=settings,
+                    second_reward=load_reward(second_reward) if isinstance(second_reward, str) else second_reward,
                 )
             return self._parts
 
@@ -124,4 +126,12 @@ def _check_policy(role: str, policy: object) -> None:
         raise ConfigurationError(
             f"The {role} must be a LangChain chat model or the name of one, not {type(policy).__name__!r}.",
             hint='For example "openai:gpt-4o-mini".',
+        )
+
+
+def _check_reward(role: str, reward: object) -> None:
+    if not isinstance(reward, str) and not callable(getattr(reward, "score", None)):
+        raise ConfigurationError(
+            f"The {role} must be a reward model or the name of one, not {type(reward).__name__!r}.",
+            hint="A reward model has a method score(messages, responses); load_reward tells the names.",
         )

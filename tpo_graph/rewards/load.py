@@ -117,7 +117,7 @@ def load_reward(name: str, **options: Any) -> RewardModel:  # options depend on 
         raise ConfigurationError(f"Unknown reward model {name!r}; allowed: {allowed}.", hint=_suggestion(name, scheme))
     try:
         return loader(rest, **options)
-    except TypeError as error:
+    except (TypeError, AttributeError) as error:  # a text has methods that a number lacks
         if not options:
             raise
         if "unexpected keyword argument" in str(error):

@@ -32,6 +32,7 @@ WarningKind: TypeAlias = Literal[
     "truncated_answer",  # the best candidate does
     "second_scorer_falls",  # another reward of the best candidate fell while the first one rose
     "truncated_input",  # the reward model could not read candidates with their conversation whole
+    "truncated_second_input",  # the other reward model could not either
     "second_scorer_failed",  # the other reward could not be had
 ]
 
@@ -94,21 +95,25 @@ def overoptimization_warnings(
 
 
 def with_truncated_inputs(
-    warnings: Sequence[OveroptimizationWarning], candidates: int
+    warnings: Sequence[OveroptimizationWarning],
+    candidates: int,
+    kind: Literal["truncated_input", "truncated_second_input"] = "truncated_input",
 ) -> list[OveroptimizationWarning]:
-    """The warnings of a run with one about candidates that the reward model did not read whole.
+    """The warnings of a run with one about candidates that a reward model did not read whole.
 
     Args:
         warnings: those so far.
         candidates: how many of a step were cut; earlier ones are in the warning already.
+        kind: which reward model's.
     """
-    count = int(_value(warnings, "truncated_input")) + candidates
+    count = int(_value(warnings, kind)) + candidates
+    model = "the reward model" if kind == "truncated_input" else "the second reward model"
     what = "1 candidate was" if count == 1 else f"{count} candidates were"
     message = (
-        f"{what} too long for the reward model together with the conversation, and scored without the start of the "
+        f"{what} too long for {model} together with the conversation, and scored without the start of the "
         "conversation or the end of the response."
     )
-    return _replaced(warnings, _warning("truncated_input", message, count, 1))
+    return _replaced(warnings, _warning(kind, message, count, 1))
 
 
 def with_failed_second_scorer(warnings: Sequence[OveroptimizationWarning], why: str) -> list[OveroptimizationWarning]:

@@ -115,6 +115,57 @@ def test_own_code_that_can_not_be_imported_says_so(checkpoint, tmp_path, monkeyp
         ClassifierReward.from_pretrained(str(folder), trust_remote_code=True)
 
 
+@pytest.mark.parametrize("labels", [1, 19])
+def test_own_code_for_a_known_architecture_is_named_before_its_outputs(checkpoint, tmp_path, labels):
+    """As ArmoRM: a Llama config with 19 labels, and a class of its own."""
+    folder = gated(checkpoint, tmp_path, "raise RuntimeError('this must not run')", labels=labels)
+    with pytest.raises(RewardError, match=r"own code \(OwnReward\), which is not run unless you trust it") as caught:
+        ClassifierReward.from_pretrained(str(folder))
+    assert "trust_remote_code=True" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "hint"),
+    [
+        (
+            "from transformers.models.llama.modeling_llama import GONE",
+            "cannot import name 'GONE'",
+            "openrlhf:URL#MODEL",
+        ),
+        ("import no_such_package", "not found in your environment: no_such_package", "a model without own code"),
+    ],
+)
+@pytest.mark.parametrize("labels", [1, 19])
+def test_that_own_code_does_not_import_is_said_before_its_outputs(
+    checkpoint, tmp_path, monkeypatch, labels, code, said, hint
+):
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    folder = gated(checkpoint, tmp_path, code, labels=labels)
+    with pytest.raises(RewardError, match=f"fails to import here: .*{said}") as caught:
+        ClassifierReward.from_pretrained(str(folder), trust_remote_code=True)
+    assert hint in caught.value.hint
+
+
+def test_own_code_that_transformers_has_by_now_is_not_needed(checkpoint, reward, tmp_path):
+    folder = tmp_path / "own_code"
+    shutil.copytree(checkpoint("llama"), folder)
+    rewrite(folder, auto_map={"AutoModelForSequenceClassification": "own.LlamaForSequenceClassification"})
+    assert reward(folder).max_length == 2048
+
+
+def gated(checkpoint, tmp_path, code, *, labels):
+    folder = own_code(checkpoint, tmp_path, code)
+    names = {f"LABEL_{number}": number for number in range(labels)}
+    rewrite(
+        folder,
+        model_type="llama",
+        auto_map={"AutoModelForSequenceClassification": "own.OwnReward"},
+        label2id=names,
+        id2label={str(number): name for name, number in names.items()},
+    )
+    return folder
+
+
 def own_code(checkpoint, tmp_path, code):
     import shutil
 

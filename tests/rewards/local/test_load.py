@@ -44,6 +44,7 @@ def test_an_unknown_option_is_named(checkpoint):
         ("length:5", {"falloff": "x"}, "falloff='x'"),
         ("judge:openai:gpt-4o-mini", {"samples": "2", "api_key": "secret"}, "samples='2'"),
         ("tei:http://127.0.0.1:1#m", {"max_concurrency": "3"}, "max_concurrency='3'"),
+        ("judge:openai:gpt-4o-mini", {"preference": 3, "api_key": "secret"}, "preference=3"),
     ],
 )
 def test_an_option_of_the_wrong_type_is_named(name, options, shown):

@@ -235,6 +235,12 @@ def test_numbers_are_checked_before_anything_is_loaded(option):
         load_nim("http://127.0.0.1:1")
 
 
+@pytest.mark.parametrize("option", [{"max_length": 0}, {"truncation": "left"}, {"activation_field": "activations"}])
+def test_what_would_be_ignored_or_cut_otherwise_is_refused(option):
+    with pytest.raises(ConfigurationError, match=next(iter(option))):
+        load_vllm("http://127.0.0.1:1#rm", **option)
+
+
 async def test_a_tokenizer_without_chat_template_is_refused(llama, tmp_path, serve):
     llama.tokenizer.save_pretrained(tmp_path)
     (tmp_path / "chat_template.jinja").unlink()

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 import torch
+import transformers
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -77,7 +78,12 @@ def load_checkpoint(
     place = _device(device)
     with loading_errors(name, revision=revision, trust_remote_code=trust_remote_code), quiet_loading():
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
-        _refuse_labels(name, config, extraction)
+        own_code = AUTO_CLASSES[extraction.head].__name__ in (getattr(config, "auto_map", None) or {})
+        if own_code and not trust_remote_code:
+            _refuse_own_code(name, config)
+        trusted = own_code and trust_remote_code
+        if not trusted:
+            _refuse_labels(name, config, extraction)
         tokenizer = load_tokenizer(
             source, revision=revision, trust_remote_code=trust_remote_code, chat_template=chat_template
         )
@@ -93,12 +99,24 @@ def load_checkpoint(
             **({"device_map": {"": place}} if place.type != "cpu" and importlib.util.find_spec("accelerate") else {}),
         )
         _refuse_fresh_weights(name, config, report, extraction.head)
+        if trusted:  # that its code does not even import is the first thing to know
+            _refuse_labels(name, config, extraction)
         model = model.to(place).eval().requires_grad_(False)
         value_head = load_value_head(source, revision, model) if extraction.head == "value" else None
         limit = _limit(name, model, tokenizer, max_length)
         # texts are cut here and counted; the tokenizer would write a warning to standard error for each
         tokenizer.model_max_length = 10**30
     return Checkpoint(model, tokenizer, value_head, limit)
+
+
+def _refuse_own_code(name: str, config: PreTrainedConfig) -> None:
+    """A class that transformers does not have; one that it has too needs no code of the checkpoint."""
+    unknown = [written_for for written_for in config.architectures or () if not hasattr(transformers, written_for)]
+    if unknown:
+        raise RewardError(
+            f"Reward model {name!r} brings its own code ({', '.join(unknown)}), which is not run unless you trust it.",
+            hint="Read that code, then pass trust_remote_code=True.",
+        )
 
 
 def _refuse_labels(name: str, config: PreTrainedConfig, extraction: Extraction) -> None:

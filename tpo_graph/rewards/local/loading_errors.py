@@ -53,9 +53,12 @@ def loading_errors(name: str, *, revision: str | None, trust_remote_code: bool) 
         elif isinstance(error, ImportError) and trust_remote_code:
             message = f"Reward model {name!r} brings its own code, which fails to import here: {said}"
             hint = (
-                "It was written for another transformers version (ArmoRM is one such model). "
-                "Serve it from an environment of its own, or take a model without own code."
+                "It was written for another transformers version, which its config.json may name (ArmoRM is one such "
+                "model). Serve it from an environment with that version, behind OpenRLHF's interface "
+                "(openrlhf:URL#MODEL), or take a model without own code."
             )
+            if "pip install" in said:  # it says itself what to do
+                hint = "Or take a model without own code."
         elif "trust_remote_code" in str(error):
             message = f"Reward model {name!r} brings its own code, which is not run unless you trust it."
             hint = "Read that code, then pass trust_remote_code=True."

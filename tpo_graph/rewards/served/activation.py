@@ -7,9 +7,9 @@ do: versions that know both read `activation: false` as true. So the field that 
 
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
-from tpo_graph.errors import RewardError
+from tpo_graph.errors import ConfigurationError, RewardError
 
 __all__ = ["ActivationField", "RawScores"]
 
@@ -29,9 +29,15 @@ class RawScores:
 
     Args:
         field: the field to send; None finds it out.
+
+    Raises:
+        ConfigurationError: there is no such field, and a server would take no notice of it.
     """
 
     def __init__(self, field: ActivationField | None = None) -> None:
+        if field is not None and field not in get_args(ActivationField):
+            allowed = ", ".join(get_args(ActivationField))
+            raise ConfigurationError(f"Unknown activation_field {field!r}; allowed: {allowed}.")
         self.field = field
 
     async def __call__(self, ask: Ask, body: Mapping[str, Any]) -> list[float]:  # Any: JSON

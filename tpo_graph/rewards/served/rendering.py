@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from langchain_core.messages import BaseMessage
 
-from tpo_graph.errors import RewardError
+from tpo_graph.errors import ConfigurationError, RewardError
+from tpo_graph.rewards.local.truncation import TRUNCATIONS, Truncation
 from tpo_graph.rewards.scoring_report import ScoringReport
 
 if TYPE_CHECKING:
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 
     from tpo_graph.rewards.local.conversation import ChatTurn
     from tpo_graph.rewards.local.encoding import ConversationEncoder, EncodedText
-    from tpo_graph.rewards.local.truncation import Truncation
 
 __all__ = ["Renderer"]
 
@@ -35,6 +35,9 @@ class Renderer:
             its own turn.
         max_length: tokens of a text at most; None leaves the limit to the server. For ids alone.
         truncation: what happens to longer ones; under `error` they have no score.
+
+    Raises:
+        ConfigurationError: `max_length` is below 1, or `truncation` is unknown.
     """
 
     def __init__(
@@ -46,8 +49,12 @@ class Renderer:
         trust_remote_code: bool = False,
         sanitize: bool = True,
         max_length: int | None = None,
-        truncation: "Truncation" = "error",
+        truncation: Truncation = "error",
     ) -> None:
+        if max_length is not None and max_length < 1:
+            raise ConfigurationError(f"max_length={max_length}: it must be at least 1, or None.")
+        if truncation not in TRUNCATIONS:
+            raise ConfigurationError(f"Unknown truncation {truncation!r}; allowed: {', '.join(TRUNCATIONS)}.")
         self._name = tokenizer
         self._revision = revision
         self._chat_template = chat_template
@@ -147,7 +154,7 @@ class Renderer:
 
         whole: list[ChatTurn] = [*turns, {"role": "assistant", "content": response}]
         if broken:
-            whole = [{**turn, "content": _broken_up(str(turn["content"]), broken)} for turn in whole]
+            whole = [{key: _broken_up(value, broken) for key, value in turn.items()} for turn in whole]
         try:
             text = tokenizer.apply_chat_template(
                 whole,  # type: ignore[arg-type]  # typed as dict[str, str], documented to take tool calls too
@@ -201,8 +208,17 @@ def _found(tokens: Sequence[str], text: str) -> list[str]:
     return re.findall("|".join(map(re.escape, tokens)), text) if tokens else []
 
 
-def _broken_up(text: str, tokens: Sequence[str]) -> str:
-    """`text` with a space inside each control token: a server that takes text can't be told to read it as plain."""
+def _broken_up(value: object, tokens: Sequence[str]) -> object:
+    """A text with a space inside each control token: a server that takes text can't be told to read it as plain.
+
+    The same for the texts in lists and dicts, which tool calls are.
+    """
+    if isinstance(value, dict):
+        return {key: _broken_up(one, tokens) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_broken_up(one, tokens) for one in value]
+    if not isinstance(value, str):
+        return value
     for token in tokens:
-        text = text.replace(token, f"{token[0]} {token[1:]}")
-    return text
+        value = value.replace(token, f"{token[0]} {token[1:]}")
+    return value
