@@ -118,6 +118,9 @@ def test_a_question_without_quotes(tpo):
     code, _, hint = told(tpo("run", "Why", "is"))
     assert code == 2
     assert "quotes" in hint
+    code, _, hint = told(tpo("prompts", "list", "tpo"))
+    assert code == 2
+    assert "quotes" not in hint
 
 
 @pytest.mark.parametrize(
