@@ -120,7 +120,9 @@ def test_a_truncated_revision_is_a_candidate_where_settings_say_so(finish):
 
 
 def test_a_revision_that_is_closed_before_the_token_limit_is_whole():
-    rambling = AIMessage("<revised_response>rev 9</revised_response> and", response_metadata={"finish_reason": "length"})
+    rambling = AIMessage(
+        "<revised_response>rev 9</revised_response> and", response_metadata={"finish_reason": "length"}
+    )
     result = run(scripted_policy(update=rambling), depth=1, n=2)
     assert (result["answer"], result["best"]["truncated"]) == ("rev 9", False)
 
