@@ -47,6 +47,22 @@ def test_what_is_not_in_two_parts_is_all_loss_and_the_gradient_is_asked_for(writ
     assert fan_in(phases_asked(policy)) == ["sample", *["critique", "gradient", "update"] * 2]
 
 
+@pytest.mark.parametrize(
+    ("written", "loss"),
+    [
+        (f"{LOSS}\n\n**=== INSTRUCTIONS ===**\n\n{GRADIENT}", LOSS),
+        (f"{LOSS}\n## === INSTRUCTIONS ===:\n{GRADIENT}", LOSS),
+        (f"{LOSS} === INSTRUCTIONS === {GRADIENT}", LOSS),
+        (f'"=== INSTRUCTIONS ===" is odd.\n=== INSTRUCTIONS ===\n{GRADIENT}', '"=== INSTRUCTIONS ===" is odd.'),
+        (f"{LOSS}\n=== INSTRUCTIONS ===\n{GRADIENT}", LOSS),
+    ],
+)
+def test_the_divider_is_found_as_critics_write_it(written, loss):
+    graph = create_tpo_graph(scripted_policy(critique=written), number_reward())
+    step = graph.invoke({"query": "q"}, context={**FUSED, "depth": 1})["trajectory"][1]
+    assert (step["loss"], step["gradient"]) == (loss, GRADIENT)
+
+
 def test_a_loss_node_of_ones_own_may_write_the_loss_alone():
     policy = scripted_policy()
     graph = create_tpo_graph(policy, number_reward(), nodes={"loss": lambda _: {"loss": "mine"}})

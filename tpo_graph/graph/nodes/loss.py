@@ -1,5 +1,6 @@
 """loss: the critic says in words why the best candidate beat the worst."""
 
+import re
 from typing import Any
 
 from langgraph.runtime import Runtime
@@ -39,6 +40,13 @@ def loss_node(critic: Sampler, prompts: PromptPack, settings: TPOSettings) -> No
 
 
 def _in_two(text: str, divider: str) -> tuple[str, str]:
-    """The loss and the gradient of a fused critique; all of it is loss where one of them is missing."""
-    loss, _, gradient = (part.strip() for part in text.partition(divider))
+    """The loss and the gradient of a fused critique; all of it is loss where one of them is missing.
+
+    A divider on a line of its own, maybe in Markdown's marks, counts before one inside a line: a critic may quote it.
+    """
+    quoted = re.escape(divider)
+    found = re.search(rf"^[ \t*#_]*{quoted}[ \t*:_]*$", text, re.MULTILINE) or re.search(quoted, text)
+    if found is None:
+        return text, ""
+    loss, gradient = text[: found.start()].strip(), text[found.end() :].strip()
     return (loss, gradient) if loss and gradient else (text, "")
