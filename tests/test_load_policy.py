@@ -99,8 +99,10 @@ def test_a_missing_package_says_what_to_install(monkeypatch):
 
 
 def test_a_missing_integration_names_the_package():
-    with pytest.raises(MissingDependencyError, match=r"langchain.anthropic"):
+    with pytest.raises(MissingDependencyError, match=r"langchain.anthropic") as caught:
         load_policy("anthropic:claude-haiku-4-5")
+    assert "package that it names" in caught.value.hint
+    assert ".." not in str(caught.value)
 
 
 def test_a_bad_option_is_a_configuration_error():

@@ -6,7 +6,8 @@ from tpo_graph.revision_tags import extract_revision, without_blank_edges
 
 
 def extract(completion, open_tag="<r>", close_tag="</r>", **options):
-    return tuple(extract_revision(completion, open_tag=open_tag, close_tag=close_tag, **options))
+    found = extract_revision(completion, open_tag=open_tag, close_tag=close_tag, **options)
+    return found.text, found.problem
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,12 @@ class Extraction(NamedTuple):
     Attributes:
         text: what stood between the tags, without blank edges.
         problem: None when the text can be a candidate.
+        is_closed: a closing tag ends the text; False where it is taken although nothing does.
     """
 
     text: str
     problem: FailureReason | None
+    is_closed: bool = True
 
 
 def without_blank_edges(text: str) -> str:
@@ -65,9 +67,10 @@ def extract_revision(
     text = f"{text}{close_tag}" if closed and not text.rstrip().endswith(close_tag) else text
     block = _last_block(text, open_tag, close_tag, truncated=truncated)
     inner = _inside(text[block.start : block.end])
-    if block.end is None and not keep_truncated:
-        return Extraction(inner, "not_closed")
-    return Extraction(inner, None if inner else "empty")
+    is_closed = block.end is not None
+    if not is_closed and not keep_truncated:
+        return Extraction(inner, "not_closed", is_closed)
+    return Extraction(inner, None if inner else "empty", is_closed)
 
 
 def _inside(text: str) -> str:

@@ -264,11 +264,16 @@ def _completion(generation: ChatGeneration) -> Completion:
     told = {**(generation.generation_info or {}), **message.response_metadata}
     finish = str(told.get("finish_reason") or told.get("stop_reason") or told.get("done_reason") or "").lower()
     return Completion(
-        text=message.text,
+        text=_whole_characters(message.text),
         truncated=finish in _CUT_SHORT,
         ended_by_stop=finish not in _CUT_SHORT,
         tool_calls=bool(getattr(message, "tool_calls", None)),
     )
+
+
+def _whole_characters(text: str) -> str:
+    """The text with U+FFFD for half a character, as servers that cut at a token may send: no request can hold one."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _count(usage: PhaseUsage, messages: Sequence[BaseMessage], llm_output: Mapping[str, Any] | None) -> None:

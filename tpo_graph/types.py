@@ -67,7 +67,7 @@ class Candidate(TypedDict):
         id: unique within the run.
         step: the step that drew it; 0 is the first sampling.
         text: the response, exactly as it may become the answer.
-        truncated: the policy stopped at its token limit.
+        truncated: the policy stopped at its token limit inside it.
     """
 
     id: str

@@ -65,6 +65,7 @@ def test_no_server_to_ask_for_its_model(tpo, unused_tcp_port):
     code, error, hint = told(tpo("run", QUESTION, "--policy", f"server:{url}", "--reward", "number"))
     assert code == 3
     assert url in error
+    assert error.endswith("does not tell its models: the connection was refused.")
     assert "running" in hint
 
 
@@ -128,6 +129,9 @@ def test_a_question_without_quotes(tpo):
     code, _, hint = told(tpo("run", "Why", "is"))
     assert code == 2
     assert "quotes" in hint
+    code, _, hint = told(tpo("prompts", "list", "tpo"))
+    assert code == 2
+    assert "quotes" not in hint
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,15 @@ def test_copy_then_edit_then_check(tpo, tmp_path):
     assert [line.split(":")[1] for line in checked.out.splitlines()[:3]] == [" ok"] * 3
 
 
+def test_a_copy_that_is_called_like_a_pack_of_ours_is_told_by_a_path_that_means_it(tpo, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ended = tpo("prompts", "copy", "tpo", "tpo")
+    assert ended.out == "./tpo\n"
+    assert "prompts check ./tpo" in ended.err
+    (tmp_path / "tpo" / "loss.toml").unlink()
+    assert "no loss.toml" in tpo("prompts", "check", "./tpo").err
+
+
 def test_copy_overwrites_nothing(tpo, tmp_path):
     ended = tpo("prompts", "copy", "tpo", str(tmp_path))
     assert ended.code == 2

@@ -6,7 +6,9 @@ import re
 import subprocess
 import sys
 
-from tests.cli.conftest import ROOT, at, environment, run_process, snapshot
+import pytest
+
+from tests.cli.conftest import ROOT, at, command, environment, run_process, snapshot
 from tests.fresh_process import run_script
 from tests.tpo_script import phase_of, server_reply
 from tpo_graph.cli.result import write_json
@@ -91,6 +93,23 @@ def test_a_dash_reads_standard_input(chat_server, tpo, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("  Wie grün\nist das? \n"))
     assert tpo("run", "-", *at(server), "--mode", "bon").code == 0
     assert server.bodies[0]["messages"][-1]["content"] == "Wie grün\nist das?"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["-"], [b"caf\xe9"], [QUESTION, "--system", b"caf\xe9"], [QUESTION, "--preference", b"caf\xe9"]]
+)
+def test_bytes_that_are_no_text_are_refused_before_a_model_is_loaded(arguments):
+    done = subprocess.run(
+        [*command("run", "--policy", "server:nowhere"), *arguments],
+        input=b"caf\xe9?",
+        capture_output=True,
+        timeout=60,
+        env=environment(),
+        cwd=ROOT,
+    )
+    assert done.returncode == 2
+    assert b"is not valid UTF-8 after 'caf'" in done.stderr
+    assert b"loading" not in done.stderr
 
 
 def test_quiet_says_nothing_but_the_answer(chat_server, tpo):

@@ -119,6 +119,14 @@ def test_a_truncated_revision_is_a_candidate_where_settings_say_so(finish):
     assert result["best"]["truncated"] is bool(finish)
 
 
+def test_a_revision_that_is_closed_before_the_token_limit_is_whole():
+    rambling = AIMessage(
+        "<revised_response>rev 9</revised_response> and", response_metadata={"finish_reason": "length"}
+    )
+    result = run(scripted_policy(update=rambling), depth=1, n=2)
+    assert (result["answer"], result["best"]["truncated"]) == ("rev 9", False)
+
+
 def test_empty_revisions_are_none_even_where_truncated_ones_are_kept():
     result = run(scripted_policy(update="<revised_response>"), depth=1, n=2, keep_truncated=True)
     assert {each["reason"] for each in result["failures"]} == {"empty"}
@@ -183,6 +191,12 @@ def test_no_finite_reward_at_first_is_an_error_that_keeps_the_candidates():
     with pytest.raises(RewardError, match="nan") as caught:
         run(scripted_policy(), TableReward({}, default=float("nan")))
     assert [each["text"] for each in caught.value.unscored] == [f"cand {number}" for number in range(5)]
+
+
+def test_a_reward_that_applies_to_nothing_is_told_in_one_sentence():
+    with pytest.raises(RewardError) as caught:
+        run(scripted_policy(), TableReward(lambda _: None))
+    assert str(caught.value) == "No candidate has a finite reward: The reward does not apply to it."
 
 
 @pytest.mark.parametrize(

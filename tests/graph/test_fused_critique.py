@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.tpo_script import GRADIENT, LOSS, number_reward, phases_asked, scripted_policy
+from tests.tpo_script import GRADIENT, LOSS, number_reward, phases_asked, scripted_policy, server_reply
 from tpo_graph import PromptError, PromptPack, TPOSettings, create_tpo_graph
 
 FUSED = {"fuse_critique": True}
@@ -47,6 +47,22 @@ def test_what_is_not_in_two_parts_is_all_loss_and_the_gradient_is_asked_for(writ
     assert fan_in(phases_asked(policy)) == ["sample", *["critique", "gradient", "update"] * 2]
 
 
+@pytest.mark.parametrize(
+    ("written", "loss"),
+    [
+        (f"{LOSS}\n\n**=== INSTRUCTIONS ===**\n\n{GRADIENT}", LOSS),
+        (f"{LOSS}\n## === INSTRUCTIONS ===:\n{GRADIENT}", LOSS),
+        (f"{LOSS} === INSTRUCTIONS === {GRADIENT}", LOSS),
+        (f'"=== INSTRUCTIONS ===" is odd.\n=== INSTRUCTIONS ===\n{GRADIENT}', '"=== INSTRUCTIONS ===" is odd.'),
+        (f"{LOSS}\n=== INSTRUCTIONS ===\n{GRADIENT}", LOSS),
+    ],
+)
+def test_the_divider_is_found_as_critics_write_it(written, loss):
+    graph = create_tpo_graph(scripted_policy(critique=written), number_reward())
+    step = graph.invoke({"query": "q"}, context={**FUSED, "depth": 1})["trajectory"][1]
+    assert (step["loss"], step["gradient"]) == (loss, GRADIENT)
+
+
 def test_a_loss_node_of_ones_own_may_write_the_loss_alone():
     policy = scripted_policy()
     graph = create_tpo_graph(policy, number_reward(), nodes={"loss": lambda _: {"loss": "mine"}})
@@ -71,6 +87,26 @@ def test_the_budget_counts_the_fused_request_once(chat_server, chat_openai, limi
     graph = create_tpo_graph(chat_openai(chat_server()), number_reward())
     result = graph.invoke({"query": "q"}, context={**FUSED, "depth": 2, "max_requests": limit})
     assert len(result["trajectory"]) == steps + 1
+
+
+@pytest.mark.parametrize(("limit", "asked"), [(3, 3), (4, 4), (6, 6), (7, 7)])
+def test_the_budget_is_kept_where_the_critique_is_not_in_two_parts(chat_server, chat_openai, limit, asked):
+    server = chat_server(answer=lambda request, number: _undivided(server_reply(request, number)))
+    graph = create_tpo_graph(chat_openai(server), number_reward())
+    result = graph.invoke({"query": "q"}, context={**FUSED, "depth": 2, "max_requests": limit})
+    assert len(server.bodies) == asked
+    if limit == 3:
+        assert (result["trajectory"][1]["loss"], result["trajectory"][1]["gradient"]) == ("no divider", "no divider")
+
+
+def _undivided(text: str) -> str:
+    return "no divider" if "=== INSTRUCTIONS ===" in text else text
+
+
+def test_the_phase_gradient_is_seen_although_it_asks_nothing():
+    graph = create_tpo_graph(scripted_policy(), number_reward())
+    updates = graph.stream({"query": "q"}, context={**FUSED, "depth": 1}, stream_mode="updates")
+    assert [each["gradient"] for each in updates if "gradient" in each] == [{"gradient": GRADIENT}]
 
 
 def test_a_pack_without_the_prompt_is_refused_before_anything_is_paid_for(tmp_path):

@@ -81,7 +81,7 @@ def _usage_error(error: Exception, message: str) -> ExitCode:
     context = getattr(error, "ctx", None)
     path = getattr(context, "command_path", _NAME)
     hint = f"`{path} --help` shows what it takes."
-    if "unexpected extra argument" in message.lower():
+    if "unexpected extra argument" in message.lower() and path.endswith(" run"):
         hint = f'Put a question of several words in quotes: {_NAME} run "Why is the sky blue?" {hint}'
     print_error(message, hint)
     return ExitCode.USAGE

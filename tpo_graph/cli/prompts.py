@@ -62,7 +62,7 @@ def copy(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that does not exist yet.")],
 ) -> None:
     """Copy a pack into a new folder, for editing."""
-    from tpo_graph.prompt_store import PromptPack, pack_folder
+    from tpo_graph.prompt_store import PromptPack, available_packs, pack_folder
 
     source = pack_folder(pack)
     if folder.exists():
@@ -72,9 +72,11 @@ def copy(
     except (OSError, shutil.Error) as error:
         raise PromptError(f"Prompt pack {pack!r} can't be copied to {str(folder)!r}: {error}.") from error
     PromptPack.load(folder)
-    print(folder)
-    typer.echo(f"Edit its files, then: tpo-graph prompts check {folder}", err=True)
-    typer.echo(f'Use it: tpo-graph run "..." --prompts {folder}', err=True)
+    # a bare name that a pack of ours has would mean that one
+    path = f"./{folder}" if str(folder) in available_packs() else str(folder)
+    print(path)
+    typer.echo(f"Edit its files, then: tpo-graph prompts check {path}", err=True)
+    typer.echo(f'Use it: tpo-graph run "..." --prompts {path}', err=True)
 
 
 @prompts.command()

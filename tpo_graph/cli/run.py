@@ -145,6 +145,8 @@ def _request(
     if "second reward model" in models and models["reward model"].strip() == PERSON:
         raise ConfigurationError(f"--second-reward watches a reward model, and with --reward {PERSON} there is none.")
     question = _read_question(question)
+    _check_encoding("system message", system)
+    _check_encoding("preference", chosen.preference)
     pack = None
     if prompts is not None:
         from tpo_graph.prompt_store import PromptPack
@@ -166,7 +168,19 @@ def _read_question(question: str) -> str:
         raise ConfigurationError(
             f"The question is empty: {question[:20]!r}.", hint='Put it in quotes: tpo-graph run "Why is the sky blue?"'
         )
+    _check_encoding("question", question)
     return question.strip()
+
+
+def _check_encoding(name: str, text: str) -> None:
+    """Python lets bytes that are not UTF-8 in as halves of pairs, which no request can hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        before = text[max(0, error.start - 20) : error.start]
+        raise ConfigurationError(
+            f"The {name} is not valid UTF-8 after {before!r}.", hint="Convert it first, as in: iconv -t utf-8 FILE."
+        ) from error
 
 
 def _reporter(*, quiet: bool, answer_follows: bool) -> Reporter:

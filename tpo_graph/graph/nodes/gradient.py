@@ -22,8 +22,9 @@ def gradient_node(critic: Sampler, prompts: PromptPack, settings: TPOSettings) -
         request = PhaseRequest("gradient", state, effective_settings(settings, runtime), prompts)
         if step_was_lost(state.get("failures", []), request.step):
             return {"gradient": ""}
-        if state.get("gradient"):
-            return {}
+        if written := state.get("gradient"):
+            # an empty update would hide the phase from who watches the run
+            return {"gradient": written}
         text, usage, failures = await critique(critic, request)
         return {"gradient": text, "usage": {"gradient": usage}, "failures": failures}
 

@@ -126,4 +126,4 @@ def _split(
 def _why(pending: Sequence[Candidate], rewards: Mapping[str, float], reasons: Mapping[str, str]) -> str:
     """What stands in the place of rewards, each once."""
     texts = dict.fromkeys(each["text"] for each in pending)
-    return "; ".join(dict.fromkeys(reasons.get(text, str(rewards[text])) for text in texts))
+    return "; ".join(dict.fromkeys(reasons.get(text, str(rewards[text])).rstrip(".") for text in texts))

@@ -47,10 +47,12 @@ def update_node(policy: Sampler, prompts: PromptPack, settings: TPOSettings) -> 
             used = plus(used, draw.usage)
             failures += request_failures("update", request.step, draw)
             for completion in draw.completions:
-                text, problem = _revision(completion, request, messages)
+                text, problem, is_closed = _revision(completion, request, messages)
                 if problem is None:
+                    # what ends at the token limit behind the closing tag is no part of the candidate
+                    cut = completion.truncated and not is_closed
                     name = f"{request.step}-{len(pending)}"
-                    pending.append(Candidate(id=name, step=request.step, text=text, truncated=completion.truncated))
+                    pending.append(Candidate(id=name, step=request.step, text=text, truncated=cut))
                 else:
                     failures.append(failure("update", request.step, problem, text=completion.text))
             if pending or not fits_budget(request.settings, request.usage(used), 1):
@@ -79,4 +81,4 @@ def _revision(completion: Completion, request: PhaseRequest, messages: list[Base
     problem: FailureReason | None = found.problem
     if problem == "not_closed" and completion.truncated:
         problem = "truncated"
-    return Extraction(found.text, problem)
+    return found._replace(problem=problem)
