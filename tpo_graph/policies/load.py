@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from tpo_graph.errors import ConfigurationError, MissingDependencyError, PolicyError
+from tpo_graph.policies.provider_errors import one_line
 
 if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel
@@ -93,12 +94,12 @@ def _only_model(url: str, key: str) -> str:
             models = [model.id for model in client.models.list()]
     except openai.AuthenticationError as error:
         raise PolicyError(
-            f"The server at {url} does not accept the key: {error}.",
+            f"The server at {url} does not accept the key: {one_line(error)}.",
             hint="Give its key as api_key=, or in the variable TPO_POLICY_API_KEY.",
         ) from error
     except openai.OpenAIError as error:
         raise PolicyError(
-            f"The server at {url} does not tell its models: {error}.",
+            f"The server at {url} does not tell its models: {one_line(error)}.",
             hint="Is it running, and does the address end as its documentation says (often /v1)?",
         ) from error
     if len(models) != 1:
