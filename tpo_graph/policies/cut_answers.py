@@ -4,6 +4,7 @@ It does so where a response format was sent, and the completions that are whole 
 """
 
 import sys
+from typing import Any
 
 from langchain_core.messages import AIMessage
 from langchain_core.outputs import ChatGeneration, LLMResult
@@ -17,7 +18,7 @@ def result_inside(error: Exception) -> LLMResult | None:
     if openai is None or not isinstance(error, openai.LengthFinishReasonError):
         return None
     answer = error.completion
-    generations = [
+    generations: list[Any] = [  # Any: LangChain's list may have other kinds too
         ChatGeneration(
             message=AIMessage(
                 choice.message.content or "",

@@ -71,7 +71,7 @@ def create_app(
     def described(name: str) -> dict[str, str | int]:
         return {"id": name, "object": "model", "created": created, "owned_by": "tpo_graph"}
 
-    async def models(request: Request) -> Response:
+    async def all_models(request: Request) -> Response:
         keys.check(request.headers)
         names = listed_names(backends.policies, limits)
         return JSONResponse({"object": "list", "data": [described(name) for name in names]})
@@ -94,7 +94,7 @@ def create_app(
     app = Starlette(
         routes=[
             Route("/v1/chat/completions", ChatEndpoint(backends, keys, limits, slots, metrics), methods=["POST"]),
-            Route("/v1/models", models),
+            Route("/v1/models", all_models),
             Route("/v1/models/{name:path}", model),
             Route("/health", health),
             Route("/metrics", exposed),
