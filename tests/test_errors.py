@@ -5,7 +5,15 @@ import pickle
 import pytest
 
 from tpo_graph import errors
-from tpo_graph.errors import ConfigurationError, MissingDependencyError, PromptError, RewardError, TPOError
+from tpo_graph.errors import (
+    BudgetError,
+    ConfigurationError,
+    MissingDependencyError,
+    PolicyError,
+    PromptError,
+    RewardError,
+    TPOError,
+)
 
 KINDS = [getattr(errors, name) for name in errors.__all__]
 
@@ -20,7 +28,14 @@ def test_every_error_is_a_tpo_error_with_a_message_and_a_hint(kind):
 
 @pytest.mark.parametrize(
     ("kind", "builtin"),
-    [(ConfigurationError, ValueError), (PromptError, ValueError), (MissingDependencyError, ImportError)],
+    [
+        (ConfigurationError, ValueError),
+        (PromptError, ValueError),
+        (BudgetError, ValueError),
+        (MissingDependencyError, ImportError),
+        (PolicyError, RuntimeError),
+        (RewardError, RuntimeError),
+    ],
 )
 def test_errors_are_also_the_builtin_that_fits(kind, builtin):
     assert issubclass(kind, builtin)

@@ -27,6 +27,7 @@ LAYERS = [
         "sampling",
         "policies",
         "rewards",
+        "loaded_models",
     },
     {"graph"},
     {"langchain", "batch"},

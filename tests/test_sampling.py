@@ -354,6 +354,18 @@ async def test_a_completion_knows_that_it_was_cut(start, chat_openai, reason, tr
     assert [completion.truncated for completion in draw.completions] == [truncated] * 2
 
 
+async def test_with_a_response_format_one_that_was_cut_leaves_the_others(start, chat_openai):
+    server = start(finish_reason=lambda text: "length" if text == "text 1" else "stop")
+    draw = await Sampler(chat_openai(server).bind(response_format={"type": "json_object"})).draw(ASK, 3, PAPER)
+    assert [(each.text, each.truncated) for each in draw.completions] == [
+        ("text 0", False),
+        ("text 1", True),
+        ("text 2", False),
+    ]
+    assert (draw.usage["requests"], draw.usage["input_tokens"], draw.usage["output_tokens"]) == (1, 2, 6)
+    assert (draw.errors, server.asked_n) == ([], [3])
+
+
 @pytest.mark.parametrize(
     ("told", "truncated"),
     [

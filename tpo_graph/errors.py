@@ -9,7 +9,8 @@
     ├── BudgetError          a budget that does not allow what was asked for
     └── JournalError         a batch journal that can't be read or continued
 
-Every message names the value that was at fault and what was allowed; `hint` says what to do next.
+Every message names the value that was at fault and what was allowed; `hint` says what to do next. What may end a run
+is one of Python's own kinds as well: LangGraph's server tells the messages of those alone.
 Exceptions of other libraries are mapped to these in one place each, with `raise ... from`.
 """
 
@@ -60,7 +61,7 @@ class PromptError(TPOError, ValueError):
     """A prompt pack is incomplete, or one of its texts can't be rendered."""
 
 
-class PolicyError(TPOError):
+class PolicyError(TPOError, RuntimeError):
     """The policy or the critic gave no usable response.
 
     Attributes:
@@ -72,7 +73,7 @@ class PolicyError(TPOError):
         self.usage = usage
 
 
-class RewardError(TPOError):
+class RewardError(TPOError, RuntimeError):
     """A reward model could not be loaded, or could not score.
 
     Attributes:
@@ -93,7 +94,7 @@ class RewardError(TPOError):
         self.usage = usage
 
 
-class BudgetError(TPOError):
+class BudgetError(TPOError, ValueError):
     """A budget does not allow what was asked for."""
 
 

@@ -20,6 +20,7 @@ from langchain_core.runnables.config import ensure_config, merge_configs
 
 from tpo_graph.accounting import Stopwatch, no_usage
 from tpo_graph.errors import ConfigurationError, PolicyError
+from tpo_graph.policies.cut_answers import result_inside
 from tpo_graph.policies.knobs import Policy, change_models, completion_fields, knob_fields, takes, usable_knobs
 from tpo_graph.policies.provider_errors import hint_for, may_refuse_n, one_line, refused_knob
 from tpo_graph.policies.request_size import Refusal, RequestSize, pieces
@@ -207,14 +208,20 @@ class Sampler:
                 raise ConfigurationError(f"The policy returned {type(message).__name__!r}, not a message.")
             _count(usage, [message], None)
             return [_completion(ChatGeneration(message=message))]
-        result: LLMResult = await told(self._model).agenerate(
-            [messages],
-            stop=list(sampling.stop) or self._bound.get("stop"),
-            callbacks=config.get("callbacks"),
-            tags=config.get("tags"),
-            metadata=config.get("metadata"),
-            **{name: value for name, value in self._bound.items() if name not in _OWN_ARGUMENTS},
-        )
+        result: LLMResult | None
+        try:
+            result = await told(self._model).agenerate(
+                [messages],
+                stop=list(sampling.stop) or self._bound.get("stop"),
+                callbacks=config.get("callbacks"),
+                tags=config.get("tags"),
+                metadata=config.get("metadata"),
+                **{name: value for name, value in self._bound.items() if name not in _OWN_ARGUMENTS},
+            )
+        except Exception as error:
+            result = result_inside(error)
+            if result is None:
+                raise
         generations = [made for made in result.generations[0] if isinstance(made, ChatGeneration)]
         _count(usage, [made.message for made in generations], result.llm_output)
         if not generations:

@@ -189,6 +189,22 @@ def test_an_openai_compatible_policy_gets_the_schema_by_itself(chat_server, chat
     assert body["response_format"]["json_schema"]["schema"]["required"] == ["setup", "score"]
 
 
+def test_an_answer_that_was_cut_is_no_candidate_and_the_others_are(chat_server, chat_openai):
+    texts = ['{"setup": "Wh', joke(1), joke(2)]
+    server = chat_server(
+        answer=lambda request, number: texts[number],
+        finish_reason=lambda text: "stop" if text.endswith("}") else "length",
+    )
+    assert structured(chat_openai(server), mode="bon").invoke("q").score == 2
+    assert server.asked_n == [3]
+
+
+def test_when_all_were_cut_the_parser_says_why(chat_server, chat_openai):
+    server = chat_server(answer=lambda request, number: '{"setup": "Wh', finish_reason="length")
+    with pytest.raises(OutputParserException, match="not valid"):
+        structured(chat_openai(server), mode="bon").invoke("q")
+
+
 def test_a_response_format_of_the_call_is_understood():
     policy = playing("no json", joke(2))
     model = ChatTPO(policy=policy, reward=json_reward(), n=2, depth=0)

@@ -1,5 +1,6 @@
 """`tpo-graph serve` in a process of its own, and how it ends."""
 
+import inspect
 import os
 import re
 import signal
@@ -10,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import httpx
@@ -19,6 +21,7 @@ import typer
 
 from tpo_graph import TPOError
 from tpo_graph.cli.serve import serve
+from tpo_graph.serving import Limits
 from tpo_graph.serving.server import is_loopback
 
 ROOT = Path(__file__).parents[2]
@@ -131,6 +134,21 @@ def test_after_the_grace_they_are_told(chat_server, grace, signals):
         assert "Traceback" not in "".join(started.lines)
 
 
+def test_every_limit_is_a_flag_with_its_default():
+    flags = inspect.signature(serve).parameters
+    assert {limit.name: flags[limit.name].default for limit in fields(Limits)} == asdict(Limits())
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(chat_server):
+    with command(*flags(chat_server(), "--max-body-seconds", "0.1")) as started:
+        address = started.address().removeprefix("http://").split(":")
+        head = "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+        with socket.create_connection(address, timeout=30) as slow:
+            slow.sendall(f"{head}content-length: 9\r\n\r\n".encode())
+            told = b"".join(iter(lambda: slow.recv(4096), b"")).decode()
+    assert told.startswith("HTTP/1.1 408 ") and "within 0.1 s" in told
+
+
 @pytest.fixture
 def here() -> Callable[..., None]:
     """The command in this process, which no server of it outlives."""
@@ -149,6 +167,7 @@ def here() -> Callable[..., None]:
         (["--host", "0.0.0.0"], "it has no API key"),
         (["--policy", "a=local", "--policy", "a=local:x.gguf"], "Two policies are called 'a'"),
         (["--depth", "-1"], "depth='-1'"),
+        (["--max-body-seconds", "0"], "max_body_seconds=0"),
         (["--prompts", "nowhere"], "No prompt pack 'nowhere'"),
         (["--config", "nowhere.toml"], "can't be read"),
         (["--host", "no.such.host.invalid", "--without-key"], "can't be served at"),

@@ -246,6 +246,14 @@ def test_what_is_no_json_is_refused(shared, body):
     assert (response.status_code, response.json()["error"]["code"]) == (400, "invalid_json")
 
 
+@pytest.mark.parametrize(("escaped", "status"), [(rb"\ud83d\ude00", 200), (rb"\ud83d", 400), (rb"\uDE00", 400)])
+def test_half_a_character_is_no_text(shared, escaped, status):
+    running, _ = shared
+    body = b'{"model": "bon-2", "messages": [{"role": "user", "content": "%b"}]}' % escaped
+    response = running.http.post("/v1/chat/completions", content=body, headers={"content-type": "application/json"})
+    assert response.status_code == status
+
+
 def test_a_page_can_not_make_a_browser_ask(running, behind):
     response = running.http.post(
         "/v1/chat/completions", content=json.dumps(BODY), headers={"content-type": "text/plain"}

@@ -17,3 +17,16 @@ class Counted:
 
     async def score(self, messages, responses):
         return [float(self.made) for _ in responses]
+
+
+class Loaded:
+    """The same, with 1000 more for each time that it was made."""
+
+    made = 0
+
+    def __init__(self) -> None:
+        type(self).made += 1
+        self._more = 1000 * self.made
+
+    async def score(self, messages, responses):
+        return [number(response) + self._more for response in responses]

@@ -3,8 +3,9 @@
 import httpx
 import pytest
 
-from tests.studio.conftest import REWARD
+from tests.studio import number_reward
 
+LOADED = f"python:{number_reward.__name__}:Loaded"
 BODY = {"messages": [{"role": "user", "content": "q"}]}
 
 
@@ -15,7 +16,7 @@ def server(tmp_path_factory, studio_chat_server):
 
     policies = f"first=server:{studio_chat_server.url}#one second=server:{studio_chat_server.url}#two"
     folder = tmp_path_factory.mktemp("mounted")
-    with DevelopmentServer(folder, TPO_POLICY=policies, TPO_REWARD=REWARD, TPO_N="2") as running:
+    with DevelopmentServer(folder, TPO_POLICY=policies, TPO_REWARD=LOADED, TPO_N="2") as running:
         yield running
 
 
@@ -45,6 +46,12 @@ def test_the_graph_runs_with_the_first_of_the_policies(http, studio_chat_server)
     state = http.post("/runs/wait", json=asked).json()
     assert (state["stop_reason"], len(state["cache"])) == ("depth", 4)
     assert {body["model"] for body in studio_chat_server.bodies} == {"one"}
+
+
+def test_graph_and_app_load_one_reward_model(http):
+    answer = http.post("/v1/chat/completions", json={"model": "bon-1", **BODY}).json()
+    state = http.post("/runs/wait", json={"assistant_id": "tpo", "input": {"query": "q"}}).json()
+    assert all(1000 <= reward < 2000 for reward in (answer["tpo"]["reward"], state["best"]["reward"]))
 
 
 def test_nothing_blocked_the_event_loop(server):

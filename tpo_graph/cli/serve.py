@@ -106,10 +106,24 @@ def serve(
     max_body_bytes: Annotated[
         int, typer.Option(help="Bytes of a request at most.", min=1, rich_help_panel=_LIMITS)
     ] = 20 * 1024 * 1024,
+    max_body_seconds: Annotated[
+        float,
+        typer.Option(
+            help="How long the body of a request may take to arrive.", metavar="NUMBER", rich_help_panel=_LIMITS
+        ),
+    ] = 60.0,
     max_n: Annotated[
         int, typer.Option(help="N at most, wherever a client names it.", min=1, rich_help_panel=_LIMITS)
     ] = 64,
     max_depth: Annotated[int, typer.Option(help="D at most, likewise.", min=0, rich_help_panel=_LIMITS)] = 20,
+    keep_alive_seconds: Annotated[
+        float,
+        typer.Option(
+            help="How long a stream may be silent before it gets a comment, so that proxies keep it open.",
+            metavar="NUMBER",
+            rich_help_panel=_LIMITS,
+        ),
+    ] = 10.0,
     **settings: Any,  # Any: one flag for each setting
 ) -> None:
     """Serve TPO as OpenAI's API: /v1/chat/completions and /v1/models, for apps in any language.
@@ -125,7 +139,12 @@ def serve(
     chosen = TPOSettings.load(config, **explicit_settings(settings))
     pack = _pack(prompts, chosen)
     allowed = limits.Limits(
-        max_body_bytes=max_body_bytes, max_concurrency=max_concurrency, max_n=max_n, max_depth=max_depth
+        max_body_bytes=max_body_bytes,
+        max_concurrency=max_concurrency,
+        max_n=max_n,
+        max_depth=max_depth,
+        max_body_seconds=max_body_seconds,
+        keep_alive_seconds=keep_alive_seconds,
     )
     # before the models, whose loading may take minutes
     with server.bind(host, port) as listening:

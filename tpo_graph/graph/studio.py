@@ -16,6 +16,7 @@ from tpo_graph.graph.build import wire
 from tpo_graph.graph.state import TPOInput, TPOState
 from tpo_graph.graph.studio_parts import LoadedNodes
 from tpo_graph.graph.studio_settings import StudioSettings
+from tpo_graph.loaded_models import shared_models
 from tpo_graph.settings import TPOSettings
 from tpo_graph.types import Phase
 
@@ -33,7 +34,7 @@ def create_studio_graph(
     Raises:
         ConfigurationError: a variable has a value that can't be used.
     """
-    loaded = LoadedNodes(TPOSettings.load() if settings is None else settings)
+    loaded = LoadedNodes(TPOSettings.load() if settings is None else settings, shared_models)
     phases: tuple[Phase, ...] = ("sample", "score", "select", "loss", "gradient", "update")
     return wire({phase: _node(phase, loaded) for phase in phases}, context_schema=StudioSettings).compile(name="tpo")
 

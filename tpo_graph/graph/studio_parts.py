@@ -1,9 +1,8 @@
 """Models and prompts of the Studio graph: loaded by name, once, in a thread, and kept."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
 
 from tpo_graph.graph.bridge import AsyncNode, NodeBody
 from tpo_graph.graph.build import build_tpo_graph, pack_for
@@ -12,14 +11,12 @@ from tpo_graph.graph.nodes.human_score import PersonReward, human_score_node
 from tpo_graph.graph.nodes.human_select import human_select_node, kept_loss_node
 from tpo_graph.graph.preference_memory import remembering
 from tpo_graph.graph.studio_settings import StudioSettings
-from tpo_graph.policies.load import load_policy
-from tpo_graph.rewards.load import load_reward
+from tpo_graph.loaded_models import LoadedModels
 from tpo_graph.settings import TPOSettings
 from tpo_graph.types import PERSON
 
 __all__ = ["LoadedNodes"]
 
-T = TypeVar("T")
 _MOST_WORDINGS = 32
 
 
@@ -32,11 +29,12 @@ class LoadedNodes:
 
     Args:
         settings: defaults of every run.
+        models: where models come from.
     """
 
-    def __init__(self, settings: TPOSettings) -> None:
+    def __init__(self, settings: TPOSettings, models: LoadedModels) -> None:
         self._settings = settings
-        self._models: dict[tuple[str, str], Any] = {}  # Any: policies and reward models, by kind and name
+        self._models = models
         self._bodies: dict[tuple[str, ...], Mapping[str, NodeBody]] = {}
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tpo-graph-studio")
 
@@ -57,9 +55,8 @@ class LoadedNodes:
         if key in self._bodies:
             return  # by a run that came first
         policy_name, critic_name, reward_name = chosen.models()
-        policy = self._model("policy", policy_name, load_policy)
-        critic = self._model("policy", critic_name, load_policy)
-        reward = PersonReward() if reward_name == PERSON else self._model("reward", reward_name, load_reward)
+        policy, critic = self._models.policy(policy_name), self._models.policy(critic_name)
+        reward = PersonReward() if reward_name == PERSON else self._models.reward(reward_name)
         pack = chosen.edited(pack_for(chosen.prompts.strip() or None, policy))
         builder = build_tpo_graph(policy, reward, critic=critic, prompts=pack, settings=self._settings)
         # all of them are ours, and our nodes are AsyncNodes
@@ -75,9 +72,3 @@ class LoadedNodes:
         self._bodies[key] = {name: remembering(body, self._settings) for name, body in bodies.items()}
         if len(self._bodies) > _MOST_WORDINGS:
             del self._bodies[next(iter(self._bodies))]
-
-    def _model(self, kind: str, name: str, load: Callable[[str], T]) -> T:
-        if (kind, name) not in self._models:
-            self._models[kind, name] = load(name)
-        model: T = self._models[kind, name]
-        return model

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
 
-from tpo_graph.errors import ConfigurationError
+from tpo_graph.errors import TPOError
 
 __all__ = ["hint_for", "may_refuse_n", "names_n", "one_line", "refused_knob", "smaller_n", "status_of"]
 
@@ -39,7 +39,7 @@ def status_of(error: BaseException) -> int | None:
 
 def may_refuse_n(error: object) -> bool:
     """Whether a failed request for several completions may be one that asks for too many."""
-    if isinstance(error, TypeError | ValueError | NotImplementedError) and not isinstance(error, ConfigurationError):
+    if isinstance(error, TypeError | ValueError | NotImplementedError) and not isinstance(error, TPOError):
         return True
     if not isinstance(error, Exception):
         return False

@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from tpo_graph.errors import TPOError
+from tpo_graph.loaded_models import LoadedModels
 from tpo_graph.prompt_store import PromptPack
 from tpo_graph.rewards.base import RewardModel
 from tpo_graph.sampling import Policy
@@ -35,6 +36,7 @@ def create_app(
     settings: TPOSettings | None = None,
     api_keys: Sequence[str] = (),
     limits: Limits | None = None,
+    models: LoadedModels | None = None,
 ) -> Starlette:
     """An ASGI app that serves TPO as OpenAI's API: to be run by any ASGI server, or mounted in another app.
 
@@ -53,6 +55,7 @@ def create_app(
         settings: defaults of every request; None reads the `TPO_*` variables.
         api_keys: one of these has to come with every request but `/health`; none lets everybody in.
         limits: what the server takes on; None for the defaults.
+        models: what loads the names; `shared_models` of `tpo_graph.loaded_models` has each once for several apps.
 
     Returns:
         The app. Its `state.slots` tells how many requests are worked on; its `closing` is an event that ends them.
@@ -61,14 +64,14 @@ def create_app(
         ConfigurationError: there is no policy, one of the parts is none, or a key is empty.
     """
     limits = limits or Limits()
-    backends = Backends(policies, reward, critic=critic, prompts=prompts, settings=settings)
+    backends = Backends(policies, reward, critic=critic, prompts=prompts, settings=settings, models=models)
     keys, slots, metrics = ApiKeys(api_keys), Slots(limits.max_concurrency), Metrics()
     created = int(time.time())
 
     def described(name: str) -> dict[str, str | int]:
         return {"id": name, "object": "model", "created": created, "owned_by": "tpo_graph"}
 
-    async def models(request: Request) -> Response:
+    async def all_models(request: Request) -> Response:
         keys.check(request.headers)
         names = listed_names(backends.policies, limits)
         return JSONResponse({"object": "list", "data": [described(name) for name in names]})
@@ -91,7 +94,7 @@ def create_app(
     app = Starlette(
         routes=[
             Route("/v1/chat/completions", ChatEndpoint(backends, keys, limits, slots, metrics), methods=["POST"]),
-            Route("/v1/models", models),
+            Route("/v1/models", all_models),
             Route("/v1/models/{name:path}", model),
             Route("/health", health),
             Route("/metrics", exposed),

@@ -8,10 +8,9 @@ from pathlib import Path
 from tpo_graph.errors import ConfigurationError
 from tpo_graph.graph.build import pack_for
 from tpo_graph.langchain.chat_model import ChatTPO
-from tpo_graph.policies.load import load_policy
+from tpo_graph.loaded_models import LoadedModels
 from tpo_graph.prompt_store import PromptPack
 from tpo_graph.rewards.base import RewardModel
-from tpo_graph.rewards.load import load_reward
 from tpo_graph.sampling import Policy
 from tpo_graph.settings import TPOSettings
 
@@ -27,6 +26,7 @@ class Backends:
         critic: see `build_tpo_graph`.
         prompts: see there.
         settings: defaults of every request; None reads the `TPO_*` variables.
+        models: where models by name come from; None for some of its own.
 
     Raises:
         ConfigurationError: there is no policy, or one of the parts is none.
@@ -40,6 +40,7 @@ class Backends:
         critic: Policy | str | None = None,
         prompts: PromptPack | str | Path | None = None,
         settings: TPOSettings | None = None,
+        models: LoadedModels | None = None,
     ) -> None:
         if not policies:
             raise ConfigurationError("There is no policy to serve.", hint='For example {"gpt": "openai:gpt-4o-mini"}.')
@@ -51,6 +52,7 @@ class Backends:
         self._reward = reward
         self._critic = critic
         self._prompts = prompts
+        self._models = models or LoadedModels()
         self._ready: dict[str, ChatTPO] = {}
         self._loading = threading.Lock()
 
@@ -74,12 +76,10 @@ class Backends:
         with self._loading:
             if policy not in self._ready:
                 given = self._given[policy]
-                loaded = load_policy(given) if isinstance(given, str) else given
-                if isinstance(self._reward, str):
-                    self._reward = load_reward(self._reward)
+                loaded = self._models.policy(given) if isinstance(given, str) else given
                 self._ready[policy] = ChatTPO(
                     policy=loaded,
-                    reward=self._reward,
+                    reward=self._models.reward(self._reward) if isinstance(self._reward, str) else self._reward,
                     critic=self._critic_beside(given),
                     prompts=pack_for(self._prompts, loaded),
                     settings=self._settings,
@@ -87,8 +87,7 @@ class Backends:
             return self._ready[policy]
 
     def _critic_beside(self, policy: Policy | str) -> Policy | None:
-        if isinstance(self._critic, str):
-            if self._critic == policy:
-                return None  # the same name twice is one model
-            self._critic = load_policy(self._critic)
-        return self._critic
+        if not isinstance(self._critic, str):
+            return self._critic
+        # the same name twice is one model
+        return None if self._critic == policy else self._models.policy(self._critic)

@@ -10,6 +10,7 @@ import os
 from starlette.applications import Starlette
 from starlette.routing import Route
 
+from tpo_graph.loaded_models import shared_models
 from tpo_graph.policies.names import policy_ids
 from tpo_graph.serving.app import create_app
 from tpo_graph.serving.server import refuse_other_names
@@ -23,6 +24,7 @@ _served = create_app(
     critic=os.environ.get("TPO_CRITIC") or None,
     prompts=os.environ.get("TPO_PROMPTS") or None,
     api_keys=_keys,
+    models=shared_models,  # the Studio graph of the same langgraph.json has them from there too
 )
 if not _keys:
     refuse_other_names(_served, "localhost")

@@ -1,6 +1,7 @@
 """A chat request as it comes over the wire, checked field by field: what can't be served is refused by name."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Annotated, Any, Literal, Self
@@ -26,6 +27,7 @@ POLICY_FIELDS = (
 )
 """Fields of OpenAI's API that go to the policy as they are."""
 
+_ESCAPED_SURROGATE = re.compile(rb"\\u[dD]")
 _NO_LOGPROBS = "an answer is the best of several candidates, and their probabilities are not kept"
 _USE_TOOLS = "use tools and tool_choice"
 # a field, the values that ask for nothing, and why no other is served
@@ -96,7 +98,10 @@ class ChatRequest(_Wire):
             RequestRefusedError: it can't be served; `param` names the field.
         """
         try:
-            data = json.loads(body, parse_constant=_refuse_constant)
+            data = json.loads(body.decode("utf-8-sig"), parse_constant=_refuse_constant)
+            if _ESCAPED_SURROGATE.search(body):
+                # a half of a pair is JSON, and no text that could be sent on
+                json.dumps(data, ensure_ascii=False).encode()
         except (ValueError, RecursionError) as error:
             raise RequestRefusedError(f"The body of the request is not JSON: {error}", code="invalid_json") from error
         if not isinstance(data, dict):
