@@ -10,6 +10,7 @@ SCRIPT is a copy of it: `dist/browser/standalone.js` of the npm package @scalar/
 
 import contextlib
 import io
+import os
 import re
 import subprocess
 import sys
@@ -29,6 +30,7 @@ from tpo_graph.cli.session import answer
 from tpo_graph.settings import TPOSettings
 
 HERE = Path(__file__).parent
+WIDTH = 100
 QUESTION = "Why does warmth make you feel tired?"
 # the second draft, the worst as proposed, no critique; another text for the critic's; the best as proposed
 TYPED = ["2", "", "", "Name a cause, and stay short.", ""]
@@ -41,13 +43,18 @@ class Screen(io.StringIO):
         super().__init__()
         self._console = console
 
+    def isatty(self) -> bool:
+        """What is shown is laid out as on a terminal."""
+        return True
+
     def write(self, text: str) -> int:
         """Show it."""
         width = self._console.width
         for line in text.splitlines(keepends=True):
             # a terminal goes on in the next line, where the console would cut
-            pieces = [line[at : at + width] for at in range(0, len(line), width)]
-            self._console.out("\n".join(pieces), end="", highlight=False)
+            shown = line.rstrip("\n")
+            pieces = [shown[at : at + width] for at in range(0, len(shown), width)]
+            self._console.out("\n".join(pieces) + line[len(shown) :], end="", highlight=False)
         return len(text)
 
 
@@ -67,8 +74,9 @@ class Keyboard(io.StringIO):
 
 def run_on_a_screen(name: str, command: str, request: RunRequest) -> dict[str, Any]:  # Any: a TPOState
     """Run, and save the screen as NAME.svg; the last state of the run."""
+    os.environ["COLUMNS"] = str(WIDTH)
     # no terminal: what moves would be recorded over and over
-    console = Console(record=True, width=100, file=io.StringIO(), force_terminal=False)
+    console = Console(record=True, width=WIDTH, file=io.StringIO(), force_terminal=False)
     console.print(Text(f"$ {command}", "bold"))
     with contextlib.redirect_stderr(Screen(console)):
         sys.stdin = Keyboard(console, list(TYPED))

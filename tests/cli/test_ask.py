@@ -218,6 +218,17 @@ def test_the_terminal_is_free_while_a_person_is_asked(chat_server):
     assert terminal.text.rstrip().endswith("cand 1")
 
 
+def test_long_candidates_break_between_words(chat_server):
+    text = " ".join(["everyone"] * 30)
+    server = chat_server(answer=lambda _, number: f"{text} {number}")
+    terminal = Terminal("run", "Why?", *at(server), "--ask", "-n", "2", "--mode", "bon")
+    terminal.read(until="or s to stop: ")
+    terminal.type("\n")
+    assert terminal.wait() == 0
+    shown = terminal.text[: terminal.text.index("Which candidate")]
+    assert shown.count("    everyone") > 2 and shown.count("everyone") == 60
+
+
 def test_ctrl_c_while_a_person_is_asked(chat_server):
     terminal = Terminal("run", "Why?", *at(chat_server()), "--ask")
     terminal.read(until="or s to stop: ")

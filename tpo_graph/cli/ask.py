@@ -9,12 +9,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+from rich.console import Console
+from rich.text import Text
+
 from tpo_graph.cli.safe_text import clean
 
 __all__ = ["ask"]
 
 Read = Callable[[], str]
 Question = Mapping[str, Any]  # Any: JSON
+_INDENT = "    "
 
 
 def ask(question: Question, *, read: Read | None = None, out: TextIO | None = None) -> Any:  # Any: JSON
@@ -119,7 +123,13 @@ def _show_candidates(question: Question, out: TextIO) -> dict[str, str]:
 
 
 def _show_text(text: str, out: TextIO) -> None:
-    print("".join(f"    {line}\n" for line in clean(text).splitlines()), file=out)
+    """Show a text with an indent; on a terminal its lines break between words."""
+    lines = clean(text).splitlines()
+    if out.isatty():
+        console = Console(file=out)
+        width = max(20, console.width - len(_INDENT))
+        lines = [part.plain.rstrip() for line in lines for part in Text(line).wrap(console, width)]
+    print("".join(f"{_INDENT}{line}\n" for line in lines), file=out)
 
 
 def _number(word: str) -> float | str:
