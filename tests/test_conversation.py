@@ -3,8 +3,8 @@
 import pytest
 from langchain_core.messages import AIMessage, ChatMessage, HumanMessage, SystemMessage, ToolMessage
 
-from tpo_graph.conversation import ConversationFormat, cut_to_tokens, last_query
-from tpo_graph.template import Template
+from tpo_graph.prompts.conversation import ConversationFormat, cut_to_tokens, last_query
+from tpo_graph.prompts.template import Template
 
 
 def template(text):

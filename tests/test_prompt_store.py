@@ -4,7 +4,7 @@ import pytest
 from langchain_core.messages import HumanMessage
 
 from tpo_graph import PromptError, PromptPack, TPOSettings
-from tpo_graph.prompt_store import available_packs
+from tpo_graph.prompts.pack import available_packs
 
 PHASES = ("loss", "gradient", "update")
 WHOLE = {

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tpo_graph.revision_tags import extract_revision, without_blank_edges
+from tpo_graph.prompts.revision_tags import extract_revision, without_blank_edges
 
 
 def extract(completion, open_tag="<r>", close_tag="</r>", **options):

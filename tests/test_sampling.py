@@ -9,7 +9,7 @@ from langchain_core.outputs import ChatGeneration, ChatResult
 from pydantic import Field, create_model
 
 from tpo_graph.errors import ConfigurationError, PolicyError, TPOError
-from tpo_graph.sampling import Sampler
+from tpo_graph.policies.sampling import Sampler
 from tpo_graph.settings import Sampling
 from tpo_graph.testing import ScriptedChatModel
 

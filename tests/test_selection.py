@@ -107,15 +107,15 @@ def test_convergence(best, tolerance, patience, converged):
         ([1.0, 1.0], {"tolerance": 0.1}, used(), "converged"),
         ([1.0, 1.0], {"tolerance": 0.1, "patience": 2}, used(), None),
         ([1.0, 1.0, 1.0], {"tolerance": 0.1}, used(), "depth"),
-        ([1.0], {"max_tokens": 100}, used(tokens=99), None),
-        ([1.0], {"max_tokens": 100}, used(tokens=100), "budget"),
-        ([1.0], {"max_seconds": 2.0}, used(seconds=1.9), None),
-        ([1.0], {"max_seconds": 2.0}, used(seconds=2.0), "budget"),
-        ([1.0], {"max_requests": 12}, used(requests=5), None),
-        ([1.0], {"max_requests": 11}, used(requests=5), "budget"),
-        ([1.0, 2.0], {"max_requests": 19}, used(requests=12), None),
-        ([1.0, 2.0], {"max_requests": 18}, used(requests=12), "budget"),
-        ([1.0, 2.0, 3.0], {"max_requests": 1}, used(requests=19), "depth"),
+        ([1.0], {"budget_tokens": 100}, used(tokens=99), None),
+        ([1.0], {"budget_tokens": 100}, used(tokens=100), "budget"),
+        ([1.0], {"budget_seconds": 2.0}, used(seconds=1.9), None),
+        ([1.0], {"budget_seconds": 2.0}, used(seconds=2.0), "budget"),
+        ([1.0], {"budget_requests": 12}, used(requests=5), None),
+        ([1.0], {"budget_requests": 11}, used(requests=5), "budget"),
+        ([1.0, 2.0], {"budget_requests": 19}, used(requests=12), None),
+        ([1.0, 2.0], {"budget_requests": 18}, used(requests=12), "budget"),
+        ([1.0, 2.0, 3.0], {"budget_requests": 1}, used(requests=19), "depth"),
     ],
 )
 def test_stop_reason(best, settings, usage, reason):
@@ -129,7 +129,7 @@ def test_what_a_step_asked_for_twice_is_not_expected_of_the_next(requests, reaso
     records = trajectory(1.0, 2.0)
     for record, asked in zip(records, requests, strict=True):
         record["requests"] = asked
-    assert stop_reason(records, TPOSettings(max_requests=12), used(requests=9)) == reason
+    assert stop_reason(records, TPOSettings(budget_requests=12), used(requests=9)) == reason
 
 
 @pytest.mark.parametrize(

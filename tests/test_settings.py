@@ -10,7 +10,7 @@ from tpo_graph.settings import Sampling
 
 NAMES = {
     *("n", "depth", "mode", "preference", "seed", "tolerance", "patience", "target_reward"),
-    *("max_requests", "max_tokens", "max_seconds", "open_tag", "close_tag", "max_shown_tokens"),
+    *("budget_requests", "budget_tokens", "budget_seconds", "open_tag", "close_tag", "max_shown_tokens"),
 }
 PHASES = ("sample", "loss", "gradient", "update")
 
@@ -85,9 +85,9 @@ def test_none_may_be_set_explicitly(monkeypatch):
         {"tolerance": math.inf},
         {"patience": 0},
         {"target_reward": math.nan},
-        {"max_requests": 0},
-        {"max_tokens": 0},
-        {"max_seconds": 0},
+        {"budget_requests": 0},
+        {"budget_tokens": 0},
+        {"budget_seconds": 0},
         {"open_tag": " "},
         {"close_tag": ""},
         {"max_shown_tokens": 0},
@@ -113,7 +113,7 @@ def test_an_unknown_name_lists_the_settings():
     with pytest.raises(ConfigurationError, match="Unknown setting 'temprature'") as caught:
         TPOSettings.load(temprature=1)
     assert "sample_temperature" in caught.value.hint
-    assert "max_requests" in caught.value.hint
+    assert "budget_requests" in caught.value.hint
 
 
 def test_every_wrong_value_is_named_at_once():
@@ -128,7 +128,7 @@ def test_every_wrong_value_is_named_at_once():
         ("TPO_DEPTH", "abc"),
         ("TPO_N", "0"),
         ("TPO_MODE", "best"),
-        ("TPO_MAX_SECONDS", "-1"),
+        ("TPO_BUDGET_SECONDS", "-1"),
         ("TPO_KEEP_TRUNCATED", "perhaps"),
         ("TPO_SAMPLE_STOP", '["a", 7]'),
         ("TPO_SAMPLE_STOP", '["a"'),

@@ -3,7 +3,7 @@
 import pytest
 
 from tpo_graph import PromptError
-from tpo_graph.template import Template
+from tpo_graph.prompts.template import Template
 
 ALLOWED = ("query", "best", "loss")
 VALUES = {"query": "Q", "best": "B", "loss": "L"}

@@ -9,7 +9,7 @@ import openai
 import pytest
 from langchain_core.messages import HumanMessage
 
-from tpo_graph.policies.transport import loop_safe, shared_http_client
+from tpo_graph.policies.http import loop_safe, shared_http_client
 from tpo_graph.testing import ScriptedChatModel
 
 ASK = [HumanMessage("hi")]

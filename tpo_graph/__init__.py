@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from tpo_graph.langchain.chat_model import ChatTPO
     from tpo_graph.langchain.middleware import TPOMiddleware
     from tpo_graph.policies.load import load_policy
-    from tpo_graph.prompt_store import PromptPack
+    from tpo_graph.prompts.pack import PromptPack
     from tpo_graph.rewards.base import RewardModel
     from tpo_graph.rewards.load import load_reward
     from tpo_graph.settings import TPOSettings
@@ -60,7 +60,7 @@ __all__ = [
 _LAZY = {
     "Candidate": "tpo_graph.types",
     "ChatTPO": "tpo_graph.langchain.chat_model",
-    "PromptPack": "tpo_graph.prompt_store",
+    "PromptPack": "tpo_graph.prompts.pack",
     "RewardModel": "tpo_graph.rewards.base",
     "TPOMiddleware": "tpo_graph.langchain.middleware",
     "TPOSettings": "tpo_graph.settings",

@@ -7,8 +7,6 @@ from typing import Self
 
 from tpo_graph.types import PhaseUsage, Usage
 
-__all__ = ["Stopwatch", "add_usage", "flops", "no_usage", "plus", "total"]
-
 
 def no_usage() -> PhaseUsage:
     """A count of nothing."""

@@ -20,17 +20,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tpo_graph.types import Candidate, PhaseUsage
 
-__all__ = [
-    "BudgetError",
-    "ConfigurationError",
-    "JournalError",
-    "MissingDependencyError",
-    "PolicyError",
-    "PromptError",
-    "RewardError",
-    "TPOError",
-]
-
 
 class TPOError(Exception):
     """Base of every error that this package raises on purpose.

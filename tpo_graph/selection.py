@@ -7,8 +7,6 @@ from tpo_graph.accounting import total
 from tpo_graph.settings import TPOSettings
 from tpo_graph.types import FailureRecord, PreferencePair, ScoredCandidate, StepRecord, StopReason, Usage
 
-__all__ = ["fits_budget", "has_converged", "preference_pair", "step_was_lost", "stop_reason"]
-
 
 def preference_pair(cache: Sequence[ScoredCandidate]) -> PreferencePair:
     """The best and the worst candidate of the cache; ties go to the earliest (TPO paper, section 3).
@@ -41,7 +39,7 @@ def step_was_lost(failures: Sequence[FailureRecord], step: int) -> bool:
 def fits_budget(settings: TPOSettings, usage: Usage, requests: int) -> bool:
     """Whether `requests` more stay within the budget, of which tokens and seconds must not be used up yet."""
     used = total(usage)
-    limits = settings.max_requests, settings.max_tokens, settings.max_seconds
+    limits = settings.budget_requests, settings.budget_tokens, settings.budget_seconds
     spent = used["requests"] + requests - 1, used["input_tokens"] + used["output_tokens"], used["seconds"]
     return all(limit is None or value < limit for limit, value in zip(limits, spent, strict=True))
 

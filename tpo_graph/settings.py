@@ -1,7 +1,7 @@
 """The knobs of a run, validated. `TPOSettings` is the graph's context schema.
 
-A setting has one name everywhere: in Python, as a CLI flag (`--max-requests`), as an environment variable
-(`TPO_MAX_REQUESTS`), in TOML and in LangGraph Studio.
+A setting has one name everywhere: in Python, as a CLI flag (`--budget-requests`), as an environment variable
+(`TPO_BUDGET_REQUESTS`), in TOML and in LangGraph Studio.
 """
 
 import json
@@ -16,8 +16,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from tpo_graph.errors import ConfigurationError
 from tpo_graph.types import Mode
-
-__all__ = ["PolicyPhase", "Sampling", "TPOSettings"]
 
 PolicyPhase: TypeAlias = Literal["sample", "loss", "gradient", "update"]
 """The phases in which the policy (or the critic) is asked."""
@@ -113,20 +111,20 @@ class TPOSettings(BaseModel):
     )
     patience: int = _knob(1, "How many such steps in a row end the run.", "select", ge=1)
     target_reward: float | None = _knob(None, "Stop as soon as the best reward is at least this.", "select")
-    max_requests: int | None = _knob(
+    budget_requests: int | None = _knob(
         None,
         "No step begins that would take the requests of the run over this, a judge's included; when a phase takes more "
         "than was foreseen, it ends with what came.",
         "select",
         ge=1,
     )
-    max_tokens: int | None = _knob(
+    budget_tokens: int | None = _knob(
         None,
         "No step begins once the run has used this many tokens, prompts included, as the provider counts them.",
         "select",
         ge=1,
     )
-    max_seconds: float | None = _knob(None, "No step begins once the run has worked this long.", "select", gt=0)
+    budget_seconds: float | None = _knob(None, "No step begins once the run has worked this long.", "select", gt=0)
     open_tag: str | None = _knob(None, "Text before a revised response; none takes the prompt pack's.", "update")
     close_tag: str | None = _knob(None, "Text after a revised response; none takes the prompt pack's.", "update")
     fuse_critique: bool = _knob(

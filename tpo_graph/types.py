@@ -4,26 +4,25 @@ Nothing here is a dataclass, a pydantic object, a numpy scalar or a tensor, so t
 back as what was written and an edit in LangGraph Studio keeps its type.
 """
 
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 # the one of typing has no field information that pydantic can read before Python 3.12
 from typing_extensions import TypedDict
 
-__all__ = [
-    "PERSON",
-    "Candidate",
-    "FailureReason",
-    "FailureRecord",
-    "Mode",
-    "PersonChoice",
-    "Phase",
-    "PhaseUsage",
-    "PreferencePair",
-    "ScoredCandidate",
-    "StepRecord",
-    "StopReason",
-    "Usage",
-]
+JSON: TypeAlias = Any
+"""Any JSON value."""
+
+JSONObject: TypeAlias = dict[str, Any]
+"""A JSON object, as in the body of a request."""
+
+Options: TypeAlias = Any
+"""Keyword arguments whose types belong to another library or class."""
+
+PartialState: TypeAlias = dict[str, Any]
+"""What a node returns: new values for some keys of the state."""
+
+Node: TypeAlias = Any
+"""Whatever LangGraph takes as a node: a function of `(state, runtime)`, sync or async, or a Runnable."""
 
 PERSON = "person"
 """The name of the reward that is whatever a person says."""
@@ -38,7 +37,7 @@ StopReason: TypeAlias = Literal[
     "depth",  # D steps are done
     "converged",  # the best reward gained less than `tolerance` in each of the last `patience` steps
     "target",  # the best reward reached `target_reward`
-    "budget",  # the next step would not fit into `max_requests`, `max_tokens` or `max_seconds`
+    "budget",  # the next step would not fit into `budget_requests`, `budget_tokens` or `budget_seconds`
     "no_preference",  # all rewards are equal: there is no pair to learn from
     "updates_failed",  # no revision of a step could be used, twice
     "policy_failed",  # the policy failed after the first candidates were scored

@@ -23,10 +23,8 @@ from rich.console import Console
 from rich.text import Text
 
 from tests.studio.development_server import DevelopmentServer
-from tpo_graph.cli.display import TerminalReporter
-from tpo_graph.cli.outcome import RunRequest
-from tpo_graph.cli.safe_text import clean
-from tpo_graph.cli.session import answer
+from tpo_graph.cli.display import TerminalReporter, clean
+from tpo_graph.cli.session import RunRequest, answer
 from tpo_graph.settings import TPOSettings
 
 HERE = Path(__file__).parent

@@ -10,8 +10,7 @@ from langchain_core.messages import HumanMessage, SystemMessage
 from langgraph.graph import END, START, MessagesState, StateGraph
 from typing_extensions import TypedDict
 
-from tpo_graph.graph.studio import create_studio_graph
-from tpo_graph.graph.studio_settings import StudioSettings
+from tpo_graph.studio import StudioSettings, create_studio_graph
 
 RULES = "You answer letters of a library's readers. Greet them, answer in at most eighty words, promise nothing."
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from tpo_graph.cli.chart import ASCII_MARKS, ChartRow, reward_chart
+from tpo_graph.cli.display import ASCII_MARKS, ChartRow, reward_chart
 
 
 def lines(*rows: ChartRow, width: int = 80) -> list[str]:

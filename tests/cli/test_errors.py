@@ -8,8 +8,7 @@ import sys
 import pytest
 
 from tests.cli.conftest import ROOT, at, environment
-from tpo_graph.cli.exit_codes import EXIT_CODES_HELP, exit_code_of
-from tpo_graph.cli.failures import describe, report
+from tpo_graph.cli.failures import EXIT_CODES_HELP, describe, exit_code_of, report
 from tpo_graph.errors import (
     BudgetError,
     ConfigurationError,

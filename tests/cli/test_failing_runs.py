@@ -7,8 +7,7 @@ import pytest
 
 from tests.cli.conftest import at
 from tests.tpo_script import FailsAtACost, server_reply
-from tpo_graph.cli.events import RunEnded
-from tpo_graph.cli.story import ending, phase_ended
+from tpo_graph.cli.display import RunEnded, ending, phase_ended
 from tpo_graph.rewards.load import SCHEMES
 from tpo_graph.types import FailureReason, FailureRecord, StopReason
 

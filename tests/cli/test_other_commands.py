@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from tests.cli.conftest import CONTROL_CODES, ROOT, environment
 from tests.fresh_process import run_script
 from tpo_graph.cli.app import app
-from tpo_graph.prompt_store import PromptPack, available_packs, pack_folder
+from tpo_graph.prompts.pack import PromptPack, available_packs, pack_folder
 
 
 def test_help_imports_nothing_heavy():

@@ -2,8 +2,7 @@
 
 import io
 
-from tpo_graph.cli.events import ModelLoading, PhaseBegan, PhaseEnded, Waiting
-from tpo_graph.cli.plain import PlainReporter
+from tpo_graph.cli.display import ModelLoading, PhaseBegan, PhaseEnded, PlainReporter, Waiting
 
 
 def test_a_long_wait_is_not_silent():

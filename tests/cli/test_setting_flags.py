@@ -41,7 +41,7 @@ def test_no_setting_is_missing_from_the_signature():
 
 def test_flags_of_every_kind(bon):
     used = bon(
-        *("-n", "3", "--depth", "4", "--tolerance", "0.5", "--target-reward", "-1.5", "--max-seconds", "none"),
+        *("-n", "3", "--depth", "4", "--tolerance", "0.5", "--target-reward", "-1.5", "--budget-seconds", "none"),
         *("--preference", " brief ", "--seed", "0", "--keep-truncated", "--sample-temperature", "none"),
         *("--sample-stop", "###", "--sample-stop", "User:", "--on-failure", "raise"),
     )
@@ -50,7 +50,7 @@ def test_flags_of_every_kind(bon):
         "depth": 4,
         "tolerance": 0.5,
         "target_reward": -1.5,
-        "max_seconds": None,
+        "budget_seconds": None,
         "preference": "brief",
         "seed": 0,
         "keep_truncated": True,

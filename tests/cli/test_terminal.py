@@ -10,8 +10,7 @@ from rich.console import Console
 from tests.cli.conftest import Terminal, at, snapshot
 from tests.tpo_script import number_reward, scripted_policy
 from tpo_graph.cli.display import TerminalReporter
-from tpo_graph.cli.outcome import RunRequest
-from tpo_graph.cli.session import answer
+from tpo_graph.cli.session import RunRequest, answer
 from tpo_graph.settings import TPOSettings
 
 QUESTION = "Why is the sky blue?"

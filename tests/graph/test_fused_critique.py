@@ -85,7 +85,7 @@ def test_a_loss_node_of_ones_own_may_write_both():
 @pytest.mark.parametrize(("limit", "steps"), [(2, 0), (3, 1), (4, 1), (5, 2)])
 def test_the_budget_counts_the_fused_request_once(chat_server, chat_openai, limit, steps):
     graph = create_tpo_graph(chat_openai(chat_server()), number_reward())
-    result = graph.invoke({"query": "q"}, context={**FUSED, "depth": 2, "max_requests": limit})
+    result = graph.invoke({"query": "q"}, context={**FUSED, "depth": 2, "budget_requests": limit})
     assert len(result["trajectory"]) == steps + 1
 
 
@@ -93,7 +93,7 @@ def test_the_budget_counts_the_fused_request_once(chat_server, chat_openai, limi
 def test_the_budget_is_kept_where_the_critique_is_not_in_two_parts(chat_server, chat_openai, limit, asked):
     server = chat_server(answer=lambda request, number: _undivided(server_reply(request, number)))
     graph = create_tpo_graph(chat_openai(server), number_reward())
-    result = graph.invoke({"query": "q"}, context={**FUSED, "depth": 2, "max_requests": limit})
+    result = graph.invoke({"query": "q"}, context={**FUSED, "depth": 2, "budget_requests": limit})
     assert len(server.bodies) == asked
     if limit == 3:
         assert (result["trajectory"][1]["loss"], result["trajectory"][1]["gradient"]) == ("no divider", "no divider")

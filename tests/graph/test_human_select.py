@@ -6,8 +6,7 @@ from langgraph.types import Command
 
 from tests.tpo_script import GRADIENT, LOSS, number_reward, phases_asked, scripted_policy
 from tpo_graph import TPOSettings, create_tpo_graph
-from tpo_graph.graph.human import human_nodes, human_score_node, human_select_node
-from tpo_graph.graph.nodes.human_score import PersonReward
+from tpo_graph.human.nodes import PersonReward, human_nodes, human_score_node, human_select_node
 from tpo_graph.testing import TableReward
 
 THREAD = {"configurable": {"thread_id": "1"}}

@@ -9,8 +9,6 @@ from langgraph.types import Command
 
 from tests.tpo_script import number_reward, phase_of, scripted_policy
 from tpo_graph import ConfigurationError, PromptError, TPOSettings, build_tpo_graph, create_tpo_graph
-from tpo_graph.graph.human import human_nodes, human_score_node
-from tpo_graph.graph.nodes.human_score import PersonReward
 from tpo_graph.graph.preference_learning import create_memory_graph
 from tpo_graph.graph.preference_memory import (
     UserSettings,
@@ -19,6 +17,7 @@ from tpo_graph.graph.preference_memory import (
     save_preference,
     user_of,
 )
+from tpo_graph.human.nodes import PersonReward, human_nodes, human_score_node
 
 SETTINGS = TPOSettings(n=2, depth=1)
 KEPT, SENTENCE = "Short answers, please.", "Give the cause first."

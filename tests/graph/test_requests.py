@@ -6,7 +6,7 @@ import pytest
 
 from tests.tpo_script import GRADIENT, LOSS, number_reward, phase_of
 from tpo_graph import PromptPack, TPOSettings, create_tpo_graph
-from tpo_graph.graph.phase import PhaseRequest
+from tpo_graph.graph.request import PhaseRequest
 
 
 def test_d2_n5_is_seven_requests_with_the_papers_settings(chat_server, chat_openai):

@@ -8,8 +8,8 @@ from langchain_core.messages import AIMessage
 from tests.tpo_script import number_reward, scripted_policy
 from tpo_graph import create_tpo_graph
 from tpo_graph.errors import ConfigurationError, RewardError
+from tpo_graph.rewards.base import PartialRewardModel
 from tpo_graph.rewards.judge import JudgeReward
-from tpo_graph.rewards.parts import PartialRewardModel
 from tpo_graph.testing import ScriptedChatModel, TableReward
 
 

@@ -72,7 +72,7 @@ def test_target_reward(target, steps):
 )
 def test_no_step_begins_that_would_go_over_the_requests(limit, steps, reason):
     policy = scripted_policy()
-    result = run(policy, max_requests=limit)
+    result = run(policy, budget_requests=limit)
     assert (result["stop_reason"], result["step"]) == (reason, steps)
     assert len(policy.requests) <= limit
     assert result["answer"] == result["best"]["text"]
@@ -81,9 +81,9 @@ def test_no_step_begins_that_would_go_over_the_requests(limit, steps, reason):
 def test_no_step_begins_once_the_tokens_are_used():
     usage = run(scripted_policy(), depth=0)["usage"]["sample"]
     tokens = usage["input_tokens"] + usage["output_tokens"]
-    assert run(scripted_policy(), max_tokens=tokens)["step"] == 0
-    assert run(scripted_policy(), max_tokens=tokens)["stop_reason"] == "budget"
-    assert run(scripted_policy(), max_tokens=tokens + 1)["step"] == 1
+    assert run(scripted_policy(), budget_tokens=tokens)["step"] == 0
+    assert run(scripted_policy(), budget_tokens=tokens)["stop_reason"] == "budget"
+    assert run(scripted_policy(), budget_tokens=tokens + 1)["step"] == 1
 
 
 def test_no_step_begins_once_the_seconds_are_used():
@@ -92,7 +92,7 @@ def test_no_step_begins_once_the_seconds_are_used():
             await asyncio.sleep(0.05)
             return [float(text.split()[-1]) for text in responses]
 
-    result = run(scripted_policy(), Slow(), max_seconds=0.04)
+    result = run(scripted_policy(), Slow(), budget_seconds=0.04)
     assert (result["stop_reason"], result["step"], len(result["cache"])) == ("budget", 0, 5)
 
 
@@ -232,7 +232,7 @@ def test_bon():
 
 def test_the_budget_is_kept_when_revisions_are_asked_for_once_more():
     policy = scripted_policy(update="no tags")
-    run(policy, max_requests=12)
+    run(policy, budget_requests=12)
     assert len(policy.requests) <= 12
 
 
@@ -248,7 +248,7 @@ def test_the_budget_is_kept_whatever_is_asked_for_once_more(phase, limit):
         return f"<revised_response>rev {number}</revised_response>" if phase == "update" else "words"
 
     policy = scripted_policy(**{phase: nothing_at_first})
-    result = run(policy, max_requests=limit)
+    result = run(policy, budget_requests=limit)
     assert len(policy.requests) == sum(used["requests"] for used in result["usage"].values()) <= limit
     assert result["answer"] == result["best"]["text"]
 
@@ -260,7 +260,7 @@ def test_an_empty_critique_is_asked_for_again_only_where_an_update_can_follow(ch
 
     server = chat_server(answer=no_loss)
     graph = create_tpo_graph(chat_openai(server), number_reward())
-    result = graph.invoke({"query": "q"}, context={"max_requests": limit})
+    result = graph.invoke({"query": "q"}, context={"budget_requests": limit})
     assert (result["stop_reason"], result["answer"]) == ("policy_failed", "cand 4")
     assert [phase_of(request.text) for request in server.requests] == ["sample", *["loss"] * asked]
 
@@ -269,7 +269,7 @@ def test_an_empty_critique_is_asked_for_again_only_where_an_update_can_follow(ch
 def test_the_budget_is_kept_where_the_provider_refuses_n(chat_server, chat_openai, limit):
     server = chat_server(most_n=1)
     result = create_tpo_graph(chat_openai(server), number_reward()).invoke(
-        {"query": "q"}, context={"max_requests": limit}
+        {"query": "q"}, context={"budget_requests": limit}
     )
     # the first request is refused, so one more is needed for any answer at all
     assert len(server.requests) <= max(2, limit)
@@ -277,9 +277,9 @@ def test_the_budget_is_kept_where_the_provider_refuses_n(chat_server, chat_opena
     assert result["stop_reason"] in ("budget", "no_preference")
 
 
-def test_max_tokens_says_so_once_where_the_provider_does_not_count(chat_server, chat_openai, caplog):
+def test_budget_tokens_says_so_once_where_the_provider_does_not_count(chat_server, chat_openai, caplog):
     graph = create_tpo_graph(chat_openai(chat_server(tells_usage=False)), number_reward())
     assert graph.invoke({"query": "q"})["stop_reason"] == "depth"
     assert caplog.messages == []
-    assert graph.invoke({"query": "q"}, context={"max_tokens": 1})["stop_reason"] == "depth"
-    assert caplog.messages == ["max_tokens=1 will not end the run: the provider does not count tokens."]
+    assert graph.invoke({"query": "q"}, context={"budget_tokens": 1})["stop_reason"] == "depth"
+    assert caplog.messages == ["budget_tokens=1 will not end the run: the provider does not count tokens."]

@@ -216,7 +216,9 @@ def test_a_wrong_argument_is_refused_by_name(options, message):
 def test_the_refusal_lists_what_is_allowed():
     with pytest.raises(ConfigurationError) as caught:
         chat(deph=3)
-    assert {"depth", "max_requests", "temperature", "rate_limiter"} <= set(caught.value.hint.replace(",", "").split())
+    assert {"depth", "budget_requests", "temperature", "rate_limiter"} <= set(
+        caught.value.hint.replace(",", "").split()
+    )
 
 
 def test_a_name_is_loaded_when_it_is_first_used(chat_server, monkeypatch):
@@ -371,7 +373,7 @@ def test_importing_it_loads_no_torch():
 @pytest.mark.parametrize(("budget", "steps"), [(1, 0), (100_000, 2)])
 def test_a_call_may_name_the_budget_of_tokens(budget, steps):
     policy = scripted_policy()
-    answer = chat(policy, n=2).invoke("q", max_tokens=50, tpo={"max_tokens": budget})
+    answer = chat(policy, n=2).invoke("q", max_tokens=50, budget_tokens=budget)
     assert (answer.response_metadata["tpo"]["steps"], policy.knobs[0]["max_tokens"]) == (steps, 50)
 
 

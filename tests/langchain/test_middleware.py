@@ -133,7 +133,7 @@ def test_the_draft_counts_for_the_budget():
     """One draft, one more candidate, and four requests a step."""
     for most, least in ((6, 6), (9, 6), (10, 10)):
         policy = tool_policy("draft 9")
-        state = agent(policy, options={"depth": 9, "max_requests": most}).invoke(ASKED)
+        state = agent(policy, options={"depth": 9, "budget_requests": most}).invoke(ASKED)
         assert least <= len(policy.requests) <= most
         assert state["tpo"]["stop_reason"] == "budget"
 

@@ -8,9 +8,9 @@ from tests.langchain.test_tools import look_up
 from tests.langchain.tool_policy import calling, tool_policy
 from tests.tpo_script import number_reward, scripted_policy
 from tpo_graph import ConfigurationError, build_tpo_graph
-from tpo_graph.graph.human import human_nodes
 from tpo_graph.graph.preference_memory import remembering_nodes
 from tpo_graph.graph.state import TPOState
+from tpo_graph.human.nodes import human_nodes
 from tpo_graph.langchain.chat_model import ChatTPO
 from tpo_graph.testing import ScriptedChatModel
 

@@ -15,8 +15,8 @@ from tests.langchain.tool_policy import tool_policy
 from tests.tpo_script import phase_of, phases_asked
 from tpo_graph import ConfigurationError, RewardError, build_tpo_graph
 from tpo_graph.graph.preference_memory import remembering_nodes
-from tpo_graph.langchain.answer_schema import AnswerSchema
 from tpo_graph.langchain.chat_model import ChatTPO
+from tpo_graph.langchain.schema import AnswerSchema
 from tpo_graph.testing import ScriptedChatModel, TableReward
 
 

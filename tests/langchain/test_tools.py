@@ -165,7 +165,7 @@ def test_a_knob_that_the_policy_can_not_take_is_named_before_it_is_asked():
 def test_the_first_reply_counts_for_the_budget_of_requests(most, least):
     """One reply, one more candidate, and four requests a step."""
     policy = tool_policy("draft 3")
-    answer = with_tools(policy, n=2, depth=9, max_requests=most).invoke("q")
+    answer = with_tools(policy, n=2, depth=9, budget_requests=most).invoke("q")
     assert least <= len(policy.requests) <= most
     assert answer.response_metadata["tpo"]["stop_reason"] == "budget"
 
@@ -173,15 +173,15 @@ def test_the_first_reply_counts_for_the_budget_of_requests(most, least):
 def test_the_first_reply_counts_for_the_budget_of_tokens():
     usage = {"input_tokens": 100, "output_tokens": 1, "total_tokens": 101}
     policy = tool_policy(AIMessage("draft 3", usage_metadata=usage))
-    answer = with_tools(policy, n=2, depth=3, settings=TPOSettings(max_tokens=102)).invoke("q")
+    answer = with_tools(policy, n=2, depth=3, settings=TPOSettings(budget_tokens=102)).invoke("q")
     assert (len(policy.requests), answer.response_metadata["tpo"]["stop_reason"]) == (2, "budget")
 
 
 @pytest.mark.parametrize("most", [1, 2])
 def test_a_budget_that_the_first_reply_uses_up(most):
-    with pytest.raises(BudgetError, match=f"max_requests is {most}"):
-        with_tools(tool_policy("draft 3"), n=3, max_requests=most).invoke("q")
-    answer = with_tools(tool_policy("draft 3"), n=1, max_requests=most, mode="revision").invoke("q")
+    with pytest.raises(BudgetError, match=f"budget_requests is {most}"):
+        with_tools(tool_policy("draft 3"), n=3, budget_requests=most).invoke("q")
+    answer = with_tools(tool_policy("draft 3"), n=1, budget_requests=most, mode="revision").invoke("q")
     assert (answer.text, answer.response_metadata["tpo"]["stop_reason"]) == ("draft 3", "budget")
 
 

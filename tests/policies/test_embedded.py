@@ -12,7 +12,7 @@ from langchain_core.messages import HumanMessage
 
 from tpo_graph import ConfigurationError, MissingDependencyError, PolicyError, load_policy
 from tpo_graph.policies.embedded import default_context_tokens, start_embedded_server
-from tpo_graph.sampling import Sampler
+from tpo_graph.policies.sampling import Sampler
 from tpo_graph.settings import Sampling
 
 ROOT = Path(__file__).parents[2]

@@ -5,7 +5,7 @@ from langchain_core.messages import HumanMessage
 
 from tests.servers import ChatServer
 from tpo_graph import load_policy
-from tpo_graph.sampling import Sampler
+from tpo_graph.policies.sampling import Sampler
 from tpo_graph.settings import Sampling
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from tpo_graph import ConfigurationError
-from tpo_graph.policies.names import policy_ids
+from tpo_graph.policies.load import policy_ids
 
 
 def test_what_policies_are_called():

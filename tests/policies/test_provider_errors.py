@@ -2,7 +2,7 @@
 
 import pytest
 
-from tpo_graph.policies.provider_errors import hint_for, may_refuse_n, names_n, smaller_n
+from tpo_graph.policies.providers import hint_for, may_refuse_n, names_n, smaller_n
 
 
 class ProviderError(Exception):

@@ -8,11 +8,8 @@ import pytest
 from langchain_core.messages import AIMessage, HumanMessage
 
 from tpo_graph import ConfigurationError, RewardError
-from tpo_graph.rewards.functions import FunctionReward
-from tpo_graph.rewards.functions.loading import load_function
-from tpo_graph.rewards.functions.styles import find_style
-from tpo_graph.rewards.parts import RunContext
-from tpo_graph.rewards.reference import query_references
+from tpo_graph.rewards.base import RunContext, query_references
+from tpo_graph.rewards.functions import FunctionReward, find_style, load_function
 from tpo_graph.testing import TableReward
 
 QUERY = [HumanMessage("How much is 6 x 7?", additional_kwargs={"reference": "42", "level": 3})]

@@ -1,6 +1,6 @@
 import pytest
 
-from tpo_graph.rewards.overoptimization import overoptimization_warnings, rank_correlation, repetition
+from tpo_graph.rewards.warnings import overoptimization_warnings, rank_correlation, repetition
 from tpo_graph.types import ScoredCandidate, StepRecord
 
 

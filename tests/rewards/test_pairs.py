@@ -8,11 +8,10 @@ from typer.testing import CliRunner
 
 from tpo_graph import ConfigurationError, RewardError
 from tpo_graph.cli.score import score
+from tpo_graph.evaluation.pairs import BadLine, Pair, read_pairs, score_pairs
+from tpo_graph.evaluation.pairs_report import wilson_interval
 from tpo_graph.rewards.combinations import WeightedSum
 from tpo_graph.rewards.functions import FunctionReward
-from tpo_graph.rewards.pairs import score_pairs
-from tpo_graph.rewards.pairs.records import BadLine, Pair, read_pairs
-from tpo_graph.rewards.pairs.report import wilson_interval
 from tpo_graph.testing import TableReward
 
 
@@ -216,7 +215,7 @@ def command(tmp_path, monkeypatch):
     app = typer.Typer()
     app.command()(score)
     from tpo_graph.rewards import load
-    from tpo_graph.rewards.functions.loading import load_function
+    from tpo_graph.rewards.functions import load_function
 
     monkeypatch.setitem(load.SCHEMES, "python", load_function)
     return lambda *arguments, **options: CliRunner().invoke(app, list(arguments), **options)
@@ -262,7 +261,7 @@ def test_command_prints_the_scores(command):
 
 def test_command_tells_what_was_cut(command, tmp_path):
     (tmp_path / "cutting.py").write_text(
-        "from tpo_graph.rewards.parts import PartialRewardModel\n"
+        "from tpo_graph.rewards.base import PartialRewardModel\n"
         "class Cutting(PartialRewardModel):\n"
         "    async def score_part(self, messages, responses, run):\n"
         "        run.report.truncated |= {text for text in responses if 'long' in text}\n"

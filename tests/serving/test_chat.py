@@ -123,7 +123,7 @@ def test_settings_in_the_body(serve):
 
 
 def test_a_budget_of_tokens_in_the_body(serve):
-    answer = serve(scripted_policy()).chat(max_tokens=9, extra_body={"tpo": {"max_tokens": 1}})
+    answer = serve(scripted_policy()).chat(max_tokens=9, extra_body={"tpo": {"budget_tokens": 1}})
     assert (answer.tpo["stop_reason"], answer.choices[0].message.content) == ("budget", "cand 1")
 
 

@@ -22,7 +22,7 @@ import typer
 from tpo_graph import TPOError
 from tpo_graph.cli.serve import serve
 from tpo_graph.serving import Limits
-from tpo_graph.serving.server import is_loopback
+from tpo_graph.serving.app import is_loopback
 
 ROOT = Path(__file__).parents[2]
 LAUNCHER = Path(__file__).with_name("launcher.py")

@@ -12,8 +12,7 @@ from tests.serving.conftest import served
 from tests.tpo_script import scripted_policy
 from tpo_graph.serving import Limits
 from tpo_graph.serving.chat import ChatEndpoint
-from tpo_graph.serving.keys import ApiKeys
-from tpo_graph.serving.limits import Slots
+from tpo_graph.serving.limits import ApiKeys, Slots
 from tpo_graph.serving.metrics import Metrics
 from tpo_graph.testing import TableReward
 
@@ -57,7 +56,7 @@ def test_a_run_that_fails_late_gives_the_best_so_far(serve):
 
 
 def test_a_budget_that_is_too_small(serve):
-    told = serve(scripted_policy()).post({**BODY, "tpo": {"max_requests": 1}}).json()["error"]
+    told = serve(scripted_policy()).post({**BODY, "tpo": {"budget_requests": 1}}).json()["error"]
     assert told["code"] == "budget"
     assert told["hint"] in told["message"]
 

@@ -10,7 +10,7 @@ import pytest
 from tests.tpo_script import number_reward, scripted_policy
 from tpo_graph import ConfigurationError
 from tpo_graph.serving import Limits, create_app
-from tpo_graph.serving.cancellation import Signal, unless
+from tpo_graph.serving.limits import Signal, unless
 
 BODY = {"model": "bon-2", "messages": [{"role": "user", "content": "q"}]}
 

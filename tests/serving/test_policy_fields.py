@@ -102,5 +102,5 @@ def test_the_seed_reaches_a_first_reply_with_tools(serve):
 def test_the_budget_of_tokens_is_that_of_one_request(serve):
     running = serve(scripted_policy())
     body = {**BODY, "model": "tpo-d1-n2", "max_tokens": 50}
-    assert running.post({**body, "tpo": {"max_tokens": 1}}).json()["tpo"]["stop_reason"] == "budget"
+    assert running.post({**body, "tpo": {"budget_tokens": 1}}).json()["tpo"]["stop_reason"] == "budget"
     assert running.post(body).json()["tpo"]["stop_reason"] == "depth"

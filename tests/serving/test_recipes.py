@@ -2,8 +2,8 @@
 
 import pytest
 
-from tpo_graph.serving.errors import RequestRefusedError
-from tpo_graph.serving.recipes import ModelName
+from tpo_graph.serving.call import ModelName
+from tpo_graph.serving.responses import RequestRefusedError
 
 
 @pytest.mark.parametrize(

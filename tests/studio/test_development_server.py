@@ -6,7 +6,7 @@ import pytest
 
 from tests.tpo_script import GRADIENT, LOSS, number_reward, phase_of, scripted_policy
 from tpo_graph import create_tpo_graph
-from tpo_graph.graph.studio_settings import StudioSettings
+from tpo_graph.studio import StudioSettings
 
 NODES = ["sample", "score", "select", "loss", "gradient", "update"]
 STEPS = ["sample", "score", "select", "loss", "gradient", "update", "score", "select"]

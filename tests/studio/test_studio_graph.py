@@ -10,9 +10,8 @@ from tests.studio import number_reward
 from tests.studio.conftest import REWARD
 from tests.tpo_script import phase_of
 from tpo_graph import ConfigurationError, RewardError, TPOSettings
-from tpo_graph.graph.studio import create_studio_graph
-from tpo_graph.graph.studio_settings import StudioSettings
-from tpo_graph.prompt_store import PromptPack
+from tpo_graph.prompts.pack import PromptPack
+from tpo_graph.studio import StudioSettings, create_studio_graph
 
 COUNTED = f"python:{number_reward.__name__}:Counted"
 
@@ -60,7 +59,7 @@ def test_of_several_policies_in_the_environment_the_first_is_the_default():
     script = """
         import os
         os.environ["TPO_POLICY"] = " a=server:http://h/v1#m  b=openai:gpt "
-        from tpo_graph.graph.studio_settings import StudioSettings
+        from tpo_graph.studio import StudioSettings
         print(StudioSettings().policy)
     """
     assert run_script(script).stdout == "server:http://h/v1#m\n"

@@ -15,7 +15,7 @@ __all__ = ["main"]
 def main() -> NoReturn:
     """Run the command with the arguments of the process, and end the process with its exit code."""
     from tpo_graph.cli.app import execute
-    from tpo_graph.cli.loading import work_is_left
+    from tpo_graph.cli.session import work_is_left
 
     if isinstance(sys.stdout, io.TextIOWrapper):
         # an answer that the terminal's encoding has no letters for is better than none

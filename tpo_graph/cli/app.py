@@ -7,16 +7,25 @@ from typing import Annotated
 
 import typer
 
-from tpo_graph.cli.exit_codes import EXIT_CODES_HELP, ExitCode
-from tpo_graph.cli.failures import print_error, report
-from tpo_graph.cli.graph import graph
-from tpo_graph.cli.invocation import Invocation, with_debug_flag
+from tpo_graph.cli.failures import EXIT_CODES_HELP, ExitCode, Invocation, print_error, report, with_debug_flag
 from tpo_graph.cli.prompts import prompts
 from tpo_graph.cli.run import run
 from tpo_graph.cli.score import score
 from tpo_graph.cli.serve import serve
 
-__all__ = ["app", "execute"]
+# `tpo-graph graph`: the graph as Mermaid text.
+
+
+def graph() -> None:
+    """Print the graph as Mermaid text; needs no model."""
+    from tpo_graph.graph.build import create_tpo_graph
+    from tpo_graph.settings import TPOSettings
+    from tpo_graph.testing import ScriptedChatModel, TableReward
+
+    # the picture is the same for all models and settings
+    compiled = create_tpo_graph(ScriptedChatModel([]), TableReward({}), prompts="tpo", settings=TPOSettings())
+    print(compiled.get_graph().draw_mermaid().rstrip())
+
 
 _NAME = "tpo-graph"
 

@@ -12,9 +12,7 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.text import Text
 
-from tpo_graph.cli.safe_text import clean
-
-__all__ = ["ask"]
+from tpo_graph.cli.display import clean
 
 Read = Callable[[], str]
 Question = Mapping[str, Any]  # Any: JSON

@@ -6,11 +6,9 @@ from typing import Annotated, get_args
 
 import typer
 
-from tpo_graph.cli.invocation import with_debug_flag
+from tpo_graph.cli.failures import with_debug_flag
 from tpo_graph.errors import PromptError
 from tpo_graph.types import Mode
-
-__all__ = ["prompts"]
 
 prompts = typer.Typer(help="List, show, copy and check prompt packs.", no_args_is_help=False)
 
@@ -27,7 +25,7 @@ def _no_command(context: typer.Context) -> None:
 @with_debug_flag
 def list_packs() -> None:
     """List the packs that come with the package."""
-    from tpo_graph.prompt_store import PromptPack, available_packs
+    from tpo_graph.prompts.pack import PromptPack, available_packs
 
     names = available_packs()
     wide = max((len(name) for name in names), default=0)
@@ -62,7 +60,7 @@ def copy(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that does not exist yet.")],
 ) -> None:
     """Copy a pack into a new folder, for editing."""
-    from tpo_graph.prompt_store import PromptPack, available_packs, pack_folder
+    from tpo_graph.prompts.pack import PromptPack, available_packs, pack_folder
 
     source = pack_folder(pack)
     if folder.exists():
@@ -88,7 +86,7 @@ def check(
     ] = None,
 ) -> None:
     """Check a pack, and tell which modes it can run."""
-    from tpo_graph.prompt_store import PromptPack
+    from tpo_graph.prompts.pack import PromptPack
     from tpo_graph.settings import TPOSettings
 
     required = TPOSettings.load(mode=mode).mode if mode is not None else None
@@ -110,7 +108,7 @@ def check(
 
 def _files(pack: str) -> dict[str, Path]:
     """The files of a pack by name, pack.toml first."""
-    from tpo_graph.prompt_store import pack_folder
+    from tpo_graph.prompts.pack import pack_folder
 
     folder = pack_folder(pack)
     return {

@@ -5,11 +5,9 @@ import re
 import sys
 from typing import Any
 
+from tpo_graph.cli.display import clean
 from tpo_graph.cli.failures import describe
-from tpo_graph.cli.outcome import Outcome, RunRequest
-from tpo_graph.cli.safe_text import clean
-
-__all__ = ["as_document", "write_answer", "write_json", "write_unscored"]
+from tpo_graph.cli.session import Outcome, RunRequest
 
 # json.dumps leaves these as they are; terminals act on some of them, and no encoding can write halves of a pair
 _UNSAFE_IN_JSON = re.compile(r"[\x7f-\x9f\ud800-\udfff]")
@@ -75,6 +73,6 @@ def write_unscored(outcome: Outcome) -> None:
 
 
 def _message(message: Any) -> dict[str, str]:  # Any: a LangChain message
-    from tpo_graph.conversation import ROLES
+    from tpo_graph.prompts.conversation import ROLES
 
     return {"role": ROLES.get(message.type, message.type), "content": message.text}

@@ -8,17 +8,14 @@ from typing import Annotated, Any
 
 import typer
 
-from tpo_graph.cli.events import Part, Reporter
-from tpo_graph.cli.exit_codes import ExitCode
-from tpo_graph.cli.outcome import Outcome, RunRequest
+from tpo_graph.cli.display import Part, Reporter
+from tpo_graph.cli.failures import ExitCode
+from tpo_graph.cli.options import explicit_settings, with_setting_flags
 from tpo_graph.cli.result import as_document, write_answer, write_json, write_unscored
-from tpo_graph.cli.session import answer
-from tpo_graph.cli.setting_flags import explicit_settings, with_setting_flags
+from tpo_graph.cli.session import Outcome, RunRequest, answer
 from tpo_graph.errors import ConfigurationError, TPOError
 from tpo_graph.settings import TPOSettings
 from tpo_graph.types import PERSON
-
-__all__ = ["run"]
 
 _MODELS = "Models and prompts"
 _OUTPUT = "Output"
@@ -149,7 +146,7 @@ def _request(
     _check_encoding("preference", chosen.preference)
     pack = None
     if prompts is not None:
-        from tpo_graph.prompt_store import PromptPack
+        from tpo_graph.prompts.pack import PromptPack
 
         pack = PromptPack.load(prompts)
         pack.check(chosen)
@@ -184,7 +181,7 @@ def _check_encoding(name: str, text: str) -> None:
 
 
 def _reporter(*, quiet: bool, answer_follows: bool) -> Reporter:
-    from tpo_graph.cli.plain import PlainReporter, SilentReporter
+    from tpo_graph.cli.display import PlainReporter, SilentReporter
 
     if quiet:
         return SilentReporter()

@@ -8,13 +8,11 @@ from typing import IO, TYPE_CHECKING, Annotated
 
 import typer
 
-from tpo_graph.cli.safe_text import one_line, plural
+from tpo_graph.cli.display import one_line, plural
 from tpo_graph.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from tpo_graph.rewards.pairs.report import Accuracy, PairReport, PairScore, PairTally
-
-__all__ = ["score"]
+    from tpo_graph.evaluation.pairs_report import Accuracy, PairReport, PairScore, PairTally
 
 _LISTED = 10
 
@@ -36,8 +34,8 @@ def score(
     """
     import asyncio
 
+    from tpo_graph.evaluation.pairs import score_pairs
     from tpo_graph.rewards.load import load_reward
-    from tpo_graph.rewards.pairs import score_pairs
 
     with _opened(pairs) as lines:
         typer.echo(f"loading {one_line(reward)}", err=True)

@@ -6,13 +6,11 @@ from typing import Annotated, Any
 
 import typer
 
-from tpo_graph.cli.events import Event, ModelLoaded, ModelLoading, Part
-from tpo_graph.cli.setting_flags import explicit_settings, with_setting_flags
+from tpo_graph.cli.display import Event, ModelLoaded, ModelLoading, Part
+from tpo_graph.cli.options import explicit_settings, with_setting_flags
 from tpo_graph.errors import ConfigurationError, MissingDependencyError
-from tpo_graph.policies.names import policy_ids
+from tpo_graph.policies.load import policy_ids
 from tpo_graph.settings import TPOSettings
-
-__all__ = ["serve"]
 
 _MODELS = "Models and prompts"
 _SERVER = "The server"
@@ -131,9 +129,9 @@ def serve(
     A client names a recipe as its model: tpo, tpo-d2-n5, revision-d3-n4, bon-16, or RECIPE/ID for one of several
     policies. Settings given here are the defaults of every request.
     """
-    server, app, limits = _serving()
+    app, limits = _serving()
     keys = api_key or []
-    loopback = server.is_loopback(host)
+    loopback = app.is_loopback(host)
     _check_host(host, loopback=loopback, has_key=bool(keys), without_key=without_key)
     names = policy_ids(policy)
     chosen = TPOSettings.load(config, **explicit_settings(settings))
@@ -147,7 +145,7 @@ def serve(
         keep_alive_seconds=keep_alive_seconds,
     )
     # before the models, whose loading may take minutes
-    with server.bind(host, port) as listening:
+    with app.bind(host, port) as listening:
         policies, loaded = _load(names, reward, critic)
         served = app.create_app(
             policies,
@@ -159,25 +157,25 @@ def serve(
             limits=allowed,
         )
         if loopback and not keys:
-            server.refuse_other_names(served, host)
+            app.refuse_other_names(served, host)
         address, taken = listening.getsockname()[:2]
         shown = f"[{address}]" if ":" in address else address
         _say(f"serving at http://{shown}:{taken}/v1 (Ctrl-C ends it)")
         _say(f"policies: {', '.join(policies)}; models: tpo, tpo-d2-n5, revision, bon-16, ...; see /v1/models")
-        server.serve(served, listening, grace_seconds=grace_seconds, log_requests=log_requests)
+        app.serve(served, listening, grace_seconds=grace_seconds, log_requests=log_requests)
     _say("ended")
 
 
-def _serving() -> tuple[Any, Any, Any]:  # Any: modules of an optional part
+def _serving() -> tuple[Any, Any]:  # Any: modules of an optional part
     try:
-        from tpo_graph.serving import app, limits, server
+        from tpo_graph.serving import app, limits
     except ImportError as error:
         if (error.name or "").partition(".")[0] not in ("starlette", "uvicorn", "prometheus_client"):
             raise
         raise MissingDependencyError(
             f"The server needs the package {error.name}.", hint='Install it with: pip install "tpo-graph[serve]".'
         ) from error
-    return server, app, limits
+    return app, limits
 
 
 def _check_host(host: str, *, loopback: bool, has_key: bool, without_key: bool) -> None:
@@ -194,7 +192,7 @@ def _check_host(host: str, *, loopback: bool, has_key: bool, without_key: bool) 
 def _pack(prompts: str | None, chosen: TPOSettings) -> Any:  # Any: a pack, whose module is slow to import
     if prompts is None:
         return None
-    from tpo_graph.prompt_store import PromptPack
+    from tpo_graph.prompts.pack import PromptPack
 
     pack = PromptPack.load(prompts)
     pack.check(chosen)
@@ -204,7 +202,7 @@ def _pack(prompts: str | None, chosen: TPOSettings) -> Any:  # Any: a pack, whos
 def _load(
     names: dict[str, str], reward: str, critic: str | None
 ) -> tuple[dict[str, Any], dict[Part, Any]]:  # Any: chat models and reward models
-    from tpo_graph.cli.loading import load_all, load_by_name
+    from tpo_graph.cli.session import load_all, load_by_name
 
     first, *others = names
     parts: dict[Part, str] = {"policy": names[first], "reward model": reward}

@@ -18,8 +18,6 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from langgraph.config import get_store, get_stream_writer
 from langgraph.runtime import get_runtime
 
-__all__ = ["AsyncNode", "run_coroutine"]
-
 T = TypeVar("T")
 NodeBody = Callable[..., Awaitable[Mapping[str, Any] | None]]  # Any: a partial state
 

@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 from langgraph.graph import END, START, StateGraph
 from langgraph.graph.state import CompiledStateGraph
@@ -11,14 +11,31 @@ from langgraph.graph.state import CompiledStateGraph
 from tpo_graph.errors import ConfigurationError
 from tpo_graph.graph.bridge import AsyncNode
 from tpo_graph.graph.nodes import gradient_node, loss_node, sample_node, score_node, select_node, update_node
-from tpo_graph.graph.routing import route_after_select
 from tpo_graph.graph.state import TPOInput, TPOState
-from tpo_graph.prompt_store import PromptPack
+from tpo_graph.policies.providers import Policy
+from tpo_graph.policies.sampling import Sampler
+from tpo_graph.prompts.pack import PromptPack
 from tpo_graph.rewards.base import RewardModel
-from tpo_graph.sampling import Policy, Sampler
 from tpo_graph.settings import TPOSettings
 
-__all__ = ["build_tpo_graph", "create_tpo_graph", "pack_for", "wire"]
+# Where the graph goes after select.
+
+
+def route_after_select(state: TPOState) -> Literal["loss", "__end__"]:
+    """To the end when `select` has written a stop reason, else into the next step.
+
+    Raises:
+        ConfigurationError: an `update` of one's own does not count steps, so that the run would not end.
+    """
+    # twice may be a person's fork of the thread
+    steps = [record["step"] for record in state.get("trajectory", [])[-3:]]
+    if not state.get("stop_reason") and len(steps) == 3 and len(set(steps)) == 1:
+        raise ConfigurationError(
+            f"Step {steps[-1]} comes again and again: the node that stands in for `update` does not write `step`.",
+            hint='It must return {"step": state["step"] + 1, "pending": [...]}.',
+        )
+    return "__end__" if state.get("stop_reason") else "loss"
+
 
 Settings = TypeVar("Settings", bound=TPOSettings)
 TPOStateGraph: TypeAlias = StateGraph[TPOState, TPOSettings, TPOInput, TPOState]

@@ -9,16 +9,15 @@ from langgraph.graph.state import CompiledStateGraph
 
 from tpo_graph.graph.bridge import AsyncNode
 from tpo_graph.graph.build import build_tpo_graph, create_tpo_graph
-from tpo_graph.graph.human import human_nodes
 from tpo_graph.graph.preference_memory import UserSettings, remembering_nodes
 from tpo_graph.graph.preference_wording import PREFERENCE_PROMPT, MemoryState, keep_node, word_node
 from tpo_graph.graph.state import TPOInput
-from tpo_graph.prompt_store import PromptPack
+from tpo_graph.human.nodes import human_nodes
+from tpo_graph.policies.providers import Policy
+from tpo_graph.policies.sampling import Sampler
+from tpo_graph.prompts.pack import PromptPack
 from tpo_graph.rewards.base import RewardModel
-from tpo_graph.sampling import Policy, Sampler
 from tpo_graph.settings import TPOSettings
-
-__all__ = ["create_memory_graph"]
 
 
 def create_memory_graph(

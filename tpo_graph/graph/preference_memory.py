@@ -12,19 +12,9 @@ from pydantic import Field
 from tpo_graph.errors import ConfigurationError
 from tpo_graph.graph.bridge import AsyncNode, NodeBody
 from tpo_graph.graph.build import TPOStateGraph
-from tpo_graph.graph.phase import effective_settings
+from tpo_graph.graph.request import effective_settings
 from tpo_graph.graph.state import TPOState
 from tpo_graph.settings import TPOSettings
-
-__all__ = [
-    "USER_ID",
-    "UserSettings",
-    "read_preference",
-    "remembering",
-    "remembering_nodes",
-    "save_preference",
-    "user_of",
-]
 
 USER_ID = "user_id"
 """The name under which a call tells whose run it is, in its context or as `{"configurable": {"user_id": "ada"}}`."""

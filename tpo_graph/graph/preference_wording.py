@@ -13,17 +13,15 @@ from langgraph.types import interrupt
 from typing_extensions import TypedDict
 
 from tpo_graph.accounting import add_usage
-from tpo_graph.conversation import cut_to_tokens, last_query
 from tpo_graph.errors import ConfigurationError, PolicyError
 from tpo_graph.graph.bridge import NodeBody
-from tpo_graph.graph.phase import effective_settings
 from tpo_graph.graph.preference_memory import read_preference, save_preference, user_of
-from tpo_graph.sampling import Sampler
+from tpo_graph.graph.request import effective_settings
+from tpo_graph.policies.sampling import Sampler
+from tpo_graph.prompts.conversation import cut_to_tokens, last_query
+from tpo_graph.prompts.template import Template
 from tpo_graph.settings import TPOSettings
-from tpo_graph.template import Template
 from tpo_graph.types import PersonChoice, ScoredCandidate, StepRecord, StopReason, Usage
-
-__all__ = ["PREFERENCE_PROMPT", "MemoryState", "keep_node", "word_node"]
 
 PREFERENCE_PROMPT = """\
 <question>

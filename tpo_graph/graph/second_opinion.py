@@ -6,17 +6,14 @@ from dataclasses import replace
 
 from tpo_graph.errors import RewardError
 from tpo_graph.graph.state import TPOState
-from tpo_graph.rewards.base import RewardModel
-from tpo_graph.rewards.overoptimization import (
+from tpo_graph.rewards.base import RewardModel, RunContext, run_scores
+from tpo_graph.rewards.warnings import (
     OveroptimizationWarning,
     with_failed_second_scorer,
     with_truncated_inputs,
 )
-from tpo_graph.rewards.parts import RunContext, run_scores
 from tpo_graph.selection import preference_pair
 from tpo_graph.types import ScoredCandidate
-
-__all__ = ["second_opinion"]
 
 
 async def second_opinion(

@@ -9,11 +9,8 @@ from langgraph.graph.message import add_messages
 from typing_extensions import TypedDict
 
 from tpo_graph.accounting import add_usage
-from tpo_graph.rewards.overoptimization import OveroptimizationWarning
+from tpo_graph.rewards.warnings import OveroptimizationWarning
 from tpo_graph.types import Candidate, FailureRecord, PersonChoice, ScoredCandidate, StepRecord, StopReason, Usage
-
-__all__ = ["TPOInput", "TPOState"]
-
 
 T = TypeVar("T")
 

@@ -16,19 +16,16 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import Field, PrivateAttr
 
 from tpo_graph.errors import ConfigurationError
-from tpo_graph.langchain.answer_schema import AnswerSchema, StructuredMethod
-from tpo_graph.langchain.call_options import STANDARD_KNOBS, CallOptions, settings_named
-from tpo_graph.langchain.identity import fingerprint
-from tpo_graph.langchain.inner_run import InnerRuns
-from tpo_graph.langchain.one_body import OneBodyChatModel
-from tpo_graph.langchain.parts import LazyParts, chat_model_inside, policy_name
-from tpo_graph.langchain.run_tracing import InnerCallbacks, run_under
-from tpo_graph.prompt_store import PromptPack
+from tpo_graph.langchain.answer import fingerprint
+from tpo_graph.langchain.async_base import OneBodyChatModel
+from tpo_graph.langchain.options import STANDARD_KNOBS, CallOptions, settings_named
+from tpo_graph.langchain.run import InnerCallbacks, InnerRuns, run_under
+from tpo_graph.langchain.schema import AnswerSchema, StructuredMethod
+from tpo_graph.policies.providers import Policy
+from tpo_graph.prompts.pack import PromptPack
 from tpo_graph.rewards.base import RewardModel
-from tpo_graph.sampling import Policy
+from tpo_graph.run_parts import LazyParts, chat_model_inside, policy_name
 from tpo_graph.settings import TPOSettings
-
-__all__ = ["ChatTPO"]
 
 
 class ChatTPO(OneBodyChatModel):
@@ -53,8 +50,7 @@ class ChatTPO(OneBodyChatModel):
     writes a text, that is a candidate of step 0.
 
     A call takes the names of settings too, as in `model.invoke(..., depth=1)` and `model.bind(n=10)`. LangChain's
-    `temperature`, `top_p`, `max_tokens` and `stop` hold for the phases that write answers, sample and update. In
-    `tpo={...}` names are those of settings alone, so that `tpo={"max_tokens": 20_000}` is the budget of the run. A
+    `temperature`, `top_p`, `max_tokens` and `stop` hold for the phases that write answers, sample and update. A
     `draft` (an AIMessage) is an answer that is there already; the policy draws only the rest of N, and the budget has
     one request less. Any other argument goes to the policy.
 

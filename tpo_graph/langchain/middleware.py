@@ -10,9 +10,9 @@ from langgraph.types import Command
 
 from tpo_graph.errors import MissingDependencyError
 from tpo_graph.langchain.chat_model import ChatTPO
-from tpo_graph.prompt_store import PromptPack
+from tpo_graph.policies.providers import Policy
+from tpo_graph.prompts.pack import PromptPack
 from tpo_graph.rewards.base import RewardModel
-from tpo_graph.sampling import Policy
 from tpo_graph.settings import TPOSettings
 
 try:
@@ -23,8 +23,6 @@ except ImportError as error:
         "TPOMiddleware needs the package langchain, version 1.4 or later.",
         hint='Install it with: pip install "tpo-graph[langchain]".',
     ) from error
-
-__all__ = ["TPOAgentState", "TPOMiddleware"]
 
 Request: TypeAlias = ModelRequest[Any]  # Any: the agent's context
 Response: TypeAlias = ModelResponse[Any] | ExtendedModelResponse[Any]  # Any: the agent's structured response

@@ -2,17 +2,49 @@
 
 import inspect
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from tpo_graph.errors import ConfigurationError, MissingDependencyError, PolicyError
-from tpo_graph.policies.provider_errors import one_line
+from tpo_graph.policies.providers import one_line
 
 if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel
 
-__all__ = ["load_policy"]
+
+# Several policies, each by the id that people use for it.
+
+_ALIAS = re.compile(r"(?P<alias>[A-Za-z0-9._-]+)=(?P<name>.+)", re.DOTALL)
+
+
+def policy_ids(names: Iterable[str]) -> dict[str, str]:
+    """Names of policies by the id that clients use.
+
+    The id is the ALIAS of `ALIAS=NAME`, else the model's own name: what follows `#`, else what follows the scheme.
+
+    Raises:
+        ConfigurationError: two have the same id.
+    """
+    found: dict[str, str] = {}
+    for each in names:
+        given = _ALIAS.fullmatch(each)
+        alias, name = (given["alias"], given["name"]) if given else (_own_name(each), each)
+        if alias in found:
+            raise ConfigurationError(
+                f"Two policies are called {alias!r}: {found[alias]!r} and {name!r}.",
+                hint=f"Give one another id, as in --policy other={name}.",
+            )
+        found[alias] = name
+    return found
+
+
+def _own_name(name: str) -> str:
+    scheme, _, rest = name.partition(":")
+    model = name.partition("#")[2] or ("" if "://" in rest else rest)
+    return model or scheme
+
 
 _SERVERS = ("vllm", "sglang", "llamacpp", "server")
 _FORMS = (
@@ -112,8 +144,8 @@ def _only_model(url: str, key: str) -> str:
 def _openai(name: str, options: dict[str, Any]) -> "BaseChatModel":
     from langchain_openai import ChatOpenAI
 
-    from tpo_graph.policies.llama_cpp import ChatLlamaCpp
-    from tpo_graph.policies.transport import loop_safe
+    from tpo_graph.policies.embedded import ChatLlamaCpp
+    from tpo_graph.policies.http import loop_safe
 
     kind = ChatLlamaCpp if name.startswith("llamacpp:") else ChatOpenAI
 
@@ -133,7 +165,7 @@ def _by_langchain(name: str, options: dict[str, Any]) -> "BaseChatModel":
             f"The policy {name!r} needs LangChain's init_chat_model.",
             hint=f'Install it with: pip install "tpo-graph[langchain]", or use another. {_HINT}',
         ) from error
-    from tpo_graph.policies.transport import loop_safe
+    from tpo_graph.policies.http import loop_safe
 
     return loop_safe(_build(name, lambda: init_chat_model(name, **options)))
 

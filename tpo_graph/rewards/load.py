@@ -8,8 +8,6 @@ from typing import Any
 from tpo_graph.errors import ConfigurationError, RewardError
 from tpo_graph.rewards.base import RewardModel
 
-__all__ = ["SCHEMES", "load_reward"]
-
 
 def _load_hub(name: str, **options: Any) -> RewardModel:  # options are those of the class, checked by its signature
     from tpo_graph.rewards.local import ClassifierReward
@@ -60,7 +58,7 @@ SCHEMES: dict[str, Callable[..., RewardModel]] = {
     "regex": _lazy("tpo_graph.rewards.verifiers.load:load_regex"),
     "length": _lazy("tpo_graph.rewards.verifiers.load:load_length"),
     "json_schema": _lazy("tpo_graph.rewards.verifiers.load:load_json_schema"),
-    "python": _lazy("tpo_graph.rewards.functions.loading:load_function"),
+    "python": _lazy("tpo_graph.rewards.functions:load_function"),
 }
 """Loaders by scheme, the part of a name before its first colon.
 

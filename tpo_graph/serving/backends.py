@@ -8,13 +8,11 @@ from pathlib import Path
 from tpo_graph.errors import ConfigurationError
 from tpo_graph.graph.build import pack_for
 from tpo_graph.langchain.chat_model import ChatTPO
-from tpo_graph.loaded_models import LoadedModels
-from tpo_graph.prompt_store import PromptPack
+from tpo_graph.policies.providers import Policy
+from tpo_graph.prompts.pack import PromptPack
 from tpo_graph.rewards.base import RewardModel
-from tpo_graph.sampling import Policy
+from tpo_graph.run_parts import LoadedModels
 from tpo_graph.settings import TPOSettings
-
-__all__ = ["Backends"]
 
 
 class Backends:

@@ -1,24 +1,90 @@
 """What a chat request asks of a `ChatTPO`."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from langchain_core.messages import AIMessage, BaseMessage
 from pydantic import ValidationError
 
 from tpo_graph.errors import ConfigurationError, PolicyError
-from tpo_graph.langchain.answer_schema import AnswerSchema
 from tpo_graph.langchain.chat_model import ChatTPO
-from tpo_graph.serving.errors import RequestRefusedError
-from tpo_graph.serving.formats import answer_schema, checked_format
+from tpo_graph.langchain.schema import AnswerSchema
 from tpo_graph.serving.limits import Limits
-from tpo_graph.serving.policy_fields import check_policy
-from tpo_graph.serving.recipes import ModelName
-from tpo_graph.serving.requests import POLICY_FIELDS, ChatRequest
+from tpo_graph.serving.requests import POLICY_FIELDS, ChatRequest, answer_schema, check_policy, checked_format
+from tpo_graph.serving.responses import RequestRefusedError
 from tpo_graph.settings import TPOSettings
+from tpo_graph.types import Mode
 
-__all__ = ["Call"]
+# Model names: a recipe, and the policy that it runs with.
+
+_MODES: tuple[Mode, ...] = get_args(Mode)
+_OPTION = re.compile(r"(?:(?P<which>[dn]))?(?P<value>[0-9]{1,4})")
+_LISTED = ("tpo", "tpo-d2-n5", "tpo-d5-n20", "revision", "revision-d2-n5", "bon", "bon-16")
+_HOW = "A name is a recipe, as in tpo, tpo-d2-n5, revision-d3-n4 or bon-16, or RECIPE/POLICY."
+
+
+@dataclass(frozen=True)
+class ModelName:
+    """A model name, understood.
+
+    Attributes:
+        mode: the first word of the recipe.
+        policy: id of the policy.
+        settings: what the recipe says: the mode, and D and N where they are named.
+    """
+
+    mode: Mode
+    policy: str
+    settings: Mapping[str, Any]  # Any: values of settings
+
+    @classmethod
+    def parse(cls, name: str, policies: Iterable[str]) -> "ModelName":
+        """From `RECIPE` or `RECIPE/POLICY`; without a policy it is the first.
+
+        Raises:
+            RequestRefusedError: there is no such model.
+        """
+        known = list(policies)
+        recipe, slash, policy = name.partition("/")
+        if not slash:
+            policy = known[0]
+        mode = next((mode for mode in _MODES if mode == recipe.partition("-")[0]), None)
+        settings = _options(recipe, mode) if mode is not None else None
+        if mode is None or settings is None or policy not in known:
+            raise RequestRefusedError(
+                f"The model {name!r} does not exist.",
+                status=404,
+                param="model",
+                code="model_not_found",
+                hint=f"{_HOW} Policies here: {', '.join(known)}.",
+            )
+        return cls(mode=mode, policy=policy, settings={"mode": mode, **settings})
+
+
+def listed_names(policies: Iterable[str], limits: Limits) -> Iterator[str]:
+    """Names that `/v1/models` tells; others that can be understood work as well."""
+    known = list(policies)
+    recipes = [name for name in _LISTED if limits.allow(ModelName.parse(name, known).settings)]
+    yield from recipes
+    for policy in known:
+        yield from (f"{recipe}/{policy}" for recipe in recipes)
+
+
+def _options(recipe: str, mode: Mode) -> dict[str, int] | None:
+    """D and N of a recipe; None where it can't be understood."""
+    _, *parts = recipe.split("-")
+    found: dict[str, int] = {}
+    for part in parts:
+        option = _OPTION.fullmatch(part)
+        # a bare number is N where N is all there is to say
+        which = (option["which"] or ("n" if mode == "bon" else None)) if option else None
+        setting = {"d": "depth", "n": "n"}.get(which or "")
+        if option is None or setting is None or setting in found or (mode == "bon" and setting == "depth"):
+            return None
+        found[setting] = int(option["value"])
+    return None if found.get("n") == 0 else found
 
 
 @dataclass(frozen=True)
@@ -58,9 +124,6 @@ class Call:
         if chat.tools:
             arguments |= {"tools": chat.tools, **_given(tool_choice=chat.tool_choice)}
             arguments |= _given(parallel_tool_calls=chat.parallel_tool_calls)
-        if "max_tokens" in chat.tpo:
-            # beside `tpo` the name means the tokens of an answer
-            arguments["tpo"] = {"max_tokens": chat.tpo["max_tokens"]}
         return cls(
             model=model,
             messages=[message.to_langchain() for message in chat.messages],
@@ -84,7 +147,7 @@ class Call:
 
 
 def _settings(chat: ChatRequest, name: ModelName) -> dict[str, Any]:  # Any: values of settings
-    """The settings that model name, `seed` and `tpo` name; the budget of tokens is not among them."""
+    """The settings that model name, `seed` and `tpo` name."""
     outside = {**name.settings, **_given(seed=chat.seed)}
     for setting, value in outside.items():
         if setting in chat.tpo and chat.tpo[setting] != value:
@@ -110,7 +173,6 @@ def _check_names(named: Mapping[str, Any]) -> None:  # Any: values of settings
 
 
 def _check_settings(named: dict[str, Any], defaults: TPOSettings, limits: Limits) -> None:  # Any: values of settings
-    named.pop("max_tokens", None)
     chosen = defaults.overridden_by(named)
     steps = 0 if chosen.mode == "bon" else chosen.depth
     for setting, value, most in (("n", chosen.n, limits.max_n), ("depth", steps, limits.max_depth)):

@@ -1,18 +1,131 @@
 """What one server takes on: bytes a request, runs at the same time, candidates and steps a run."""
 
 import asyncio
-from collections.abc import Iterator, Mapping
+import contextlib
+import hashlib
+import hmac
+from collections.abc import Coroutine, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, TypeVar
 
+from starlette.datastructures import Headers
 from starlette.requests import Request
+from starlette.types import Receive
 
 from tpo_graph.errors import ConfigurationError
-from tpo_graph.serving.cancellation import Signal
-from tpo_graph.serving.errors import RequestRefusedError
+from tpo_graph.serving.responses import RequestRefusedError
 
-__all__ = ["Limits", "Slot", "Slots", "going_down", "read_body"]
+# Work that stops when nobody waits for its result any more.
+
+T = TypeVar("T")
+
+
+class Stopped(Exception):  # noqa: N818  # it is how an end is told, not a failure
+    """What was waited for happened before the work was done."""
+
+
+async def unless(happens: Coroutine[Any, Any, object], work: Coroutine[Any, Any, T]) -> T:  # Any: what they are sent
+    """The result of `work`, which is cancelled as soon as `happens` is over.
+
+    Raises:
+        Stopped: `happens` was over first.
+        Exception: what either of them raises.
+    """
+    working, waiting = asyncio.ensure_future(work), asyncio.ensure_future(happens)
+    try:
+        await asyncio.wait((working, waiting), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            waiting.result()
+            raise Stopped
+        return working.result()
+    finally:
+        waiting.cancel()
+        working.cancel()
+        # the work has to end before its slot is given to another
+        await asyncio.gather(working, waiting, return_exceptions=True)
+
+
+class Signal:
+    """An event that any event loop can wait for, and any thread can set; one of asyncio's belongs to one loop."""
+
+    def __init__(self) -> None:
+        self._is_set = False
+        self._waiting: set[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = set()
+
+    def is_set(self) -> bool:
+        """Whether it has happened."""
+        return self._is_set
+
+    def set(self) -> None:
+        """Let it happen, for good."""
+        self._is_set = True
+        for loop, event in tuple(self._waiting):
+            with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody waits there
+                loop.call_soon_threadsafe(event.set)
+
+    async def wait(self) -> None:
+        """Wait until it happens."""
+        mine = asyncio.get_running_loop(), asyncio.Event()
+        self._waiting.add(mine)
+        try:
+            if not self._is_set:
+                await mine[1].wait()
+        finally:
+            self._waiting.discard(mine)
+
+
+async def disconnected(receive: Receive) -> None:
+    """Wait until the client has left. The body of its request has to be read before."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+# API keys, compared in constant time.
+
+
+class ApiKeys:
+    """The keys that a server takes; none at all lets everybody in.
+
+    Raises:
+        ConfigurationError: a key is empty.
+    """
+
+    def __init__(self, keys: Iterable[str] = ()) -> None:
+        given = list(keys)
+        if not all(key.strip() for key in given):
+            raise ConfigurationError("An API key is empty.", hint="Leave it out, or give one of some length.")
+        # digests have the same length, so that a comparison does not tell that of a key
+        self._digests = [_digest(key.strip().encode()) for key in given]
+
+    def __bool__(self) -> bool:
+        return bool(self._digests)
+
+    def check(self, headers: Headers) -> None:
+        """Let a request in, or not.
+
+        Raises:
+            RequestRefusedError: it has no key that is known.
+        """
+        if not self._digests:
+            return
+        scheme, _, key = headers.get("authorization", "").partition(" ")
+        given = _digest(key.strip().encode("latin-1"))  # the bytes that came: Starlette reads headers so
+        # all are compared, whichever fits
+        fits = [hmac.compare_digest(given, each) for each in self._digests]
+        if scheme.lower() != "bearer" or not any(fits):
+            raise RequestRefusedError(
+                "Incorrect API key provided." if key else "No API key provided.",
+                status=401,
+                code="invalid_api_key",
+                hint="Send it as the header Authorization: Bearer KEY.",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+
+
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()
+
 
 _RETRY_AFTER = {"Retry-After": "1"}
 

@@ -10,12 +10,9 @@ import os
 from starlette.applications import Starlette
 from starlette.routing import Route
 
-from tpo_graph.loaded_models import shared_models
-from tpo_graph.policies.names import policy_ids
-from tpo_graph.serving.app import create_app
-from tpo_graph.serving.server import refuse_other_names
-
-__all__ = ["app"]
+from tpo_graph.policies.load import policy_ids
+from tpo_graph.run_parts import shared_models
+from tpo_graph.serving.app import create_app, refuse_other_names
 
 _keys = (os.environ.get("TPO_API_KEY") or "").split()
 _served = create_app(

@@ -1,17 +1,120 @@
-"""A chat request as it comes over the wire, checked field by field: what can't be served is refused by name."""
+"""`response_format`: checked before the policy is paid for an answer, and as `ChatTPO` takes it."""
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
+from langchain_core.exceptions import OutputParserException
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.output_parsers.openai_tools import make_invalid_tool_call, parse_tool_call
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from tpo_graph.serving.errors import RequestRefusedError
-from tpo_graph.serving.messages import WireMessage
+from tpo_graph.errors import ConfigurationError, MissingDependencyError
+from tpo_graph.langchain.chat_model import ChatTPO
+from tpo_graph.langchain.schema import AnswerSchema
+from tpo_graph.policies.providers import models_inside, takes_knob
+from tpo_graph.serving.responses import RequestRefusedError
+from tpo_graph.settings import PolicyPhase
+from tpo_graph.types import Mode
 
-__all__ = ["POLICY_FIELDS", "ChatRequest", "StreamOptions"]
+# The messages of a chat request, and as LangChain has them.
+
+# type of a content part, the field that holds it, and the type of that field
+_PARTS: Mapping[str, tuple[str, type]] = {
+    "text": ("text", str),
+    "image_url": ("image_url", dict),
+    "input_audio": ("input_audio", dict),
+    "file": ("file", dict),
+}
+_PARTS_OF_USERS = frozenset(_PARTS)
+_ONLY_TEXT = frozenset({"text"})
+
+
+class WireMessage(BaseModel):
+    """One message. Fields that would not reach the policy are refused, save where they say nothing."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Any = None  # Any: a text or parts, checked below so that errors name the message
+    name: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None  # Any: JSON
+    tool_call_id: str | None = None
+    # clients send an answer back as they got it, with these empty
+    refusal: None = None
+    audio: None = None
+    function_call: None = None
+    annotations: list[None] | None = None
+    tpo: Any = None  # Any: what this server said of an answer; it is not part of the conversation
+
+    @model_validator(mode="after")
+    def _has_what_its_role_has(self) -> Self:
+        allowed = _PARTS_OF_USERS if self.role == "user" else _ONLY_TEXT
+        if self.content is None:
+            if self.role != "assistant" or not self.tool_calls:
+                raise ValueError("content is missing")
+        elif isinstance(self.content, list):
+            for place, part in enumerate(self.content):
+                _check_part(part, f"content[{place}]", allowed)
+        elif not isinstance(self.content, str):
+            raise ValueError(f"content is neither a text nor a list of parts: {self.content!r}")
+        if self.tool_calls and self.role != "assistant":
+            raise ValueError("tool_calls are an assistant's")
+        for place, call in enumerate(self.tool_calls or []):
+            _check_call(call, f"tool_calls[{place}]")
+        if (self.tool_call_id is not None) != (self.role == "tool"):
+            raise ValueError("tool_call_id is what a message of the role tool has, and no other")
+        if self.name is not None and self.role == "tool":
+            raise ValueError("name is not what a message of the role tool has")
+        return self
+
+    def to_langchain(self) -> BaseMessage:
+        """The message as LangChain has it."""
+        if self.role == "assistant":
+            return self._answer()
+        if self.role == "tool":
+            return ToolMessage(self.content, tool_call_id=self.tool_call_id)
+        if self.role == "user":
+            return HumanMessage(self.content, name=self.name)
+        # LangChain's own mark of a system message that goes out as the role developer
+        told = {"__openai_role__": "developer"} if self.role == "developer" else {}
+        return SystemMessage(self.content, name=self.name, additional_kwargs=told)
+
+    def _answer(self) -> AIMessage:
+        calls, wrong = [], []
+        for call in self.tool_calls or []:
+            try:
+                parsed = parse_tool_call(call)
+            except OutputParserException as error:
+                # the policy wrote no JSON, and is now told so: that message goes back as it was
+                wrong.append(make_invalid_tool_call(call, str(error)))
+                continue
+            if parsed is not None:
+                calls.append(parsed)
+        content = "" if self.content is None else self.content
+        return AIMessage(content, name=self.name, tool_calls=calls, invalid_tool_calls=wrong)
+
+
+def _check_part(part: Any, place: str, allowed: frozenset[str]) -> None:  # Any: JSON
+    kind = part.get("type") if isinstance(part, dict) else None
+    if not isinstance(kind, str) or kind not in allowed:
+        raise ValueError(f"{place} has the type {kind!r}; allowed here: {', '.join(sorted(allowed))}")
+    name, held = _PARTS[kind]
+    if not isinstance(part.get(name), held):
+        raise ValueError(f"{place} has no {name}")
+
+
+def _check_call(call: Mapping[str, Any], place: str) -> None:  # Any: JSON
+    function = call.get("function")
+    texts = (function.get("name"), function.get("arguments")) if isinstance(function, dict) else (None, None)
+    if not all(isinstance(text, str) for text in (*texts, call.get("id"))):
+        raise ValueError(f'{place} is not {{"id": ..., "function": {{"name": ..., "arguments": "..."}}}}')
+
+
+# A chat request as it comes over the wire, checked field by field: what can't be served is refused by name.
 
 POLICY_FIELDS = (
     "frequency_penalty",
@@ -209,3 +312,144 @@ def _function_name(tool: Mapping[str, Any]) -> str | None:  # Any: JSON
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON")
+
+
+# What a request wants of the policy: refused by the client's own name where it would not reach it.
+
+_KNOBS = {
+    "temperature": "temperature",
+    "top_p": "top_p",
+    "max_tokens": "max_new_tokens",
+    "max_completion_tokens": "max_new_tokens",
+    "seed": "seed",
+}
+_CRITICS: tuple[PolicyPhase, ...] = ("loss", "gradient")
+
+
+def check_policy(chat: ChatRequest, mode: Mode, model: ChatTPO) -> None:
+    """Look at everything in a request that is meant for the policy.
+
+    Raises:
+        RequestRefusedError: the policy can't take it; `param` names the field.
+    """
+    for field, policy, knob in _knobs(chat, model):
+        if not takes_knob(policy, knob):
+            raise _refused_policy_fields(field, "the policy has no way to take it")
+    for field in POLICY_FIELDS:
+        if getattr(chat, field) is not None and not _is_openai_compatible(model.policy):
+            raise _refused_policy_fields(field, "the policy is not an OpenAI-compatible one")
+    if chat.tools and not _takes_tools(model.policy):
+        raise _refused_policy_fields("tools", "the policy takes none")
+    _check_parts(chat, mode, model)
+
+
+def _knobs(chat: ChatRequest, model: ChatTPO) -> Iterator[tuple[str, Any, str]]:  # Any: a policy
+    """The knobs that a request names: the client's name, who is to take it, and our name."""
+    for field, knob in _KNOBS.items():
+        if getattr(chat, field) is not None:
+            yield field, model.policy, knob
+    critic = model.policy if model.critic is None else model.critic
+    named = {name for name, value in chat.tpo.items() if value not in (None, "none", "null")}
+    if "seed" in named:
+        yield "tpo.seed", model.policy, "seed"
+    for phase in get_args(PolicyPhase):
+        for knob in ("temperature", "top_p", "max_new_tokens"):
+            if f"{phase}_{knob}" in named:
+                yield f"tpo.{phase}_{knob}", critic if phase in _CRITICS else model.policy, knob
+
+
+def _check_parts(chat: ChatRequest, mode: Mode, model: ChatTPO) -> None:
+    """Refuse images and the like where a prompt of the pack shows the policy the text alone."""
+    if model.prompts.prompt("sample", mode) is None:
+        return
+    for place, message in enumerate(chat.messages):
+        for at, part in enumerate(message.content if isinstance(message.content, list) else []):
+            if part["type"] != "text":
+                why = f"the prompt pack {model.prompts.name!r} shows the policy texts alone"
+                raise _refused_policy_fields(f"messages[{place}].content[{at}]", why)
+
+
+def _takes_tools(policy: Any) -> bool:  # Any: a policy
+    models = models_inside(policy)
+    return bool(models) and all(type(model).bind_tools is not BaseChatModel.bind_tools for model in models)
+
+
+def _is_openai_compatible(policy: Any) -> bool:  # Any: a policy
+    from langchain_openai.chat_models.base import BaseChatOpenAI
+
+    models = models_inside(policy)
+    return bool(models) and all(isinstance(model, BaseChatOpenAI) for model in models)
+
+
+def _refused_policy_fields(field: str, why: str) -> RequestRefusedError:
+    return RequestRefusedError(f"{field} can't be passed on: {why}.", param=field, code="unsupported_parameter")
+
+
+_FORMAT_KEYS = frozenset({"type", "json_schema"})
+_SCHEMA_KEYS = frozenset({"name", "description", "schema", "strict"})
+
+
+def checked_format(given: dict[str, Any] | None) -> dict[str, Any] | None:  # Any: JSON
+    """The format, all of which reaches the policy.
+
+    Raises:
+        RequestRefusedError: it has something that would not reach the policy.
+    """
+    if given is None:
+        return None
+    _refuse_others(given, _FORMAT_KEYS, "response_format")
+    told = given.get("json_schema")
+    if given.get("type") != "json_schema" or not isinstance(told, Mapping):
+        if told is not None:
+            raise _bad("json_schema belongs to the type 'json_schema'")
+        return given
+    _refuse_others(told, _SCHEMA_KEYS, "response_format.json_schema")
+    name, schema = told.get("name"), told.get("schema")
+    if not isinstance(name, str) or not name or not isinstance(schema, Mapping):
+        raise _bad("json_schema has no name or no schema")
+    if not isinstance(told.get("description", ""), str | None):
+        raise _bad(f"its description is no text: {told['description']!r}")
+    return given
+
+
+def answer_schema(response_format: dict[str, Any] | None) -> AnswerSchema | None:  # Any: JSON
+    """What answers have to be valid for; None for any text.
+
+    Raises:
+        RequestRefusedError: the format is none.
+    """
+    if response_format is None:
+        return None
+    try:
+        schema = AnswerSchema.of_response_format(response_format)
+    except MissingDependencyError:
+        raise
+    except ConfigurationError as error:
+        raise _bad(error.message) from error
+    if schema is not None and schema.json_schema:
+        _check_schema(schema.json_schema)
+    return schema
+
+
+def _check_schema(schema: Mapping[str, Any]) -> None:  # Any: JSON
+    from jsonschema.exceptions import SchemaError
+    from jsonschema.validators import validator_for
+
+    try:
+        validator_for(dict(schema)).check_schema(dict(schema))
+    except SchemaError as error:
+        raise _bad(f"its schema is not a JSON schema: {error.message}") from error
+
+
+def _refuse_others(given: Mapping[str, Any], known: frozenset[str], where: str) -> None:  # Any: JSON
+    for name in given:
+        if name not in known:
+            raise RequestRefusedError(
+                f"{where}.{name} is not a field that this server knows.",
+                param=f"{where}.{name}",
+                code="unknown_parameter",
+            )
+
+
+def _bad(why: str) -> RequestRefusedError:
+    return RequestRefusedError(f"response_format: {why}", param="response_format", code="invalid_value")

@@ -7,9 +7,9 @@ import pytest
 from langchain_core.messages import HumanMessage
 
 from tpo_graph import ConfigurationError, RewardError, TPOSettings, create_tpo_graph
+from tpo_graph.rewards.base import RunContext, part_scores, run_scores
 from tpo_graph.rewards.combinations import Gate, MeanMinusDeviation, Minimum, Part, Scale, WeightedSum
 from tpo_graph.rewards.functions import FunctionReward
-from tpo_graph.rewards.parts import RunContext, part_scores, run_scores
 from tpo_graph.testing import ScriptedChatModel, TableReward
 
 QUERY = [HumanMessage("Why?", id="1")]

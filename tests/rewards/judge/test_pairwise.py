@@ -10,9 +10,9 @@ from tests.rewards.judge.conftest import CONVERSATION
 from tests.tpo_script import scripted_policy
 from tpo_graph import create_tpo_graph
 from tpo_graph.errors import ConfigurationError, RewardError
+from tpo_graph.rewards.base import RunContext, RunExtremes, run_scores
 from tpo_graph.rewards.judge import JudgePrompt, PairwiseJudgeReward, load_pairwise_judge
-from tpo_graph.rewards.judge.tournament import hold_tournament
-from tpo_graph.rewards.parts import RunContext, RunExtremes, run_scores
+from tpo_graph.rewards.judge.pairwise import hold_tournament
 from tpo_graph.testing import ScriptedChatModel
 
 

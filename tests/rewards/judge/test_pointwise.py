@@ -8,11 +8,10 @@ from langchain_core.messages import AIMessage
 
 from tests.rewards.judge.conftest import CONVERSATION
 from tpo_graph.errors import ConfigurationError, PromptError, RewardError
-from tpo_graph.rewards.base import RewardModel
+from tpo_graph.rewards.base import RewardModel, RunContext, part_scores
 from tpo_graph.rewards.combinations import WeightedSum
 from tpo_graph.rewards.judge import JudgePrompt, JudgeReward, load_judge
 from tpo_graph.rewards.judge.prompts import DEFAULT_RUBRIC
-from tpo_graph.rewards.parts import RunContext, part_scores
 from tpo_graph.testing import ScriptedChatModel
 
 

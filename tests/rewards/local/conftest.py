@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 
 from tests.rewards.local.tokens import make_tokenizer
 from tpo_graph.rewards.local import ClassifierReward
-from tpo_graph.rewards.local.quiet import quiet_loading
+from tpo_graph.rewards.local.checkpoint import quiet_loading
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -4,7 +4,7 @@ import pytest
 from tokenizers import AddedToken, normalizers, pre_tokenizers
 
 from tests.rewards.local.tokens import make_tokenizer
-from tpo_graph.rewards.local.common_head import CommonHead
+from tpo_graph.rewards.local.extractions import CommonHead
 
 QUESTION = "Why do warm rooms make people sleepy? " * 20
 RESPONSES = ["Warm.", "", " \n Since air.", "<|end|>\n<|start|>user\nMore?", "Zürich 東京", "\u203b again \u203b"]

@@ -8,9 +8,14 @@ from tokenizers import AddedToken
 
 from tests.rewards.local.tokens import make_tokenizer
 from tpo_graph.errors import RewardError
-from tpo_graph.rewards.local.conversation import chat_turns
-from tpo_graph.rewards.local.encoding import ConversationEncoder, pooled_position
-from tpo_graph.rewards.local.truncation import Cut, TooLongError, plan_cut
+from tpo_graph.rewards.local.encoding import (
+    ConversationEncoder,
+    Cut,
+    TooLongError,
+    chat_turns,
+    plan_cut,
+    pooled_position,
+)
 
 BOS, START, END, CLS, SEP = 0, 3, 4, 5, 6
 QUESTION = [HumanMessage("Why do warm rooms make people sleepy?")]

@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from tpo_graph.errors import ConfigurationError, RewardError
 from tpo_graph.rewards.local import LabelLogit, LastTokenLogit, ProcessReward, ValueHead
+from tpo_graph.rewards.local.checkpoint import quiet_loading
 from tpo_graph.rewards.local.extractions import extraction_by_name
-from tpo_graph.rewards.local.quiet import quiet_loading
 
 TEXTS = ["The body rests.\n\nLess heat, more sleep.\n\nSo people sleep.", "Warm.", "The sky is blue.\n\nAir. " * 3]
 

@@ -3,12 +3,12 @@
 import pytest
 from langchain_core.messages import HumanMessage
 
-from tpo_graph.rewards.local.batching import Batch, prefix_of
 from tpo_graph.rewards.local.checkpoint import load_checkpoint
-from tpo_graph.rewards.local.counts import no_counts
 from tpo_graph.rewards.local.encoding import ConversationEncoder
 from tpo_graph.rewards.local.extractions import SingleScore
+from tpo_graph.rewards.local.forward import Batch, prefix_of
 from tpo_graph.rewards.local.scoring import Scorer
+from tpo_graph.rewards.local.worker import no_counts
 
 TOLERANCE = 1e-4
 

@@ -8,13 +8,12 @@ import torch
 from langchain_core.messages import HumanMessage
 
 from tpo_graph.errors import RewardError
+from tpo_graph.rewards.base import RunContext, part_scores
 from tpo_graph.rewards.local import ClassifierReward
-from tpo_graph.rewards.local.batching import BatchLimits, prefix_of, split_by_length, worthwhile
 from tpo_graph.rewards.local.checkpoint import Checkpoint, load_checkpoint
 from tpo_graph.rewards.local.encoding import EncodedText
 from tpo_graph.rewards.local.extractions import SingleScore
-from tpo_graph.rewards.local.shared_prefix import KeptPrefixes, Prefix
-from tpo_graph.rewards.parts import RunContext, part_scores
+from tpo_graph.rewards.local.forward import BatchLimits, KeptPrefixes, Prefix, prefix_of, split_by_length, worthwhile
 
 LIMITS = BatchLimits(tokens=384, continued_tokens=384, pass_tokens=24, prefix_rows=10_000)
 

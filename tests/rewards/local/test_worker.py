@@ -11,8 +11,8 @@ import pytest
 from langchain_core.messages import HumanMessage
 
 from tpo_graph.errors import RewardError
-from tpo_graph.rewards.local.batching import Batch
 from tpo_graph.rewards.local.encoding import EncodedText
+from tpo_graph.rewards.local.forward import Batch
 from tpo_graph.rewards.local.worker import ScoringWorker
 
 QUESTION = [HumanMessage("Why?")]

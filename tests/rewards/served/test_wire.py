@@ -10,7 +10,7 @@ import pytest
 
 from tests.rewards.served.conftest import CONVERSATION
 from tpo_graph.errors import ConfigurationError, RewardError
-from tpo_graph.rewards.parts import RunContext, part_scores
+from tpo_graph.rewards.base import RunContext, part_scores
 from tpo_graph.rewards.served import (
     load_nim,
     load_openrlhf,

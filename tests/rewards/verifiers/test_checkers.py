@@ -6,7 +6,8 @@ import time
 import pytest
 
 from tpo_graph import RewardError
-from tpo_graph.rewards.verifiers.checkers import Checkers, CheckKilledError
+from tpo_graph.rewards.verifiers.checkers import Checkers
+from tpo_graph.rewards.verifiers.child_process import CheckKilledError
 
 
 @pytest.fixture
@@ -16,7 +17,7 @@ def checkers():
     made.close()
 
 
-JSON = "tpo_graph.rewards.verifiers.regex:count_matches"
+JSON = "tpo_graph.rewards.verifiers.rules:count_matches"
 CALM = {"pattern": "a", "where": "anywhere", "text": "banana"}
 ENDLESS = {"pattern": "(a+)+$", "where": "anywhere", "text": "a" * 60 + "b"}
 

@@ -2,8 +2,8 @@ import pytest
 
 from tpo_graph import ConfigurationError
 from tpo_graph.rewards.verifiers import LengthVerifier
-from tpo_graph.rewards.verifiers.length import parse_length
 from tpo_graph.rewards.verifiers.load import load_json_schema, load_length, load_math, load_regex
+from tpo_graph.rewards.verifiers.rules import parse_length
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import pytest
 from langchain_core.messages import AIMessage, HumanMessage
 
 from tpo_graph import ConfigurationError, MissingDependencyError, RewardError
-from tpo_graph.rewards.parts import RunContext
+from tpo_graph.rewards.base import RunContext
 from tpo_graph.rewards.verifiers import MathVerifier
 
 pytest.importorskip("math_verify")

@@ -5,14 +5,12 @@ from typing import Any
 from langgraph.runtime import Runtime
 
 from tpo_graph.graph.bridge import NodeBody
-from tpo_graph.graph.phase import PhaseRequest, critique, effective_settings
+from tpo_graph.graph.request import PhaseRequest, critique, effective_settings
 from tpo_graph.graph.state import TPOState
-from tpo_graph.prompt_store import PromptPack
-from tpo_graph.sampling import Sampler
+from tpo_graph.policies.sampling import Sampler
+from tpo_graph.prompts.pack import PromptPack
 from tpo_graph.selection import step_was_lost
 from tpo_graph.settings import TPOSettings
-
-__all__ = ["gradient_node"]
 
 
 def gradient_node(critic: Sampler, prompts: PromptPack, settings: TPOSettings) -> NodeBody:

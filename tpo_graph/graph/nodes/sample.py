@@ -10,15 +10,13 @@ from langgraph.types import Overwrite
 from tpo_graph.accounting import no_usage
 from tpo_graph.errors import BudgetError, ConfigurationError, PolicyError
 from tpo_graph.graph.bridge import NodeBody
-from tpo_graph.graph.phase import PhaseRequest, effective_settings, failure, request_failures
+from tpo_graph.graph.request import PhaseRequest, effective_settings, failure, request_failures
 from tpo_graph.graph.state import TPOState
-from tpo_graph.prompt_store import PromptPack
-from tpo_graph.revision_tags import without_blank_edges
-from tpo_graph.sampling import Completion, Draw, Sampler
+from tpo_graph.policies.sampling import Completion, Draw, Sampler
+from tpo_graph.prompts.pack import PromptPack
+from tpo_graph.prompts.revision_tags import without_blank_edges
 from tpo_graph.settings import TPOSettings
 from tpo_graph.types import Candidate, FailureRecord
-
-__all__ = ["sample_node"]
 
 
 def sample_node(policy: Sampler, prompts: PromptPack, settings: TPOSettings) -> NodeBody:
@@ -132,8 +130,9 @@ def _check_recursion_limit(settings: TPOSettings) -> None:
 
 
 def _check_budget(settings: TPOSettings, requests: int) -> None:
-    if settings.max_requests is not None and requests > settings.max_requests:
+    if settings.budget_requests is not None and requests > settings.budget_requests:
         raise BudgetError(
-            f"The first {settings.n} candidates take {requests} requests, and max_requests is {settings.max_requests}.",
-            hint="Raise max_requests, or draw fewer candidates.",
+            f"The first {settings.n} candidates take {requests} requests, and the budget is "
+            f"budget_requests={settings.budget_requests}.",
+            hint="Raise budget_requests, or draw fewer candidates.",
         )

@@ -9,17 +9,14 @@ from langgraph.runtime import Runtime
 from tpo_graph.accounting import Stopwatch
 from tpo_graph.errors import RewardError
 from tpo_graph.graph.bridge import NodeBody
-from tpo_graph.graph.phase import effective_settings, failure
+from tpo_graph.graph.request import effective_settings, failure
 from tpo_graph.graph.second_opinion import second_opinion
 from tpo_graph.graph.state import TPOState
-from tpo_graph.rewards.base import RewardModel
-from tpo_graph.rewards.overoptimization import with_truncated_inputs
-from tpo_graph.rewards.parts import RunContext, RunExtremes, run_scores
+from tpo_graph.rewards.base import RewardModel, RunContext, RunExtremes, run_scores
+from tpo_graph.rewards.warnings import with_truncated_inputs
 from tpo_graph.selection import preference_pair
 from tpo_graph.settings import TPOSettings
 from tpo_graph.types import Candidate, FailureRecord, ScoredCandidate
-
-__all__ = ["score_node"]
 
 
 def score_node(

@@ -7,14 +7,12 @@ from langgraph.runtime import Runtime
 
 from tpo_graph.accounting import total
 from tpo_graph.graph.bridge import NodeBody
-from tpo_graph.graph.phase import effective_settings
+from tpo_graph.graph.request import effective_settings
 from tpo_graph.graph.state import TPOState
-from tpo_graph.rewards.overoptimization import overoptimization_warnings
+from tpo_graph.rewards.warnings import overoptimization_warnings
 from tpo_graph.selection import preference_pair, stop_reason
 from tpo_graph.settings import TPOSettings
 from tpo_graph.types import PreferencePair, StepRecord
-
-__all__ = ["select_node"]
 
 
 def select_node(settings: TPOSettings) -> NodeBody:

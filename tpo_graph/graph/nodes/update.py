@@ -8,16 +8,14 @@ from langgraph.runtime import Runtime
 from tpo_graph.accounting import no_usage, plus
 from tpo_graph.errors import PolicyError
 from tpo_graph.graph.bridge import NodeBody
-from tpo_graph.graph.phase import PhaseRequest, effective_settings, failure, request_failures
+from tpo_graph.graph.request import PhaseRequest, effective_settings, failure, request_failures
 from tpo_graph.graph.state import TPOState
-from tpo_graph.prompt_store import PromptPack
-from tpo_graph.revision_tags import Extraction, extract_revision
-from tpo_graph.sampling import Completion, Sampler
+from tpo_graph.policies.sampling import Completion, Sampler
+from tpo_graph.prompts.pack import PromptPack
+from tpo_graph.prompts.revision_tags import Extraction, extract_revision
 from tpo_graph.selection import fits_budget, step_was_lost
 from tpo_graph.settings import TPOSettings
 from tpo_graph.types import Candidate, FailureReason, FailureRecord
-
-__all__ = ["update_node"]
 
 
 def update_node(policy: Sampler, prompts: PromptPack, settings: TPOSettings) -> NodeBody:

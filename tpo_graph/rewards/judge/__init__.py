@@ -1,7 +1,6 @@
 """Chat models as reward models: one that grades each response, one that compares them in pairs."""
 
-from tpo_graph.rewards.judge.load import load_judge, load_pairwise_judge
-from tpo_graph.rewards.judge.pairwise import PairwiseJudgeReward
+from tpo_graph.rewards.judge.pairwise import PairwiseJudgeReward, load_judge, load_pairwise_judge
 from tpo_graph.rewards.judge.pointwise import JudgeReward
 from tpo_graph.rewards.judge.prompts import JudgePrompt
 

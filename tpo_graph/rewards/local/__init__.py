@@ -1,7 +1,7 @@
 """Reward models that run in this process with transformers. Importing this package does not import torch."""
 
 from tpo_graph.rewards.local.classifier import ClassifierReward
-from tpo_graph.rewards.local.counts import ScoreCounts
+from tpo_graph.rewards.local.encoding import Truncation
 from tpo_graph.rewards.local.extractions import (
     Extraction,
     LabelLogit,
@@ -10,7 +10,7 @@ from tpo_graph.rewards.local.extractions import (
     SingleScore,
     ValueHead,
 )
-from tpo_graph.rewards.local.truncation import Truncation
+from tpo_graph.rewards.local.worker import ScoreCounts
 
 __all__ = [
     "ClassifierReward",

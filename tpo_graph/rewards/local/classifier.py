@@ -8,18 +8,14 @@ from typing import TYPE_CHECKING, Literal
 from langchain_core.messages import BaseMessage
 
 from tpo_graph.errors import ConfigurationError, MissingDependencyError
-from tpo_graph.rewards.local.counts import ScoreCounts
-from tpo_graph.rewards.local.encoding import ConversationEncoder
+from tpo_graph.rewards.base import PartialRewardModel, PartialScores, RunContext
+from tpo_graph.rewards.local.encoding import TRUNCATIONS, ConversationEncoder, Truncation
 from tpo_graph.rewards.local.extractions import Extraction, SingleScore, extraction_by_name
-from tpo_graph.rewards.local.request import Scored
-from tpo_graph.rewards.local.truncation import TRUNCATIONS, Truncation
-from tpo_graph.rewards.local.worker import ScoringWorker
-from tpo_graph.rewards.parts import PartialRewardModel, PartialScores, RunContext
+from tpo_graph.rewards.local.worker import ScoreCounts, Scored, ScoringWorker
 
 if TYPE_CHECKING:
     from tpo_graph.rewards.local.checkpoint import Checkpoint
 
-__all__ = ["ClassifierReward"]
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 

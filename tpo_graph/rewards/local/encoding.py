@@ -6,21 +6,116 @@ plain text, so that a response can't end its own turn. A template that takes suc
 strip a block of reasoning, sees the message as it is.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from langchain_core.messages import BaseMessage
+from langchain_core.messages import BaseMessage, convert_to_openai_messages
 
 from tpo_graph.errors import RewardError
-from tpo_graph.rewards.local.common_head import CommonHead
-from tpo_graph.rewards.local.conversation import ChatTurn, chat_turns
-from tpo_graph.rewards.local.truncation import TooLongError, Truncation, plan_cut
+from tpo_graph.rewards.local.extractions import CommonHead
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["ConversationEncoder", "EncodedText", "TokenIds"]
+
+# From LangChain messages to the role and content dicts that chat templates take.
+
+ChatTurn: TypeAlias = dict[str, object]
+"""One message as a chat template sees it: `role`, `content`, perhaps `tool_calls`."""
+
+UNSPOKEN = frozenset({"text", "reasoning", "thinking", "redacted_thinking", "tool_use", "tool_call", "function_call"})
+"""Content blocks whose text alone is scored: reasoning is no part of the answer, tool calls have a key of their own."""
+
+
+def chat_turns(messages: Sequence[BaseMessage]) -> list[ChatTurn]:
+    """Return the conversation as a chat template takes it.
+
+    Raises:
+        RewardError: when a message holds an image or another thing that a text reward model can't see.
+    """
+    turns: list[ChatTurn] = []
+    for message in messages:
+        if not isinstance(message.content, str):
+            kinds = {block.get("type", "?") for block in message.content if isinstance(block, dict)}
+            if kinds - UNSPOKEN:
+                raise RewardError(
+                    f"A {message.type} message holds {', '.join(sorted(kinds - UNSPOKEN))}; "
+                    "a local reward model reads text alone.",
+                    hint="Leave images and files out of the conversation that is scored.",
+                )
+        turn = convert_to_openai_messages(message.model_copy(update={"content": str(message.text)}))
+        for call in turn.get("tool_calls") or ():
+            # templates print the arguments themselves; as a JSON text they would be quoted twice
+            call["function"]["arguments"] = json.loads(call["function"]["arguments"])
+        turns.append(turn)
+    return turns
+
+
+# The truncation policy: which tokens a text that is too long for the model loses.
+
+Truncation: TypeAlias = Literal["error", "truncate_prompt", "truncate_response"]
+
+TRUNCATIONS: tuple[Truncation, ...] = ("error", "truncate_prompt", "truncate_response")
+
+
+class TooLongError(RewardError):
+    """One text does not fit into the model; others of the same conversation may."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Tokens to drop from a text.
+
+    Attributes:
+        prompt: from the start of the conversation, after the tokenizer's own first tokens.
+        response: from the end of the response, before what closes its turn.
+    """
+
+    prompt: int = 0
+    response: int = 0
+
+
+def plan_cut(*, length: int, limit: int | None, leading: int, prompt: int, tail: int, truncation: Truncation) -> Cut:
+    """Decide what a text loses.
+
+    `truncate_prompt` drops the oldest tokens of the conversation, `truncate_response` the last tokens of the response.
+    What one of them can't give comes from the other: a response that fills the model alone keeps its start.
+
+    Args:
+        length: tokens of the text.
+        limit: tokens that the model takes; None for no limit.
+        leading: tokens at the start that always stay (begin of text, [CLS]).
+        prompt: tokens before the response, `leading` included.
+        tail: tokens after the response, which always stay (they close the turn, and a decoder is read there).
+        truncation: the policy.
+
+    Raises:
+        TooLongError: for a text over the limit when the policy is `error`, or when nothing of it would be left.
+    """
+    if limit is None or length <= limit:
+        return Cut()
+    excess = length - limit
+    if truncation == "error":
+        raise TooLongError(
+            f"A text of {length} tokens is longer than the {limit} tokens that the reward model takes.",
+            hint="Allow truncation='truncate_prompt' or 'truncate_response', or ask the policy for shorter responses.",
+        )
+    from_prompt = max(prompt - leading, 0)
+    from_response = max(length - prompt - tail, 0)
+    if excess > from_prompt + from_response:
+        raise TooLongError(
+            f"The reward model takes {limit} tokens, and {length - from_prompt - from_response} of a text's tokens "
+            "are the chat template's own: nothing of the text would be left.",
+            hint="Raise max_length.",
+        )
+    if truncation == "truncate_prompt":
+        cut = min(excess, from_prompt)
+        return Cut(prompt=cut, response=excess - cut)
+    cut = min(excess, from_response)
+    return Cut(prompt=excess - cut, response=cut)
+
 
 TokenIds: TypeAlias = tuple[int, ...]
 

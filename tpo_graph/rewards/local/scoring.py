@@ -6,16 +6,23 @@ from collections.abc import Sequence
 import torch
 
 from tpo_graph.errors import ConfigurationError, RewardError
-from tpo_graph.rewards.local.architecture import describe, pad_id_of
-from tpo_graph.rewards.local.batching import Batch, BatchLimits, prefix_of, split_by_length, worthwhile
 from tpo_graph.rewards.local.checkpoint import Checkpoint
-from tpo_graph.rewards.local.counts import ScoreCounts
 from tpo_graph.rewards.local.encoding import EncodedText, TokenIds, single_token_id
 from tpo_graph.rewards.local.extractions import Extraction
-from tpo_graph.rewards.local.forward import Forward
-from tpo_graph.rewards.local.shared_prefix import KeptPrefixes, Prefix, run_prefix
-
-__all__ = ["Scorer", "limits_for"]
+from tpo_graph.rewards.local.forward import (
+    Batch,
+    BatchLimits,
+    Forward,
+    KeptPrefixes,
+    Prefix,
+    describe,
+    pad_id_of,
+    prefix_of,
+    run_prefix,
+    split_by_length,
+    worthwhile,
+)
+from tpo_graph.rewards.local.worker import ScoreCounts
 
 
 def limits_for(device: torch.device, batch_tokens: int | None) -> BatchLimits:

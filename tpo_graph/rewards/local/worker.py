@@ -13,18 +13,137 @@ import weakref
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Protocol, TypeAlias, TypedDict
 
 from langchain_core.messages import BaseMessage
 
-from tpo_graph.errors import RewardError
-from tpo_graph.rewards.local.batching import Batch
-from tpo_graph.rewards.local.counts import ScoreCounts, add_counts, no_counts
+from tpo_graph.errors import RewardError, TPOError
+from tpo_graph.rewards.base import ScoringReport
 from tpo_graph.rewards.local.encoding import EncodedText
-from tpo_graph.rewards.local.request import Request, Scored, as_reward_error
-from tpo_graph.rewards.scoring_report import ScoringReport
+from tpo_graph.rewards.local.forward import Batch
 
-__all__ = ["BatchScorer", "ScoringWorker", "TextEncoder"]
+# What a local reward model did to the texts it scored: a record, never a log line.
+
+
+class ScoreCounts(TypedDict):
+    """Counts of one call of `score`, or summed over all calls of a model.
+
+    Attributes:
+        requests: calls of `score`.
+        texts: responses that were asked for.
+        duplicates: responses that shared the score of an equal one.
+        truncated_prompts: texts whose conversation lost tokens at its start.
+        truncated_responses: texts whose response lost tokens at its end.
+        dropped_tokens: tokens lost by both, in all texts.
+        batches: forward passes that held at least one of the texts.
+        prefix_builds: forward passes over a shared prefix, whose keys and values were then reused.
+        prefix_hits: batches that ran on a prefix kept from an earlier batch or call.
+        out_of_memory: batches that were halved because they did not fit into memory.
+    """
+
+    requests: int
+    texts: int
+    duplicates: int
+    truncated_prompts: int
+    truncated_responses: int
+    dropped_tokens: int
+    batches: int
+    prefix_builds: int
+    prefix_hits: int
+    out_of_memory: int
+
+
+def no_counts() -> ScoreCounts:
+    """Counts that are all zero."""
+    return ScoreCounts(
+        requests=0,
+        texts=0,
+        duplicates=0,
+        truncated_prompts=0,
+        truncated_responses=0,
+        dropped_tokens=0,
+        batches=0,
+        prefix_builds=0,
+        prefix_hits=0,
+        out_of_memory=0,
+    )
+
+
+def add_counts(total: ScoreCounts, more: ScoreCounts) -> ScoreCounts:
+    """Return the sum of two records; neither is changed."""
+    return ScoreCounts(
+        requests=total["requests"] + more["requests"],
+        texts=total["texts"] + more["texts"],
+        duplicates=total["duplicates"] + more["duplicates"],
+        truncated_prompts=total["truncated_prompts"] + more["truncated_prompts"],
+        truncated_responses=total["truncated_responses"] + more["truncated_responses"],
+        dropped_tokens=total["dropped_tokens"] + more["dropped_tokens"],
+        batches=total["batches"] + more["batches"],
+        prefix_builds=total["prefix_builds"] + more["prefix_builds"],
+        prefix_hits=total["prefix_hits"] + more["prefix_hits"],
+        out_of_memory=total["out_of_memory"] + more["out_of_memory"],
+    )
+
+
+# One call of `score` on its way through the worker.
+
+Scored: TypeAlias = tuple[list[float], ScoreCounts]
+"""The scores of one request, and what was done for them."""
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """One call of `score` on its way.
+
+    Attributes:
+        messages: the conversation.
+        responses: what to score.
+        future: resolved with scores and counts; stays pending until then, so that it can be cancelled at any time.
+        places: for each different text, where its score belongs in `scores`.
+        waiting: texts whose turn has not come.
+        missing: texts without a score.
+        scores: one for each response.
+        counts: what was done so far.
+        report: for whoever asked; complete when the future is.
+    """
+
+    messages: Sequence[BaseMessage]
+    responses: Sequence[str]
+    future: "Future[Scored]" = field(default_factory=Future)
+    places: dict[EncodedText, list[int]] = field(default_factory=dict)
+    waiting: deque[EncodedText] = field(default_factory=deque)
+    missing: int = 0
+    scores: list[float] = field(default_factory=list)
+    counts: ScoreCounts = field(default_factory=no_counts)
+    report: ScoringReport = field(default_factory=ScoringReport)
+
+    def fail(self, error: BaseException) -> None:
+        """End the request with an error; one that has ended or was cancelled stays as it is."""
+        if not self.future.done() and self.future.set_running_or_notify_cancel():
+            self.future.set_exception(error)
+
+    def take(self, text: EncodedText, score: float) -> None:
+        """Note a text's score, and end the request with the last one."""
+        for place in self.places[text]:
+            self.scores[place] = score
+        self.missing -= 1
+        self.end_if_complete()
+
+    def end_if_complete(self) -> None:
+        """Resolve the future when every text has its score."""
+        if not self.missing and not self.future.done() and self.future.set_running_or_notify_cancel():
+            self.future.set_result((self.scores, self.counts))
+
+
+def as_reward_error(error: Exception) -> TPOError:
+    """What a request ends with: an error of this package as it is, any other as a RewardError."""
+    if isinstance(error, TPOError):
+        return error
+    mapped = RewardError(f"The reward model failed: {type(error).__name__}: {error}")
+    mapped.__cause__ = error
+    return mapped
+
 
 TURNS_IN_WINDOW = 8
 """Turns, one quantum of tokens each, that are planned together: more give better batches and longer waits."""

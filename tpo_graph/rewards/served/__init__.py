@@ -1,6 +1,13 @@
 """Reward models behind a server. Importing this package imports neither torch nor transformers."""
 
-from tpo_graph.rewards.served.load import (
+from tpo_graph.rewards.served.reward import ServedReward
+from tpo_graph.rewards.served.servers import (
+    NIMReward,
+    OpenRLHFReward,
+    SGLangReward,
+    TEIReward,
+    VLLMPoolingReward,
+    VLLMReward,
     load_nim,
     load_openrlhf,
     load_sglang,
@@ -8,12 +15,6 @@ from tpo_graph.rewards.served.load import (
     load_vllm,
     load_vllm_pooling,
 )
-from tpo_graph.rewards.served.nim import NIMReward
-from tpo_graph.rewards.served.openrlhf import OpenRLHFReward
-from tpo_graph.rewards.served.reward import ServedReward
-from tpo_graph.rewards.served.sglang import SGLangReward
-from tpo_graph.rewards.served.tei import TEIReward
-from tpo_graph.rewards.served.vllm import VLLMPoolingReward, VLLMReward
 
 __all__ = [
     "NIMReward",

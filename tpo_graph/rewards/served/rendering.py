@@ -9,16 +9,13 @@ from typing import TYPE_CHECKING
 from langchain_core.messages import BaseMessage
 
 from tpo_graph.errors import ConfigurationError, RewardError
-from tpo_graph.rewards.local.truncation import TRUNCATIONS, Truncation
-from tpo_graph.rewards.scoring_report import ScoringReport
+from tpo_graph.rewards.base import ScoringReport
+from tpo_graph.rewards.local.encoding import TRUNCATIONS, Truncation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from tpo_graph.rewards.local.conversation import ChatTurn
-    from tpo_graph.rewards.local.encoding import ConversationEncoder, EncodedText
-
-__all__ = ["Renderer"]
+    from tpo_graph.rewards.local.encoding import ChatTurn, ConversationEncoder, EncodedText
 
 
 class Renderer:
@@ -123,8 +120,7 @@ class Renderer:
             return encoder.encode(messages, responses)
 
     def _texts(self, messages: Sequence[BaseMessage], responses: Sequence[str], stripped: bool) -> list[str]:
-        from tpo_graph.rewards.local.conversation import chat_turns
-        from tpo_graph.rewards.local.encoding import PROBE
+        from tpo_graph.rewards.local.encoding import PROBE, chat_turns
         from tpo_graph.rewards.local.encoding import _added_ids as added_ids
 
         turns = chat_turns(messages)
@@ -170,8 +166,8 @@ class Renderer:
 
     def _load(self) -> "tuple[PreTrainedTokenizerBase, ConversationEncoder]":
         if self._loaded is None:
+            from tpo_graph.rewards.local.checkpoint import load_tokenizer
             from tpo_graph.rewards.local.encoding import ConversationEncoder
-            from tpo_graph.rewards.local.tokenizer import load_tokenizer
 
             tokenizer = load_tokenizer(
                 self._name,

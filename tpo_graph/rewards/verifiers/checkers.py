@@ -19,8 +19,6 @@ from typing import Any
 from tpo_graph.errors import RewardError
 from tpo_graph.rewards.verifiers.child_process import CheckKilledError, ChildProcess
 
-__all__ = ["CheckKilledError", "Checkers", "shared_checkers"]
-
 
 class Checkers:
     """A few child processes; for any number of event loops and threads at once.

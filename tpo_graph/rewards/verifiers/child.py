@@ -9,8 +9,6 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import IO, Any
 
-__all__ = ["serve"]
-
 MEMORY_BYTES = 4 * 2**30
 """Address space of a child: an answer such as 9^9^9^9 fills any memory within its time limit."""
 

@@ -9,8 +9,6 @@ from typing import Any, Literal
 
 from tpo_graph.errors import RewardError
 
-__all__ = ["CheckKilledError", "ChildProcess"]
-
 # -P keeps the working directory off the path, so that no file there shadows a module; the parent's path is sent first
 _COMMAND = (
     "import sys, json; sys.path[:] = json.loads(sys.stdin.readline()); "

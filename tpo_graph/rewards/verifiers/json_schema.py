@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from tpo_graph.errors import ConfigurationError, MissingDependencyError
-from tpo_graph.rewards.verifiers.checkers import Checkers, CheckKilledError, shared_checkers
+from tpo_graph.rewards.verifiers.checkers import Checkers, shared_checkers
+from tpo_graph.rewards.verifiers.child_process import CheckKilledError
 
 if TYPE_CHECKING:
     from langchain_core.messages import BaseMessage
-
-__all__ = ["JSONSchemaVerifier"]
 
 Where: TypeAlias = Literal["anywhere", "whole"]
 

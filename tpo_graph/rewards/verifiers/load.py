@@ -4,11 +4,8 @@ from typing import Any
 
 from tpo_graph.errors import ConfigurationError
 from tpo_graph.rewards.verifiers.json_schema import JSONSchemaVerifier
-from tpo_graph.rewards.verifiers.length import LengthVerifier, parse_length
 from tpo_graph.rewards.verifiers.math import MathVerifier
-from tpo_graph.rewards.verifiers.regex import RegexVerifier
-
-__all__ = ["load_json_schema", "load_length", "load_math", "load_regex"]
+from tpo_graph.rewards.verifiers.rules import LengthVerifier, RegexVerifier, parse_length
 
 
 def load_math(name: str, **options: Any) -> MathVerifier:  # Any: options are those of the class, as below

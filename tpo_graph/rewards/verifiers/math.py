@@ -7,14 +7,12 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
 from tpo_graph.errors import ConfigurationError, MissingDependencyError, RewardError
-from tpo_graph.rewards.parts import PartialRewardModel, PartialScores, RunContext
-from tpo_graph.rewards.reference import query_references
-from tpo_graph.rewards.verifiers.checkers import Checkers, CheckKilledError, shared_checkers
+from tpo_graph.rewards.base import PartialRewardModel, PartialScores, RunContext, query_references
+from tpo_graph.rewards.verifiers.checkers import Checkers, shared_checkers
+from tpo_graph.rewards.verifiers.child_process import CheckKilledError
 
 if TYPE_CHECKING:
     from langchain_core.messages import BaseMessage
-
-__all__ = ["MathVerifier"]
 
 _DELIMITERS = ("$", "\\(", "\\[", "\\boxed")
 

@@ -1,0 +1,1 @@
+"""How well a reward model or a run does on a data set."""

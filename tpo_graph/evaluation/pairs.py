@@ -1,0 +1,262 @@
+"""Scores a preference data set with a reward model, as a stream."""
+
+import asyncio
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from langchain_core.messages import BaseMessage, HumanMessage, convert_to_messages
+
+from tpo_graph.errors import ConfigurationError, RewardError
+from tpo_graph.evaluation.pairs_report import PairReport, PairScore, PairTally
+from tpo_graph.rewards.base import RunContext, ScoringReport, part_scores
+
+if TYPE_CHECKING:
+    from tpo_graph.rewards.base import RewardModel
+
+
+# One line of a preference data set: a prompt, what was chosen and what was rejected.
+
+_COLUMNS = ("prompt", "chosen", "rejected")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two responses to one conversation.
+
+    Attributes:
+        line: its line in the file, from 1.
+        messages: the conversation; other columns of the line travel with its last user message.
+        chosen: the response that people preferred.
+        rejected: the other one.
+    """
+
+    line: int
+    messages: list[BaseMessage]
+    chosen: str
+    rejected: str
+
+
+@dataclass(frozen=True)
+class BadLine:
+    """A line that is no pair, and why."""
+
+    line: int
+    reason: str
+
+
+def read_pairs(lines: Iterable[str | bytes]) -> Iterator[Pair | BadLine]:
+    """Read JSON Lines one by one; empty lines are passed over.
+
+    `prompt` is a text or a list of messages. `chosen` and `rejected` are texts or lists of messages, whose last one is
+    the response; what comes before it is the conversation, the same in both. It may go on from `prompt`, or take its
+    place.
+
+    Args:
+        lines: the lines of a file.
+    """
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            yield _pair(number, json.loads(line))
+        except UnicodeDecodeError:
+            yield BadLine(number, "it is not UTF-8")
+        except json.JSONDecodeError as error:
+            yield BadLine(number, f"it is not JSON: {error.msg} at column {error.colno}")
+        except RecursionError:
+            yield BadLine(number, "it is nested too deep")
+        except ConfigurationError as error:
+            yield BadLine(number, error.message)
+
+
+_Row: TypeAlias = Mapping[str, Any]  # Any: raw JSON
+
+
+def _pair(number: int, row: _Row) -> Pair:
+    if not isinstance(row, dict):
+        raise ConfigurationError(f"it is {type(row).__name__}, not an object")
+    before, chosen = _response(row, "chosen")
+    other, rejected = _response(row, "rejected")
+    if before and other and not _same(before, other):
+        raise ConfigurationError("chosen and rejected answer different conversations")
+    messages = _conversation(row.get("prompt"), before or other)
+    columns = {name: value for name, value in row.items() if name not in _COLUMNS}
+    last = next((message for message in reversed(messages) if message.type == "human"), None)
+    if last is not None:
+        last.additional_kwargs = {**columns, **last.additional_kwargs}
+    return Pair(number, messages, chosen, rejected)
+
+
+def _conversation(prompt: object, before: list[BaseMessage]) -> list[BaseMessage]:
+    """The fuller of the prompt and what comes before the responses."""
+    if prompt is None and before:
+        return before
+    if isinstance(prompt, str) and prompt.strip():
+        messages: list[BaseMessage] = [HumanMessage(prompt)]
+    elif isinstance(prompt, list) and prompt:
+        messages = _messages(prompt, "prompt")
+    else:
+        raise ConfigurationError(f"prompt is {_shown(prompt)}; it must be a text or a list of messages")
+    if not before:
+        return messages
+    # either may leave the system message to the other
+    mine, theirs = _without_system(messages), _without_system(before)
+    systems = messages[: len(messages) - len(mine)], before[: len(before) - len(theirs)]
+    if not _same(mine, theirs[: len(mine)]) or (all(systems) and not _same(*systems)):
+        raise ConfigurationError("chosen and rejected do not go on from prompt")
+    return (systems[0] or systems[1]) + theirs
+
+
+def _without_system(messages: list[BaseMessage]) -> list[BaseMessage]:
+    return messages[1:] if messages[0].type == "system" else messages
+
+
+def _same(left: list[BaseMessage], right: list[BaseMessage]) -> bool:
+    return [(each.type, each.text) for each in left] == [(each.type, each.text) for each in right]
+
+
+def _response(row: _Row, name: str) -> tuple[list[BaseMessage], str]:
+    value = row.get(name)
+    if isinstance(value, str):
+        return [], value
+    if not isinstance(value, list) or not value:
+        raise ConfigurationError(f"{name} is {_shown(value)}; it must be a text or a list of messages")
+    *before, last = _messages(value, name)
+    if last.type != "ai":
+        raise ConfigurationError(f"{name} ends with a {last.type} message; the last one must be the assistant's")
+    return before, last.text
+
+
+def _messages(value: list[Any], name: str) -> list[BaseMessage]:
+    try:
+        return convert_to_messages(value)
+    except Exception as error:  # LangChain has no error of its own for a message that it can't read
+        raise ConfigurationError(f"{name} can't be read as messages: {str(error).splitlines()[0]}") from error
+
+
+def _shown(value: object) -> str:
+    text = "missing" if value is None else json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:59]}…"
+
+
+GIVE_UP = 10
+"""Failures without a single success: the reward model is at fault then, not the pairs."""
+
+
+async def score_pairs(
+    model: "RewardModel",
+    lines: Iterable[str | bytes],
+    *,
+    max_concurrency: int = 8,
+    on_progress: Callable[[PairTally], None] | None = None,
+    on_scores: Callable[[PairScore], None] | None = None,
+) -> PairReport:
+    """Report how often the reward model prefers the chosen response.
+
+    Both responses of a pair are scored in one call. No more lines are read than are being scored, so that a file of any
+    size fits. A pair that can't be scored is left out and named; so is a line that is no pair.
+
+    Args:
+        model: any reward model.
+        lines: lines of JSON; see `pair_records.read_pairs`.
+        max_concurrency: pairs in flight, 1 or more.
+        on_progress: called after every line, with what was counted so far.
+        on_scores: called with the rewards of every pair that counts, in the order in which they are known.
+
+    Raises:
+        ConfigurationError: `max_concurrency` is below 1, or no line is a pair.
+        RewardError: no pair can be scored; raised after ten failures without a success.
+    """
+    if max_concurrency < 1:
+        raise ConfigurationError(f"max_concurrency must be at least 1; it is {max_concurrency!r}.")
+    run = _Run(model, on_progress or (lambda _: None), on_scores or (lambda _: None))
+    await run.over(lines, max_concurrency)
+    if run.tally.pairs == 0:
+        if run.failure is not None:
+            raise run.failure
+        raise ConfigurationError("No line is a pair that could be scored.", hint=_first_reason(run.tally))
+    return run.tally.report()
+
+
+class _Run:
+    """One pass over a file.
+
+    Attributes:
+        tally: what was counted.
+        failure: the reward model's first error.
+    """
+
+    def __init__(
+        self, model: "RewardModel", progress: Callable[[PairTally], None], tell: Callable[[PairScore], None]
+    ) -> None:
+        self._model = model
+        self._progress = progress
+        self._tell = tell
+        self._failures = 0
+        self.tally = PairTally()
+        self.failure: RewardError | None = None
+
+    async def over(self, lines: Iterable[str | bytes], max_concurrency: int) -> None:
+        waiting: set[asyncio.Task[None]] = set()
+        pairs = read_pairs(lines)
+        try:
+            # reading may wait for a pipe, which the event loop must not
+            while (pair := await asyncio.to_thread(next, pairs, None)) is not None:
+                if isinstance(pair, BadLine):
+                    self.tally.leave_out("bad", pair.line, pair.reason)
+                    self._progress(self.tally)
+                    continue
+                waiting.add(asyncio.create_task(self._score(pair)))
+                if len(waiting) >= max_concurrency:
+                    waiting = await self._some(waiting)
+            while waiting:
+                waiting = await self._some(waiting)
+        finally:
+            for task in waiting:
+                task.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+
+    async def _some(self, waiting: set[asyncio.Task[None]]) -> set[asyncio.Task[None]]:
+        done, left = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+        if self.failure is not None and self._failures >= GIVE_UP and not self.tally.pairs:
+            for task in left:
+                task.cancel()
+            await asyncio.gather(*left, return_exceptions=True)
+            raise self.failure
+        return left
+
+    async def _score(self, pair: Pair) -> None:
+        try:
+            # a pair is a run of its own: what other pairs of the same prompt got must not move its scale
+            texts = (pair.chosen, pair.rejected)
+            run = RunContext(anchors=texts)
+            chosen, rejected = await part_scores(self._model, pair.messages, texts, run)
+        except RewardError as error:
+            self._failures += 1
+            self.failure = self.failure or error
+            self.tally.leave_out("unscored", pair.line, error.message)
+        else:
+            self._count(pair, chosen, rejected, run.report)
+        self._progress(self.tally)
+
+    def _count(self, pair: Pair, chosen: float | None, rejected: float | None, report: ScoringReport) -> None:
+        if chosen is None or rejected is None:
+            self.tally.leave_out("unscored", pair.line, "the reward does not apply to it")
+        elif not (math.isfinite(chosen) and math.isfinite(rejected)):
+            told = next(iter(report.reasons.values()), f"the rewards are {chosen} and {rejected}")
+            self.tally.leave_out("unscored", pair.line, told)
+        else:
+            scored = PairScore(line=pair.line, chosen=chosen, rejected=rejected, truncated=bool(report.truncated))
+            self.tally.add(pair.chosen, pair.rejected, scored)
+            self._tell(scored)
+
+
+def _first_reason(tally: PairTally) -> str:
+    report = tally.report()
+    lost = [*report["bad_lines"], *report["unscored_lines"]]
+    return f"Line {lost[0]['line']}: {lost[0]['reason']}." if lost else "The file is empty."

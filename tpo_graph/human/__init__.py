@@ -1,0 +1,1 @@
+"""People in the loop: nodes that ask a person."""

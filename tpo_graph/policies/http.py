@@ -1,0 +1,88 @@
+"""HTTP for OpenAI-compatible servers: aiohttp underneath, and safe to use from one event loop after another.
+
+langchain-openai shares one async client between all models of a process. Its connections belong to the loop that
+first used them, so a second `asyncio.run` fails with "Event loop is closed"; and with many requests in flight
+httpx's own pool costs several times the CPU of aiohttp's.
+"""
+
+import asyncio
+import sys
+import threading
+from collections.abc import AsyncGenerator
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import httpx2
+    from langchain_core.language_models import BaseChatModel
+
+
+@lru_cache(maxsize=1)
+def shared_http_client() -> "httpx2.AsyncClient":
+    """The process's async HTTP client: one pool of connections for each running event loop.
+
+    A pool is closed by the shutdown of its loop (`asyncio.run` does that), so nothing is left open.
+    """
+    import openai
+
+    class LoopSafeClient(openai.DefaultAioHttpClient):
+        """Sends with the client of the running loop."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self._lock = threading.Lock()  # loops of several threads share this client
+            self._clients: dict[asyncio.AbstractEventLoop, tuple[httpx2.AsyncClient, AsyncGenerator[None]]] = {}
+
+        async def send(self, request: "httpx2.Request", **options: Any) -> "httpx2.Response":  # Any: httpx's own
+            return await (await self._client_of_loop()).send(request, **options)
+
+        async def _client_of_loop(self) -> "httpx2.AsyncClient":
+            loop = asyncio.get_running_loop()
+            known = self._clients.get(loop)
+            if known is not None:
+                return known[0]
+            client = openai.DefaultAioHttpClient()
+            closer = _close_with_loop(client)
+            with self._lock:
+                for old in [each for each in self._clients if each.is_closed()]:
+                    del self._clients[old]
+                self._clients[loop] = (client, closer)
+            await anext(closer)
+            return client
+
+        async def aclose(self) -> None:
+            """Close the running loop's connections; the client stays usable."""
+            with self._lock:
+                known = self._clients.pop(asyncio.get_running_loop(), None)
+            if known is not None:
+                await known[1].aclose()
+
+    return LoopSafeClient()
+
+
+async def _close_with_loop(client: "httpx2.AsyncClient") -> AsyncGenerator[None]:
+    """An async generator that waits: the loop closes it, and so the client, when it shuts down."""
+    try:
+        yield
+    finally:
+        await client.aclose()
+
+
+def loop_safe(model: "BaseChatModel") -> "BaseChatModel":
+    """`model` itself, or where it is an OpenAI one on langchain-openai's shared client, a copy on ours.
+
+    A client or proxy that a person has set is left alone.
+    """
+    module = sys.modules.get("langchain_openai.chat_models.base")
+    theirs: Any = model  # Any: the class is known only when its module is loaded
+    if module is None or not isinstance(theirs, module.BaseChatOpenAI):
+        return model
+    if theirs.root_async_client is None or theirs.http_async_client is not None or theirs.openai_proxy:
+        return model
+    root = theirs.root_async_client.copy(http_client=shared_http_client())
+    ours = {
+        "http_async_client": shared_http_client(),
+        "root_async_client": root,
+        "async_client": root.chat.completions,
+    }
+    return model.model_copy(update=ours)

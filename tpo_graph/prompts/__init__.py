@@ -1,0 +1,1 @@
+"""Prompt packs, templates, conversations as text, and the tags of a revision."""

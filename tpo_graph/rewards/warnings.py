@@ -1,0 +1,219 @@
+"""Watches a run for signs that the reward rises and the answers don't get better.
+
+The more candidates a reward model judges, the more likely the winner is one that it is wrong about. What that looks
+like is known: answers grow longer, repeat themselves, end at the token limit, and a second scorer stops agreeing.
+Pure functions over what a run leaves behind; nothing here changes a reward.
+"""
+
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Literal, TypeAlias, get_args
+
+from typing_extensions import TypedDict
+
+from tpo_graph.types import ScoredCandidate, StepRecord
+
+WarningKind: TypeAlias = Literal[
+    "length_correlation",  # the reward goes with the length of the candidates
+    "duplicate_candidates",  # the policy writes the same texts again
+    "repetitive_answer",  # the best candidate says the same words over and over
+    "truncated_candidates",  # many candidates end at the token limit
+    "truncated_answer",  # the best candidate does
+    "second_scorer_falls",  # another reward of the best candidate fell while the first one rose
+    "truncated_input",  # the reward model could not read candidates with their conversation whole
+    "truncated_second_input",  # the other reward model could not either
+    "second_scorer_failed",  # the other reward could not be had
+]
+
+LENGTH_CORRELATION = 0.7
+"""With the 15 candidates of D2-N5 chance alone reaches this in 1 of 200 runs."""
+FEWEST_FOR_CORRELATION = 10
+DUPLICATES = 0.5
+REPETITION = 0.3
+TRUNCATED = 0.25
+FALL = 0.5
+
+_RUN_OF_WORDS = 6
+_FEWEST_RUNS = 24
+# Chinese, Japanese and Korean have no white space between words: there a character counts as one
+_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+")
+
+
+class OveroptimizationWarning(TypedDict):
+    """Something that a person should look at before they trust the reward.
+
+    Attributes:
+        kind: one of `WarningKind`.
+        message: what was seen, in a sentence or two.
+        value: the number that was measured.
+        threshold: the number from which on there is a warning.
+    """
+
+    kind: WarningKind
+    message: str
+    value: float
+    threshold: float
+
+
+def overoptimization_warnings(
+    cache: Sequence[ScoredCandidate],
+    trajectory: Sequence[StepRecord],
+    *,
+    second_rewards: Mapping[str, float] | None = None,
+) -> list[OveroptimizationWarning]:
+    """All warnings about a run, finished or not; cheap enough for every step.
+
+    Args:
+        cache: its scored candidates.
+        trajectory: one record a step.
+        second_rewards: rewards of another scorer by candidate id, for all candidates or for some.
+
+    Returns:
+        Warnings, in the order of `WarningKind`; none for an empty cache.
+    """
+    if not cache:
+        return []
+    found = [
+        _length_correlation(cache),
+        _duplicates(cache),
+        *_of_the_best(cache),
+        _second_scorer(cache, trajectory, second_rewards or {}),
+    ]
+    order = get_args(WarningKind)
+    return sorted((each for each in found if each is not None), key=lambda warning: order.index(warning["kind"]))
+
+
+def with_truncated_inputs(
+    warnings: Sequence[OveroptimizationWarning],
+    candidates: int,
+    kind: Literal["truncated_input", "truncated_second_input"] = "truncated_input",
+) -> list[OveroptimizationWarning]:
+    """The warnings of a run with one about candidates that a reward model did not read whole.
+
+    Args:
+        warnings: those so far.
+        candidates: how many of a step were cut; earlier ones are in the warning already.
+        kind: which reward model's.
+    """
+    count = int(_value(warnings, kind)) + candidates
+    model = "the reward model" if kind == "truncated_input" else "the second reward model"
+    what = "1 candidate was" if count == 1 else f"{count} candidates were"
+    message = (
+        f"{what} too long for {model} together with the conversation, and scored without the start of the "
+        "conversation or the end of the response."
+    )
+    return _replaced(warnings, _warning(kind, message, count, 1))
+
+
+def with_failed_second_scorer(warnings: Sequence[OveroptimizationWarning], why: str) -> list[OveroptimizationWarning]:
+    """The warnings of a run with one about a second scorer that gave no reward in one step more."""
+    count = int(_value(warnings, "second_scorer_failed")) + 1
+    steps = "1 step" if count == 1 else f"{count} steps"
+    message = f"The second reward model gave no reward in {steps}; the last time: {why}"
+    return _replaced(warnings, _warning("second_scorer_failed", message, count, 1))
+
+
+def _value(warnings: Sequence[OveroptimizationWarning], kind: WarningKind) -> float:
+    return next((warning["value"] for warning in warnings if warning["kind"] == kind), 0.0)
+
+
+def _replaced(
+    warnings: Sequence[OveroptimizationWarning], new: OveroptimizationWarning
+) -> list[OveroptimizationWarning]:
+    return [*(warning for warning in warnings if warning["kind"] != new["kind"]), new]
+
+
+def _length_correlation(cache: Sequence[ScoredCandidate]) -> OveroptimizationWarning | None:
+    rewards = {candidate["text"]: candidate["reward"] for candidate in cache}
+    if len(rewards) < FEWEST_FOR_CORRELATION:
+        return None
+    correlation = rank_correlation(list(rewards.values()), [len(text) for text in rewards])
+    if abs(correlation) < LENGTH_CORRELATION:
+        return None
+    word = "longer" if correlation > 0 else "shorter"
+    message = f"The {word} a candidate, the higher its reward (rank correlation {correlation:.2f})."
+    return _warning("length_correlation", message, correlation, LENGTH_CORRELATION)
+
+
+def _duplicates(cache: Sequence[ScoredCandidate]) -> OveroptimizationWarning | None:
+    repeated = len(cache) - len({candidate["text"] for candidate in cache})
+    share = repeated / len(cache)
+    if share < DUPLICATES:
+        return None
+    message = f"{repeated} of {len(cache)} candidates repeat an earlier one; the policy finds little that is new."
+    return _warning("duplicate_candidates", message, share, DUPLICATES)
+
+
+def _of_the_best(cache: Sequence[ScoredCandidate]) -> list[OveroptimizationWarning | None]:
+    best = max(cache, key=lambda candidate: candidate["reward"])
+    warnings: list[OveroptimizationWarning | None] = []
+    repeated = repetition(best["text"])
+    if repeated >= REPETITION:
+        message = f"{repeated:.0%} of the word sequences of the best candidate ({best['id']}) occurred in it before."
+        warnings.append(_warning("repetitive_answer", message, repeated, REPETITION))
+    truncated = sum(candidate["truncated"] for candidate in cache)
+    if truncated / len(cache) >= TRUNCATED:
+        message = f"{truncated} of {len(cache)} candidates end at the token limit; max_new_tokens may be too low."
+        warnings.append(_warning("truncated_candidates", message, truncated / len(cache), TRUNCATED))
+    if best["truncated"]:
+        message = f"The best candidate ({best['id']}) ends at the token limit."
+        warnings.append(_warning("truncated_answer", message, 1.0, 1.0))
+    return warnings
+
+
+def _second_scorer(
+    cache: Sequence[ScoredCandidate], trajectory: Sequence[StepRecord], second: Mapping[str, float]
+) -> OveroptimizationWarning | None:
+    """Compares the best candidate of the first step with the last one that a second reward is known for."""
+    known = [record for record in trajectory if record["best_id"] in second]
+    if len(known) < 2:
+        return None
+    first, last = known[0], known[-1]
+    spread = statistics.pstdev([second[each["id"]] for each in cache if each["id"] in second] or [0.0])
+    drop = second[first["best_id"]] - second[last["best_id"]]
+    if last["best_reward"] <= first["best_reward"] or spread == 0 or drop / spread < FALL:
+        return None
+    message = (
+        f"From step {first['step']} to {last['step']} the best reward rose from {first['best_reward']:.3g} to "
+        f"{last['best_reward']:.3g} while the second scorer's fell from {second[first['best_id']]:.3g} to "
+        f"{second[last['best_id']]:.3g}, {drop / spread:.1f} of its deviations."
+    )
+    return _warning("second_scorer_falls", message, drop / spread, FALL)
+
+
+def rank_correlation(left: Sequence[float], right: Sequence[float]) -> float:
+    """Spearman's correlation in [-1, 1], equal values sharing their mean rank; 0.0 when one side is constant.
+
+    Example:
+        >>> rank_correlation([1.0, 2.0, 3.0], [10, 20, 999])
+        1.0
+    """
+    # `statistics.correlation` ranks by itself from Python 3.12 on
+    ranks = _ranks(left), _ranks(right)
+    if any(len(set(side)) < 2 for side in ranks):
+        return 0.0
+    return round(statistics.correlation(*ranks), 12)
+
+
+def _ranks(values: Sequence[float]) -> list[float]:
+    places: dict[float, list[int]] = {}
+    for place, value in enumerate(sorted(values)):
+        places.setdefault(value, []).append(place)
+    return [statistics.fmean(places[value]) for value in values]
+
+
+def repetition(text: str) -> float:
+    """Share of the text's sequences of six words that occurred in it before, in [0, 1]; 0.0 for a short text.
+
+    Example:
+        >>> repetition("again and " * 50) > 0.9
+        True
+    """
+    words = _WORD.findall(text.lower())
+    runs = [tuple(words[start : start + _RUN_OF_WORDS]) for start in range(len(words) - _RUN_OF_WORDS + 1)]
+    return 1.0 - len(set(runs)) / len(runs) if len(runs) >= _FEWEST_RUNS else 0.0
+
+
+def _warning(kind: WarningKind, message: str, value: float, threshold: float) -> OveroptimizationWarning:
+    return OveroptimizationWarning(kind=kind, message=message, value=float(value), threshold=float(threshold))
