@@ -11,7 +11,7 @@ from langgraph.types import Command
 from offline_models import chosen_models
 
 from tpo_graph import TPOSettings, create_tpo_graph
-from tpo_graph.human.nodes import human_nodes
+from tpo_graph.human import human_nodes
 
 policy, reward = chosen_models()
 settings = TPOSettings(n=3, depth=1)

@@ -10,14 +10,12 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, get_args
 
-from langchain_core.runnables import RunnableConfig
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.runtime import Runtime
 from pydantic import Field
 
 from tpo_graph.graph.bridge import AsyncNode, NodeBody
 from tpo_graph.graph.build import build_tpo_graph, pack_for, wire
-from tpo_graph.graph.preference_memory import UserSettings, remembering
 from tpo_graph.graph.state import TPOInput, TPOState
 from tpo_graph.human.nodes import PersonReward, human_critique_node, human_score_node, human_select_node, kept_loss_node
 from tpo_graph.policies.load import policy_ids
@@ -49,8 +47,8 @@ def _prompt(name: str, part: str, node: str = "") -> Any:  # Any: as above
     return Field("", description=text, json_schema_extra=shown)
 
 
-class StudioSettings(UserSettings):
-    """The context schema of the Studio graph: `TPOSettings`, the user, and what Python holds as live objects.
+class StudioSettings(TPOSettings):
+    """The context schema of the Studio graph: `TPOSettings`, and what Python holds as live objects.
 
     Attributes:
         policy: a name of `load_policy`; the default is the first of `TPO_POLICY`, else `local`.
@@ -180,7 +178,7 @@ class LoadedNodes:
             bodies["loss"] = kept_loss_node(bodies["loss"])
         if chosen.edit_critique:
             bodies["gradient"] = human_critique_node(bodies["gradient"])
-        self._bodies[key] = {name: remembering(body, self._settings) for name, body in bodies.items()}
+        self._bodies[key] = bodies
         if len(self._bodies) > _MOST_WORDINGS:
             del self._bodies[next(iter(self._bodies))]
 
@@ -205,13 +203,13 @@ def _node(phase: Phase, loaded: LoadedNodes) -> AsyncNode:
     """The node of a phase, whose body is found when it runs."""
 
     async def body(
-        state: TPOState, runtime: Runtime[StudioSettings], config: RunnableConfig
+        state: TPOState, runtime: Runtime[StudioSettings]
     ) -> Mapping[str, Any] | None:  # Any: a partial state
         context: object = runtime.context
         chosen = context if isinstance(context, StudioSettings) else StudioSettings()
         bodies = await loaded.get(chosen)
         inner: Runtime[Any] = runtime  # Any: the six nodes know a context of another type
-        return await bodies[phase](state, inner.override(context=chosen), config)
+        return await bodies[phase](state, inner.override(context=chosen))
 
     return AsyncNode(body, phase)
 

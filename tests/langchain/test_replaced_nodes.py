@@ -8,7 +8,6 @@ from tests.langchain.test_tools import look_up
 from tests.langchain.tool_policy import calling, tool_policy
 from tests.tpo_script import number_reward, scripted_policy
 from tpo_graph import ConfigurationError, build_tpo_graph
-from tpo_graph.graph.preference_memory import remembering_nodes
 from tpo_graph.graph.state import TPOState
 from tpo_graph.human.nodes import human_nodes
 from tpo_graph.langchain.chat_model import ChatTPO
@@ -64,7 +63,7 @@ def test_a_node_may_be_a_graph_of_many_steps():
 
 def all_nodes(policy):
     """Nodes that were made elsewhere, with the default settings."""
-    return remembering_nodes(build_tpo_graph(policy, number_reward()))
+    return {name: node.runnable for name, node in build_tpo_graph(policy, number_reward()).nodes.items()}
 
 
 def test_candidates_end_at_the_stop_texts():

@@ -14,7 +14,6 @@ from typing_extensions import TypedDict
 from tests.langchain.tool_policy import tool_policy
 from tests.tpo_script import phase_of, phases_asked
 from tpo_graph import ConfigurationError, RewardError, build_tpo_graph
-from tpo_graph.graph.preference_memory import remembering_nodes
 from tpo_graph.langchain.chat_model import ChatTPO
 from tpo_graph.langchain.schema import AnswerSchema
 from tpo_graph.testing import ScriptedChatModel, TableReward
@@ -280,7 +279,7 @@ async def drawing_by_command(state):
         {"sample": drawing(LONG, joke(4)), "score": taking_all},
         {"sample": drawing_by_command},
         {"update": lambda state: {"pending": []}, "score": taking_all},
-        remembering_nodes(build_tpo_graph(playing(LONG, joke(4)), json_reward())),
+        {name: node.runnable for name, node in build_tpo_graph(playing(LONG, joke(4)), json_reward()).nodes.items()},
     ],
     ids=["score", "sample", "a command", "update", "all of them"],
 )

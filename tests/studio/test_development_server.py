@@ -192,17 +192,6 @@ async def test_a_person_is_the_reward_over_the_sdk(client, context):
     assert state["best"]["id"] == "0-0" and state["stop_reason"] == "bon"
 
 
-async def test_the_preference_of_the_user_reaches_the_prompts(client, context, studio_chat_server):
-    kept = {"text": "Short answers, please."}
-    await client.store.put_item(("tpo_graph", "preferences", "ada@x%2Eorg"), "preference", kept)
-    await last_state(client, {**context, "user_id": "ada@x.org", "preference": "In French."})
-    for phase in ("loss", "gradient", "update"):
-        assert all("Short answers, please.\nIn French." in each for each in shown(studio_chat_server, phase))
-    studio_chat_server.requests.clear()
-    await last_state(client, context)
-    assert not any(kept["text"] in request.text for request in studio_chat_server.requests)
-
-
 @pytest.mark.embedded
 async def test_with_nothing_set_the_embedded_models_answer(client):
     pytest.importorskip("xllamacpp")
