@@ -314,6 +314,19 @@ class Sampler:
         return copy
 
 
+def as_sampler(policy: Policy | Sampler) -> Sampler:
+    """The policy's sampler: `policy` itself where it is one already.
+
+    Args:
+        policy: a chat model or a sampler. A sampler that several nodes share lets each of them use what another has
+            found out about the provider.
+
+    Raises:
+        ConfigurationError: `policy` is neither.
+    """
+    return policy if isinstance(policy, Sampler) else Sampler(policy)
+
+
 def _failed(draw: Draw, address: str) -> PolicyError:
     cause = draw.errors[-1]
     if isinstance(cause, PolicyError):
