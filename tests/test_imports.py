@@ -13,7 +13,7 @@ PACKAGE = Path(tpo_graph.__file__).parent
 # a folder or module imports from itself and from those in lines before it; two in one line don't know each other
 ORDER = """
     errors types
-    _bounded_cache
+    _bounded_cache _private_api
     settings
     accounting
     selection
@@ -80,7 +80,15 @@ def test_types_and_errors_do_not_import_each_other():
 def test_torch_and_transformers_are_imported_in_one_place():
     for path in modules():
         heavy = HEAVY & {name.split(".")[0] for name in imported(path, typing_too=False)}
-        assert not heavy or path.is_relative_to(PACKAGE / "rewards" / "local"), path
+        at_home = path.is_relative_to(PACKAGE / "rewards" / "local") or path == PACKAGE / "_private_api.py"
+        assert not heavy or at_home, path
+
+
+def test_the_private_api_module_imports_nothing_before_it_is_used():
+    top_level = ast.parse((PACKAGE / "_private_api.py").read_text(encoding="utf-8")).body
+    modules = {node.module for node in top_level if isinstance(node, ast.ImportFrom)}
+    assert modules == {"abc", "functools", "typing"}
+    assert not any(isinstance(node, ast.Import) for node in top_level)
 
 
 def test_importing_the_package_is_light_and_leaves_nothing_behind(tmp_path):

@@ -13,6 +13,7 @@ from langchain_core.messages.tool import tool_call_chunk
 from langchain_core.outputs import ChatGenerationChunk
 from langchain_core.runnables.base import RunnableBindingBase
 
+from tpo_graph._private_api import cache_key
 from tpo_graph.accounting import total
 from tpo_graph.graph.state import TPOState
 from tpo_graph.run_parts import chat_model_inside
@@ -40,7 +41,7 @@ def _describe(part: object, token: str) -> str:
     model = chat_model_inside(part)
     if model is not None and (model.is_lc_serializable() or model._identifying_params):
         # what LangChain itself takes a chat model to be
-        return model._get_llm_string()
+        return cache_key(model)
     if isinstance(part, dict):
         return repr({name: _describe(value, token) for name, value in part.items()})
     return f"{type(part).__module__}.{type(part).__qualname__} {id(part)} {token}"

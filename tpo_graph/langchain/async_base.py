@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import aclosing
+from contextlib import AbstractContextManager, aclosing
 from itertools import chain
 from typing import Any
 
@@ -17,12 +17,13 @@ from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.runnables import RunnableConfig
 
+from tpo_graph._private_api import GenerationContext
 from tpo_graph.graph.bridge import run_coroutine
 from tpo_graph.langchain.answer import answer_chunks
 from tpo_graph.langchain.run import InnerCallbacks, inner_callbacks, noted, with_own_run
 
 
-class OneBodyChatModel(BaseChatModel):
+class OneBodyChatModel(GenerationContext, BaseChatModel):
     """A chat model that works for a while, in runs of its own, and then has its whole answer."""
 
     @abstractmethod
@@ -81,27 +82,11 @@ class OneBodyChatModel(BaseChatModel):
     ) -> Iterator[ChatGenerationChunk]:
         yield from answer_chunks(run_coroutine(self._answer(messages, stop, inner_callbacks(run_manager), kwargs)))
 
-    # LangChain calls `_stream` and `_astream` without the run: these four note it for them
-
-    async def _agenerate_with_cache(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: AsyncCallbackManagerForLLMRun | None = None,
-        **kwargs: Any,  # Any: LangChain's own
-    ) -> ChatResult:
-        with noted(inner_callbacks(run_manager)):
-            return await super()._agenerate_with_cache(messages, stop=stop, run_manager=run_manager, **kwargs)
-
-    def _generate_with_cache(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: CallbackManagerForLLMRun | None = None,
-        **kwargs: Any,  # Any: LangChain's own
-    ) -> ChatResult:
-        with noted(inner_callbacks(run_manager)):
-            return super()._generate_with_cache(messages, stop=stop, run_manager=run_manager, **kwargs)
+    def generation_context(
+        self, run_manager: AsyncCallbackManagerForLLMRun | CallbackManagerForLLMRun | None
+    ) -> AbstractContextManager[object]:
+        """Note the run for `_stream` and `_astream`, which LangChain calls without it."""
+        return noted(inner_callbacks(run_manager))
 
     async def astream(
         self,

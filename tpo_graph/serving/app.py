@@ -1,12 +1,10 @@
 """The process around the app: its socket, its log, and an end that lets requests finish."""
 
-import asyncio
 import ipaddress
 import socket
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -17,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from tpo_graph._private_api import graceful_server
 from tpo_graph.errors import ConfigurationError, TPOError
 from tpo_graph.policies.providers import Policy
 from tpo_graph.prompts.pack import PromptPack
@@ -178,35 +177,10 @@ def serve(app: Starlette, listening: socket.socket, *, grace_seconds: float, log
         app, log_config=_log_config(log_requests), access_log=log_requests, lifespan="off", server_header=False
     )
     try:
-        _Server(config, app.state.slots, grace_seconds).run(sockets=[listening])
+        server = graceful_server(config, grace_seconds=grace_seconds, end_grace=app.state.slots.closing.set)
+        server.run(sockets=[listening])
     except KeyboardInterrupt:
         return  # uvicorn raises the signal again when it has ended, and ending is what it was told
-
-
-class _Server(uvicorn.Server):
-    """Lets requests finish. Those that may not get an answer of ours; uvicorn would cut them off."""
-
-    def __init__(self, config: uvicorn.Config, slots: Slots, grace_seconds: float) -> None:
-        super().__init__(config)
-        self._slots = slots
-        self._grace_seconds = grace_seconds
-        self._loop: asyncio.AbstractEventLoop | None = None
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        self._loop = asyncio.get_running_loop()
-        await super().startup(sockets)
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        closing = asyncio.get_running_loop().call_later(self._grace_seconds, self._slots.closing.set)
-        await super().shutdown(sockets)
-        closing.cancel()
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """The first signal begins the end, the second ends the grace, and a third does not wait at all."""
-        if self.should_exit and self._loop is not None and not self._slots.closing.is_set():
-            self._loop.call_soon_threadsafe(self._slots.closing.set)
-        else:
-            super().handle_exit(sig, frame)
 
 
 def _log_config(log_requests: bool) -> dict[str, Any]:  # Any: as the logging module has it

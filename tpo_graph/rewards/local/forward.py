@@ -9,9 +9,10 @@ from typing import Literal
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, get_layer_types_and_kwargs
+from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_layers import GenericForSequenceClassification, GenericForTokenClassification
 
+from tpo_graph._private_api import attention_of, keys_and_values, layer_types_of, prefix_cache
 from tpo_graph.rewards.local.encoding import EncodedText, TokenIds, common_start
 from tpo_graph.rewards.local.extractions import HeadKind
 
@@ -117,12 +118,11 @@ def _length_dependent(config: PreTrainedConfig) -> bool:
 
 
 def _prefix_is_causal(config: PreTrainedConfig) -> bool:
-    layer_types, _ = get_layer_types_and_kwargs(config)
     return bool(
-        set(layer_types) <= PREFIX_LAYERS
+        set(layer_types_of(config)) <= PREFIX_LAYERS
         and getattr(config, "is_causal", True)
         and not getattr(config, "use_bidirectional_attention", False)
-        and config._attn_implementation in ("sdpa", "eager")
+        and attention_of(config) in ("sdpa", "eager")
     )
 
 
@@ -225,33 +225,6 @@ SEEN_ONCE = 256
 """How many prefixes of single texts are remembered, to keep those that come again."""
 
 
-class PrefixLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # the library leaves its class hook untyped
-    """One layer's keys and values of a prefix, the same for every row of a batch.
-
-    `update` returns prefix and new states together and stores neither: scoring makes one pass, so a copy per row lives
-    only while its layer runs. Sliding-window layers hold the whole prefix too (the window is in the mask), so that a
-    prefix can be cut at any token; the library's own sliding layer can't be.
-    """
-
-    def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Take keys and values of shape (1, heads, tokens, head size)."""
-        super().__init__()  # type: ignore[no-untyped-call]  # untyped in the library
-        self.keys, self.values = keys, values
-        self.dtype, self.device = keys.dtype, keys.device
-        self.is_initialized = True
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *_: object, **__: object
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return keys and values (rows, heads, prefix + new tokens, head size) for new states of the rows."""
-        assert self.keys is not None and self.values is not None
-        rows = key_states.shape[0]
-        return (
-            torch.cat([self.keys.expand(rows, -1, -1, -1), key_states], dim=-2),
-            torch.cat([self.values.expand(rows, -1, -1, -1), value_states], dim=-2),
-        )
-
-
 @dataclass(frozen=True, slots=True)
 class Prefix:
     """A prefix that has been run.
@@ -271,7 +244,7 @@ class Prefix:
 
     def cache(self, length: int) -> Cache:
         """A cache of the first `length` tokens for one forward pass over any number of rows."""
-        return Cache(layers=[PrefixLayer(k[:, :, :length], v[:, :, :length]) for k, v in self.layers])
+        return prefix_cache([(keys[:, :, :length], values[:, :, :length]) for keys, values in self.layers])
 
 
 def run_prefix(model: PreTrainedModel, ids: TokenIds) -> Prefix:
@@ -279,11 +252,7 @@ def run_prefix(model: PreTrainedModel, ids: TokenIds) -> Prefix:
     # without a config every layer keeps all tokens, the sliding ones too
     cache = DynamicCache()
     model.base_model(input_ids=torch.tensor([ids], device=model.device), past_key_values=cache, use_cache=True)
-    layers = []
-    for layer in cache.layers:
-        assert isinstance(layer, DynamicLayer) and layer.keys is not None and layer.values is not None
-        layers.append((layer.keys, layer.values))
-    return Prefix(ids, tuple(layers))
+    return Prefix(ids, keys_and_values(cache))
 
 
 class KeptPrefixes:
