@@ -13,7 +13,7 @@ PACKAGE = Path(tpo_graph.__file__).parent
 # a folder or module imports from itself and from those in lines before it; two in one line don't know each other
 ORDER = """
     errors types
-    _bounded_cache _private_api
+    _bounded_cache _json_schema _private_api
     settings
     accounting
     selection

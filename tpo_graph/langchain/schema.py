@@ -4,8 +4,7 @@ import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from langchain_core.exceptions import OutputParserException
@@ -14,12 +13,12 @@ from langchain_core.utils.function_calling import convert_to_json_schema
 from langchain_core.utils.pydantic import is_basemodel_subclass
 from pydantic import BaseModel
 
-from tpo_graph.errors import ConfigurationError, MissingDependencyError
+from tpo_graph._json_schema import JSONSchema, parse_json, require_jsonschema, strip_code_fence
+from tpo_graph.errors import ConfigurationError
 from tpo_graph.run_parts import chat_model_inside
 
 StructuredMethod: TypeAlias = Literal["json_schema", "json_mode", "function_calling"]
 
-_FENCE = "```"
 _NO_NAME = re.compile(r"[^A-Za-z0-9_-]")
 _LONGEST_NAME = 64
 _TOLD = "Answer with JSON alone, no other text. The JSON has to be valid for this schema:"
@@ -45,6 +44,12 @@ class AnswerSchema:
     kind: Any = None  # Any: pydantic's classes, of version 1 too
     method: StructuredMethod | None = None
     strict: bool | None = None
+    _checked: JSONSchema | None = field(default=None, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.kind is None and self.json_schema:
+            require_jsonschema("Structured output by a TypedDict or a JSON schema", alternative="give a pydantic class")
+            object.__setattr__(self, "_checked", JSONSchema(self.json_schema))
 
     @classmethod
     def of(
@@ -53,7 +58,7 @@ class AnswerSchema:
         """From a pydantic class, a TypedDict, a JSON schema or a tool in any format that LangChain takes.
 
         Raises:
-            ConfigurationError: `schema` is none of these, or the method is unknown.
+            ConfigurationError: `schema` is none of these or not valid itself, or the method is unknown.
             MissingDependencyError: jsonschema is not installed, and `schema` is not a pydantic class.
         """
         if method not in (None, "json_schema", "json_mode", "function_calling"):
@@ -61,8 +66,6 @@ class AnswerSchema:
                 f"Unknown method {method!r}; allowed: 'json_schema', 'json_mode', 'function_calling', None."
             )
         kind = schema if isinstance(schema, type) and is_basemodel_subclass(schema) else None
-        if kind is None:
-            _need_jsonschema()
         told = _json_schema(schema)
         # a title may have blanks, which providers don't take in a name
         name = _NO_NAME.sub("_", str(told.get("title", "answer")))[:_LONGEST_NAME]
@@ -73,7 +76,8 @@ class AnswerSchema:
         """From a `response_format` as OpenAI takes it; None for plain text.
 
         Raises:
-            ConfigurationError: it is none that is known.
+            ConfigurationError: it is none that is known, or its schema is not valid.
+            MissingDependencyError: jsonschema is not installed, and the format has a schema.
         """
         if not isinstance(response_format, Mapping):
             return cls.of(response_format, method="json_schema")
@@ -85,7 +89,6 @@ class AnswerSchema:
         told = response_format.get("json_schema")
         if kind != "json_schema" or not isinstance(told, Mapping) or not isinstance(told.get("schema"), Mapping):
             raise ConfigurationError(f"Unknown response_format {dict(response_format)!r}.")
-        _need_jsonschema()
         name, description = told.get("name") or "answer", told.get("description") or ""
         # the words that the policy is told are the schema alone
         shown = {"title": name, **({"description": description} if description else {}), **told["schema"]}
@@ -99,11 +102,11 @@ class AnswerSchema:
         Raises:
             OutputParserException: the text is not JSON, or not valid for the schema.
         """
-        bare = _without_fence(text)
+        bare = strip_code_fence(text)
         try:
             if self.kind is not None and issubclass(self.kind, BaseModel):
                 return self.kind.model_validate_json(bare)
-            value = json.loads(bare, parse_constant=_refuse)
+            value = parse_json(bare)
             if self.kind is not None:
                 return self.kind.parse_obj(value)
             self._validate(value)
@@ -150,23 +153,12 @@ class AnswerSchema:
         return [*result, HumanMessage(told)]
 
     def _validate(self, value: Any) -> None:  # Any: JSON
-        if not self.json_schema:
+        if self._checked is None:
             if not isinstance(value, dict):
                 raise ValueError(f"a JSON object is wanted, and this is {json.dumps(value)[:80]}")
             return
-        problem = next(self._validator.iter_errors(value), None)
-        if problem is not None:
-            raise ValueError(f"{problem.message} (at {problem.json_path})")
-
-    @cached_property
-    def _validator(self) -> Any:  # Any: one of the library's classes, made at run time
-        from jsonschema.validators import validator_for
-        from referencing import Registry
-
-        schema = dict(self.json_schema)
-        # an empty registry: without one the library would fetch what a schema refers to
-        registry: Registry[Any] = Registry()
-        return validator_for(schema)(schema, registry=registry)
+        if (problem := self._checked.problem(value)) is not None:
+            raise ValueError(problem)
 
 
 def _json_schema(schema: Any) -> dict[str, Any]:  # Any: as for `AnswerSchema.of`
@@ -186,25 +178,3 @@ def _is_openai_compatible(policy: object) -> bool:
     module = sys.modules.get("langchain_openai.chat_models.base")
     model = chat_model_inside(policy)
     return module is not None and isinstance(model, module.BaseChatOpenAI)
-
-
-def _need_jsonschema() -> None:
-    from importlib.util import find_spec
-
-    if find_spec("jsonschema") is None:
-        raise MissingDependencyError(
-            "Structured output by a TypedDict or a JSON schema needs the package jsonschema.",
-            hint='Install it with: pip install "tpo-graph[verifiers]", or give a pydantic class.',
-        )
-
-
-def _without_fence(text: str) -> str:
-    text = text.strip()
-    if text.startswith(_FENCE) and text.endswith(_FENCE) and "\n" in text:
-        return text[text.index("\n") : -len(_FENCE)].strip()
-    return text
-
-
-def _refuse(name: str) -> None:
-    """NaN and Infinity are Python's own; JSON does not have them."""
-    raise ValueError(f"{name} is no JSON")

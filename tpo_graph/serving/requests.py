@@ -421,24 +421,11 @@ def answer_schema(response_format: dict[str, Any] | None) -> AnswerSchema | None
     if response_format is None:
         return None
     try:
-        schema = AnswerSchema.of_response_format(response_format)
+        return AnswerSchema.of_response_format(response_format)
     except MissingDependencyError:
         raise
     except ConfigurationError as error:
         raise _bad(error.message) from error
-    if schema is not None and schema.json_schema:
-        _check_schema(schema.json_schema)
-    return schema
-
-
-def _check_schema(schema: Mapping[str, Any]) -> None:  # Any: JSON
-    from jsonschema.exceptions import SchemaError
-    from jsonschema.validators import validator_for
-
-    try:
-        validator_for(dict(schema)).check_schema(dict(schema))
-    except SchemaError as error:
-        raise _bad(f"its schema is not a JSON schema: {error.message}") from error
 
 
 def _refuse_others(given: Mapping[str, Any], known: frozenset[str], where: str) -> None:  # Any: JSON
