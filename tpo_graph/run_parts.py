@@ -7,14 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from langchain_core.language_models import BaseChatModel
 from langchain_core.runnables import Runnable
-from langchain_core.runnables.base import RunnableBindingBase
 
 from tpo_graph.errors import ConfigurationError
 from tpo_graph.graph.build import pack_for
 from tpo_graph.policies.load import load_policy
-from tpo_graph.policies.providers import Policy
+from tpo_graph.policies.providers import Policy, models_inside
 from tpo_graph.prompts.pack import PromptPack
 from tpo_graph.rewards.base import RewardModel
 from tpo_graph.rewards.load import load_reward
@@ -147,19 +145,11 @@ class LazyParts:
             return self._parts
 
 
-def chat_model_inside(policy: object) -> BaseChatModel | None:
-    """The chat model inside `bind`, `with_config` and `with_retry`, or None where there is none."""
-    inner = policy
-    while isinstance(inner, RunnableBindingBase):
-        inner = inner.bound
-    return inner if isinstance(inner, BaseChatModel) else None
-
-
 def policy_name(policy: object) -> str:
     """A short name for people: what the provider calls the model, or the class."""
     if isinstance(policy, str):
         return policy
-    model = chat_model_inside(policy)
+    model = next(iter(models_inside(policy)), None)
     for field in ("model_name", "model", "model_id"):
         name = getattr(model, field, None)
         if isinstance(name, str) and name:

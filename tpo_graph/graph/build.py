@@ -12,7 +12,7 @@ from tpo_graph.errors import ConfigurationError
 from tpo_graph.graph.bridge import AsyncNode
 from tpo_graph.graph.nodes import gradient_node, loss_node, sample_node, score_node, select_node, update_node
 from tpo_graph.graph.state import TPOInput, TPOState
-from tpo_graph.policies.providers import Policy
+from tpo_graph.policies.providers import Policy, models_inside
 from tpo_graph.policies.sampling import Sampler
 from tpo_graph.prompts.pack import PromptPack
 from tpo_graph.rewards.base import RewardModel
@@ -201,12 +201,6 @@ def pack_for(prompts: PromptPack | str | Path | None, policy: Policy) -> PromptP
     """
     if isinstance(prompts, PromptPack):
         return prompts
-    return PromptPack.load(prompts if prompts is not None else _suited_pack(policy))
-
-
-def _suited_pack(policy: Policy) -> str:
-    """The pack that `load_policy` noted on the model; `tpo` for all others."""
-    inner: Any = policy  # Any: a bound model holds a Runnable of any kind
-    while hasattr(inner, "bound"):
-        inner = inner.bound
-    return str((getattr(inner, "metadata", None) or {}).get("tpo_prompts", "tpo"))
+    # `load_policy` notes the pack that suits a model on it
+    noted = ((model.metadata or {}).get("tpo_prompts") for model in models_inside(policy))
+    return PromptPack.load(prompts if prompts is not None else str(next(noted, None) or "tpo"))
