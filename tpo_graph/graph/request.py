@@ -10,9 +10,8 @@ from tpo_graph.accounting import add_usage, no_usage, plus, total
 from tpo_graph.errors import PolicyError
 from tpo_graph.graph.state import TPOState
 from tpo_graph.policies.sampling import Draw, Sampler
-from tpo_graph.prompts.conversation import cut_to_tokens, last_query
-from tpo_graph.prompts.files import PhasePrompt
-from tpo_graph.prompts.pack import PromptPack
+from tpo_graph.prompts.pack import PhasePrompt, PromptPack
+from tpo_graph.prompts.template import cut_to_tokens, last_query
 from tpo_graph.selection import fits_budget
 from tpo_graph.settings import PolicyPhase, TPOSettings
 from tpo_graph.types import FailureReason, FailureRecord, Phase, PhaseUsage, Usage
