@@ -54,10 +54,10 @@ SCHEMES: dict[str, Callable[..., RewardModel]] = {
     "nim": _lazy("tpo_graph.rewards.served:load_nim"),
     "judge": _lazy("tpo_graph.rewards.judge:load_judge"),
     "pairwise-judge": _lazy("tpo_graph.rewards.judge:load_pairwise_judge"),
-    "math": _lazy("tpo_graph.rewards.verifiers.load:load_math"),
-    "regex": _lazy("tpo_graph.rewards.verifiers.load:load_regex"),
-    "length": _lazy("tpo_graph.rewards.verifiers.load:load_length"),
-    "json_schema": _lazy("tpo_graph.rewards.verifiers.load:load_json_schema"),
+    "math": _lazy("tpo_graph.rewards.verifiers.math:load_math"),
+    "regex": _lazy("tpo_graph.rewards.verifiers.rules:load_regex"),
+    "length": _lazy("tpo_graph.rewards.verifiers.rules:load_length"),
+    "json_schema": _lazy("tpo_graph.rewards.verifiers.rules:load_json_schema"),
     "python": _lazy("tpo_graph.rewards.functions:load_function"),
 }
 """Loaders by scheme, the part of a name before its first colon.

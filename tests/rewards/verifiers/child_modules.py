@@ -3,5 +3,5 @@
 import sys
 
 
-def loaded():
+def imported():
     return sorted(name for name in sys.modules if "." not in name)

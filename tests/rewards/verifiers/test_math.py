@@ -1,4 +1,5 @@
 import asyncio
+import sys
 
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage
@@ -8,6 +9,7 @@ from tpo_graph.rewards.base import RunContext
 from tpo_graph.rewards.verifiers import MathVerifier
 
 pytest.importorskip("math_verify")
+pytestmark = pytest.mark.subprocess
 
 
 def query(reference):
@@ -23,7 +25,7 @@ def query(reference):
         ("42", "41", 0.0),
         ("42", "", 0.0),
         ("42", "I can't tell.", 0.0),
-        ("42", "\ud800 \x00 42", 1.0),
+        ("42", "\ud800 \x00 42", 1.0),  # what no encoding or parser likes
         (42, "42.0", 1.0),
         (r"\frac{1}{2}", "It is 0.5", 1.0),
         (r"$\frac{1}{2}$", "1/2", 1.0),
@@ -41,7 +43,7 @@ async def test_answers(reference, response, reward):
 
 async def test_order_is_kept():
     responses = [str(number % 3) for number in range(30)]
-    assert await MathVerifier().score(query("1"), responses) == [float(each == "1") for each in responses]
+    assert await MathVerifier().score(query("1"), responses) == [float(response == "1") for response in responses]
 
 
 async def test_the_query_beats_the_verifier_and_an_earlier_turn_does_not_count():
@@ -87,7 +89,6 @@ async def test_an_answer_without_end_is_wrong_and_the_loop_lives_meanwhile():
     assert await verifier.score(query("42"), [r"\boxed{99999999999!}"]) == [0.0]
     beating.cancel()
     assert beats >= 20
-    assert verifier.killed == 1
     assert await verifier.score(query("42"), ["42"]) == [1.0]
 
 
@@ -98,7 +99,7 @@ def test_one_verifier_serves_one_event_loop_after_another():
 
 
 def test_a_missing_library_is_named(monkeypatch):
-    monkeypatch.setattr("tpo_graph.rewards.verifiers.math.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "math_verify", None)
     with pytest.raises(MissingDependencyError, match="math-verify") as caught:
         MathVerifier()
     assert "tpo-graph[verifiers]" in caught.value.hint

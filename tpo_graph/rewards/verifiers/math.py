@@ -1,20 +1,16 @@
 """Mathematical answers, compared with a reference by the math-verify library."""
 
-import asyncio
 from collections.abc import Sequence
-from functools import lru_cache
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from tpo_graph.errors import ConfigurationError, MissingDependencyError, RewardError
 from tpo_graph.rewards.base import PartialRewardModel, PartialScores, RunContext, query_references
-from tpo_graph.rewards.verifiers.checkers import Checkers, shared_checkers
-from tpo_graph.rewards.verifiers.child_process import CheckKilledError
+from tpo_graph.rewards.verifiers.processes import Checkers, TimedCheck
+from tpo_graph.types import Options
 
 if TYPE_CHECKING:
     from langchain_core.messages import BaseMessage
-
-_DELIMITERS = ("$", "\\(", "\\[", "\\boxed")
 
 
 class MathVerifier(PartialRewardModel):
@@ -32,10 +28,7 @@ class MathVerifier(PartialRewardModel):
         without_reference: what to do when there is none at all: `error` raises; with `not_applicable` the verifier has
             nothing to say, so that a combination goes by its other parts.
         seconds: time limit for one response; parsing and comparing may take half of it each.
-        checkers: the processes to run in; None takes the shared ones.
-
-    Attributes:
-        killed: how many responses were counted wrong because the check gave no answer in time.
+        checkers: the processes to run in; None takes those that all verifiers share.
 
     Raises:
         ConfigurationError: the time limit is not above 0.
@@ -57,13 +50,12 @@ class MathVerifier(PartialRewardModel):
             )
         if without_reference not in ("error", "not_applicable"):
             raise ConfigurationError(f"without_reference={without_reference!r}; allowed: 'error', 'not_applicable'.")
-        if not seconds > 0:
-            raise ConfigurationError(f"The time limit must be above 0 seconds; it is {seconds!r}.")
         self._references = [reference] if isinstance(reference, str) else list(reference or ())
         self._without_reference = without_reference
-        self._seconds = seconds
-        self._checkers = checkers or shared_checkers()
-        self.killed = 0
+        # the library builds tables when it first reads something
+        warm_up = {"references": [r"\frac{1}{2}"], "response": "$0.5$", "step_seconds": 60}
+        self._check = TimedCheck("check_math", warm_up=warm_up, seconds=seconds, if_killed=False, checkers=checkers)
+        self._step_seconds = max(1, int(seconds / 2))
 
     async def score_part(
         self,
@@ -84,49 +76,13 @@ class MathVerifier(PartialRewardModel):
                 "The query has no reference answer to compare with.",
                 hint='Give it with the query, as in HumanMessage("6 x 7?", additional_kwargs={"reference": "42"}).',
             )
-        checks = (self._check(references, response) for response in responses)
-        return list(await asyncio.gather(*checks))
-
-    async def _check(self, references: list[str], response: str) -> float:
-        arguments: dict[str, Any] = {"references": references, "response": response}  # Any: as JSON holds it
-        arguments["step_seconds"] = max(1, int(self._seconds / 2))
-        try:
-            verdict = await self._checkers.check(f"{__name__}:check_math", arguments, seconds=self._seconds)
-        except CheckKilledError:
-            self.killed += 1
-            return 0.0
-        if verdict is None:
+        fixed = {"references": references, "step_seconds": self._step_seconds}
+        results = await self._check.run([{**fixed, "response": response} for response in responses])
+        if None in results:
             raise RewardError(f"The reference {references!r} has nothing that math-verify can read.")
-        return 1.0 if verdict else 0.0
+        return [float(is_right) for is_right in results]
 
 
-def warm_up() -> None:
-    """Import the library and have it build its tables; takes a second or two."""
-    check_math(references=["\\frac{1}{2}"], response="$0.5$", step_seconds=60)
-
-
-def check_math(*, references: list[str], response: str, step_seconds: int) -> bool | None:
-    """Compare in the child process; None when no reference can be read.
-
-    Args:
-        references: any of these is right.
-        response: where the answer is to be found.
-        step_seconds: for parsing, and again for comparing; the library counts in whole seconds.
-    """
-    from math_verify import parse, verify  # type: ignore[import-untyped]  # the library has no types
-
-    golden = [parsed for reference in references if (parsed := _parsed_reference(reference))]
-    if not golden:
-        return None
-    answer = parse(response, parsing_timeout=step_seconds)
-    return any(verify(each, answer, timeout_seconds=step_seconds) for each in golden)
-
-
-@lru_cache(maxsize=256)
-def _parsed_reference(reference: str) -> list[Any]:  # Any: SymPy expressions and texts
-    from math_verify import parse
-
-    # the library reads LaTeX between delimiters only, and data sets leave them out
-    text = reference if any(mark in reference for mark in _DELIMITERS) else f"${reference}$"
-    parsed: list[Any] = parse(text) or parse(reference)
-    return parsed
+def load_math(name: str, **options: Options) -> MathVerifier:
+    """Load `math`, or `math:ANSWER` with a reference for queries that carry none; the options of `MathVerifier`."""
+    return MathVerifier(name or None, **options)
