@@ -13,19 +13,15 @@ from langgraph.graph.message import add_messages
 from offline_models import chosen_models, scripted_policy
 from typing_extensions import TypedDict
 
-from tpo_graph import RewardModel, TPOState, build_tpo_graph, create_tpo_graph
+from tpo_graph import RewardModel, TPOState, create_tpo_graph
 from tpo_graph.accounting import add_usage
+from tpo_graph.graph.nodes import loss_node, select_node
 from tpo_graph.types import FailureRecord, ScoredCandidate, Usage
 
 FACTS = {
     "warmth": "Warmth widens the vessels of the skin; blood pressure falls.",
     "tired": "Sleep comes with a fall of the core temperature, which warm skin brings about.",
 }
-
-
-def own_node(name: str, model: BaseChatModel, reward: RewardModel) -> Any:
-    """One of the package's own nodes, to be wrapped."""
-    return build_tpo_graph(model, reward).nodes[name].runnable
 
 
 # 1. A retrieval node before loss: in its place stands a graph of two nodes. What it looks up is in the conversation
@@ -65,7 +61,7 @@ def with_retrieval(policy: BaseChatModel, reward: RewardModel) -> Any:
     """The loop with a critic who looks things up."""
     critique = StateGraph(CritiqueState, input_schema=CritiqueInput, output_schema=Critique)
     critique.add_node("retrieve", retrieve)
-    critique.add_node("write", own_node("loss", policy, reward))
+    critique.add_node("write", loss_node(policy))
     critique.add_edge(START, "retrieve")
     critique.add_edge("retrieve", "write")
     return create_tpo_graph(policy, reward, nodes={"loss": critique.compile()})
@@ -76,7 +72,7 @@ def with_retrieval(policy: BaseChatModel, reward: RewardModel) -> Any:
 
 def with_two_critics(policy: BaseChatModel, reward: RewardModel, critics: list[BaseChatModel]) -> Any:
     """The loop with the losses of all critics in one text."""
-    losses = [own_node("loss", critic, reward) for critic in critics]
+    losses = [loss_node(critic) for critic in critics]
 
     async def loss(state: TPOState) -> dict[str, Any]:
         found = await asyncio.gather(*(each.ainvoke(state) for each in losses))
@@ -103,7 +99,7 @@ def with_cheaper_critic(policy: BaseChatModel, reward: RewardModel, critic: Base
 
 def with_second_best(policy: BaseChatModel, reward: RewardModel) -> Any:
     """The loop that revises the second best candidate."""
-    select = own_node("select", policy, reward)
+    select = select_node()
 
     async def second_best(state: TPOState) -> dict[str, Any]:
         update = dict(await select.ainvoke(state))

@@ -1,83 +1,107 @@
-"""What an inner run is made of: objects as they were given, or loaded by name when they are first used."""
+"""What a run is made of, by object or by name, and its one loader: for ChatTPO, the server, Studio and the command.
+
+parts = RunParts(policy="openai:gpt-4o-mini", reward="hf:Skywork/Skywork-Reward-V2-Qwen3-0.6B")
+graph = parts.load().create_graph()
+"""
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from queue import SimpleQueue
+from typing import Any, Literal, TypeAlias, TypeVar
 
+from langchain_core.language_models import BaseChatModel
 from langchain_core.runnables import Runnable
+from langchain_core.runnables.base import RunnableBindingBase
 
 from tpo_graph.errors import ConfigurationError
-from tpo_graph.graph.build import pack_for
+from tpo_graph.graph.build import TPOGraph, make_nodes, replace_nodes, wire
+from tpo_graph.graph.request import pack_for
 from tpo_graph.policies.load import load_policy
-from tpo_graph.policies.providers import Policy, models_inside
+from tpo_graph.policies.providers import Policy
+from tpo_graph.policies.sampling import Sampler, as_sampler
 from tpo_graph.prompts.pack import PromptPack
 from tpo_graph.rewards.base import RewardModel
 from tpo_graph.rewards.load import load_reward
 from tpo_graph.settings import TPOSettings
-
-if TYPE_CHECKING:
-    from langchain_core.language_models import BaseChatModel
-
-
-# Policies and reward models by name, each loaded once for all who ask.
+from tpo_graph.types import Node, Options
+from tpo_graph.variants import fused_critique
 
 T = TypeVar("T")
 
+Role: TypeAlias = Literal["policy", "critic", "reward model"]
+OnLoad: TypeAlias = Callable[[Role, str, float | None], None]
+"""Called with the role and the name of a model: when its loading starts (None), and with the seconds it took."""
 
-class LoadedModels:
-    """Loads what is asked for by name, one after another, and keeps it. What failed is tried again the next time.
+VARIANTS: Mapping[str, Callable[..., dict[str, Node]]] = {"fused-critique": fused_critique}
+"""Sets of replacement nodes by name; each is made of the critic, the prompts and the settings."""
 
-    Both methods block: call them in a thread. They may be called from several at once.
+LOADING_THREAD = "tpo-graph-loading"
+"""Name of the threads that load models: they can't be interrupted, and end with the process."""
+
+
+class ModelStore:
+    """Policies and reward models by name, each loaded once for all who ask. A failed load is tried again the next time.
+
+    The methods block, so that async code calls them in a thread; they may be called from several at once.
     """
 
     def __init__(self) -> None:
-        self._models: dict[tuple[str, str], Any] = {}  # Any: policies and reward models, by kind and name
-        self._loading = threading.Lock()
+        self._models: dict[tuple[str, str], Any] = {}
+        self._locks: dict[tuple[str, str], threading.Lock] = {}
+        self._lock = threading.Lock()
 
-    def policy(self, name: str) -> "BaseChatModel":
+    def policy(self, name: str) -> BaseChatModel:
         """The policy of a name.
 
+        Args:
+            name: as `load_policy` takes it.
+
         Raises:
-            TPOError: see `load_policy`.
+            TPOError: it can't be loaded; see `load_policy`.
         """
         return self._model("policy", name.strip(), load_policy)
 
     def reward(self, name: str) -> RewardModel:
         """The reward model of a name.
 
+        Args:
+            name: as `load_reward` takes it.
+
         Raises:
-            TPOError: see `load_reward`.
+            TPOError: it can't be loaded; see `load_reward`.
         """
         return self._model("reward", name.strip(), load_reward)
 
     def _model(self, kind: str, name: str, load: Callable[[str], T]) -> T:
         key = kind, name
-        if key not in self._models:
-            with self._loading:
-                if key not in self._models:  # by who came first
-                    self._models[key] = load(name)
-        model: T = self._models[key]
-        return model
+        with self._lock:
+            lock = self._locks.setdefault(key, threading.Lock())
+        with lock:
+            if key not in self._models:
+                self._models[key] = load(name)
+            model: T = self._models[key]
+            return model
 
 
-shared_models = LoadedModels()
+shared_models = ModelStore()
 """Those of this process: a langgraph.json has the Studio graph and the server's app in one."""
 
 
-@dataclass(frozen=True)
-class Parts:
-    """Everything that `build_tpo_graph` takes, loaded.
+@dataclass(frozen=True, kw_only=True)
+class LoadedParts:
+    """What a run is made of, as objects.
 
     Attributes:
         policy: answers and revises.
         reward: scores.
         critic: writes loss and gradient; None for the policy.
         prompts: the prompt pack.
-        nodes: replacements by name.
-        settings: defaults of every call.
+        nodes: replacements by name, or the name of a variant.
+        settings: defaults of every run.
         second_reward: watches; None for none.
     """
 
@@ -85,89 +109,174 @@ class Parts:
     reward: RewardModel
     critic: Policy | None
     prompts: PromptPack
-    nodes: Mapping[str, Any] | None  # Any: whatever LangGraph takes as a node
+    nodes: Mapping[str, Node] | str | None
     settings: TPOSettings
-    second_reward: RewardModel | None
+    second_reward: RewardModel | None = None
 
+    def make_nodes(
+        self, *, policy: Policy | Sampler | None = None, critic: Policy | Sampler | None = None
+    ) -> dict[str, Node]:
+        """The nodes of a run, the replacements among them.
 
-class LazyParts:
-    """The same with names in place of models, loaded once, in a thread: loading blocks, and may take minutes."""
-
-    def __init__(  # noqa: PLR0917  # in the order of `Parts`
-        self,
-        policy: Policy | str,
-        reward: RewardModel | str,
-        critic: Policy | str | None,
-        prompts: PromptPack | str | Path | None,
-        nodes: Mapping[str, Any] | None,  # Any: as above
-        settings: TPOSettings,
-        second_reward: RewardModel | str | None,
-    ) -> None:
-        _check_policy("policy", policy)
-        if critic is not None:
-            _check_policy("critic", critic)
-        _check_reward("reward", reward)
-        if second_reward is not None:
-            _check_reward("second reward", second_reward)
-        self.given = (policy, reward, critic, prompts, nodes, settings, second_reward)
-        self._lock = threading.Lock()
-        self._parts: Parts | None = None
-
-    async def load(self) -> Parts:
-        """The parts, loaded.
+        Args:
+            policy: takes the policy's place, such as a `Sampler` that several graphs share; None for the policy.
+            critic: takes the critic's place; None for the critic.
 
         Raises:
-            TPOError: see `load_policy` and `load_reward`.
+            ConfigurationError: a replacement has the name of no node.
+            PromptError: the prompt pack can't run the mode.
         """
-        if self._parts is not None:
-            return self._parts
-        # even the prompt pack is files, which an event loop must not wait for
-        return await asyncio.to_thread(self._load)
+        actor = as_sampler(policy or self.policy)
+        judge = as_sampler(critic or self.critic or actor)
+        common: dict[str, Any] = {"prompts": self.prompts, "settings": self.settings}
+        nodes = make_nodes(actor, self.reward, critic=judge, second_reward=self.second_reward, **common)
+        variant = self.nodes
+        return replace_nodes(nodes, VARIANTS[variant](judge, **common) if isinstance(variant, str) else variant)
 
-    def _load(self) -> Parts:
-        # a lock of asyncio would belong to one event loop
-        with self._lock:
-            if self._parts is None:
-                policy, reward, critic, prompts, nodes, settings, second_reward = self.given
-                loaded_policy = load_policy(policy) if isinstance(policy, str) else policy
-                # the same name twice is one model
-                if critic == policy and isinstance(critic, str):
-                    critic = None
-                self._parts = Parts(
-                    policy=loaded_policy,
-                    reward=load_reward(reward) if isinstance(reward, str) else reward,
-                    critic=load_policy(critic) if isinstance(critic, str) else critic,
-                    prompts=pack_for(prompts, loaded_policy),
-                    nodes=nodes,
-                    settings=settings,
-                    second_reward=load_reward(second_reward) if isinstance(second_reward, str) else second_reward,
+    def create_graph(self, **compile_options: Options) -> TPOGraph:
+        """The graph of these parts, compiled.
+
+        Args:
+            **compile_options: go to `StateGraph.compile`, as in `checkpointer=InMemorySaver()`.
+
+        Raises:
+            ConfigurationError: a replacement has the name of no node.
+            PromptError: the prompt pack can't run the mode.
+        """
+        graph = wire(self.make_nodes(), context_schema=TPOSettings)
+        return graph.compile(**{"name": "tpo", **compile_options})
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunParts:
+    """What a run is made of, by object or by name. Nothing is loaded until `load` is called, and then once.
+
+    Attributes:
+        policy: a chat model, or a name that `load_policy` takes.
+        reward: a reward model, or a name that `load_reward` takes.
+        critic: the same as for the policy; None for the policy itself.
+        prompts: a prompt pack, its name or its folder; None takes the one that suits the policy.
+        nodes: replacements by name, or the name of a variant (`VARIANTS`).
+        settings: defaults of every run; None reads the `TPO_*` variables.
+        second_reward: watches; None for none.
+        models: where models by name come from.
+
+    Raises:
+        ConfigurationError: a part is of the wrong kind, or there is no such variant.
+    """
+
+    policy: Policy | str
+    reward: RewardModel | str
+    critic: Policy | str | None = None
+    prompts: PromptPack | str | Path | None = None
+    nodes: Mapping[str, Node] | str | None = None
+    settings: TPOSettings = field(default_factory=TPOSettings.load)
+    second_reward: RewardModel | str | None = None
+    models: ModelStore = field(default_factory=ModelStore, repr=False, compare=False)
+    _loaded: list[LoadedParts] = field(default_factory=list, init=False, repr=False, compare=False)
+    _loading: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        for role, policy in (("policy", self.policy), ("critic", self.critic)):
+            if not isinstance(policy, (str, Runnable)) and (role == "policy" or policy is not None):
+                raise ConfigurationError(
+                    f"The {role} must be a LangChain chat model or the name of one, not {type(policy).__name__!r}.",
+                    hint='For example "openai:gpt-4o-mini".',
                 )
-            return self._parts
+        if not isinstance(self.reward, str) and not callable(getattr(self.reward, "score", None)):
+            raise ConfigurationError(
+                f"The reward must be a reward model or the name of one, not {type(self.reward).__name__!r}.",
+                hint="A reward model has a method score(messages, responses); the names are those of load_reward.",
+            )
+        if isinstance(self.nodes, str) and self.nodes not in VARIANTS:
+            raise ConfigurationError(f"Unknown variant {self.nodes!r}; allowed: {', '.join(VARIANTS)}.")
+
+    async def aload(self) -> LoadedParts:
+        """The parts as objects, without blocking the event loop.
+
+        Raises:
+            TPOError: see `load`.
+        """
+        return self._loaded[0] if self._loaded else await asyncio.to_thread(self.load)
+
+    def load(self, on_load: OnLoad | None = None) -> LoadedParts:
+        """The parts as objects; models that are named are loaded at the same time, each in a thread of its own.
+
+        Args:
+            on_load: follows the loading, called in this thread.
+
+        Raises:
+            TPOError: the first error of any part, at once; see `load_policy`, `load_reward` and `PromptPack.load`.
+        """
+        with self._loading:
+            if not self._loaded:
+                self._loaded.append(self._load(on_load or (lambda *_: None)))
+            return self._loaded[0]
+
+    def _load(self, on_load: OnLoad) -> LoadedParts:
+        wanted: dict[Role, Any] = {"policy": self.policy, "critic": self.critic, "reward model": self.reward}
+        if self.critic is not None and self.critic == self.policy:
+            wanted["critic"] = None  # the same name twice is one model
+        models = self._load_models({role: name for role, name in wanted.items() if isinstance(name, str)}, on_load)
+        policy, critic, reward = (models.get(role, part) for role, part in wanted.items())
+        second = self.second_reward
+        return LoadedParts(
+            policy=policy,
+            reward=reward,
+            critic=critic,
+            prompts=pack_for(self.prompts, policy),
+            nodes=self.nodes,
+            settings=self.settings,
+            second_reward=self.models.reward(second) if isinstance(second, str) else second,
+        )
+
+    def _load_models(self, names: Mapping[Role, str], on_load: OnLoad) -> dict[Role, Any]:
+        start = time.perf_counter()
+        for role, name in names.items():
+            on_load(role, name, None)
+        for role, name in names.items():
+            scheme, _, file = name.strip().partition(":")
+            if scheme == "local" and role != "reward model":
+                # before a reward model imports torch: they share an OpenMP library, the one that loads it decides how
+                # long its threads spin while they wait, and llama.cpp is the one that needs short waits
+                from tpo_graph.policies.embedded import start_embedded_server
+
+                start_embedded_server(file or None)
+        results: SimpleQueue[tuple[Role, Any]] = SimpleQueue()
+
+        def work(role: Role, name: str) -> None:
+            try:
+                results.put((role, self.models.reward(name) if role == "reward model" else self.models.policy(name)))
+            except BaseException as error:  # raised again in the thread that waits
+                results.put((role, error))
+
+        for role, name in names.items():
+            threading.Thread(target=work, args=(role, name), name=LOADING_THREAD, daemon=True).start()
+        loaded: dict[Role, Any] = {}
+        while len(loaded) < len(names):
+            role, model = results.get()
+            if isinstance(model, BaseException):
+                raise model
+            loaded[role] = model
+            on_load(role, names[role], time.perf_counter() - start)
+        return loaded
+
+
+def chat_model_inside(policy: object) -> BaseChatModel | None:
+    """The chat model inside `bind`, `with_config` and `with_retry`, or None where there is none."""
+    inner = policy
+    while isinstance(inner, RunnableBindingBase):
+        inner = inner.bound
+    return inner if isinstance(inner, BaseChatModel) else None
 
 
 def policy_name(policy: object) -> str:
     """A short name for people: what the provider calls the model, or the class."""
     if isinstance(policy, str):
         return policy
-    model = next(iter(models_inside(policy)), None)
-    for field in ("model_name", "model", "model_id"):
-        name = getattr(model, field, None)
+    model = chat_model_inside(policy)
+    for field_name in ("model_name", "model", "model_id"):
+        name = getattr(model, field_name, None)
         if isinstance(name, str) and name:
             return name
     return type(model or policy).__name__
-
-
-def _check_policy(role: str, policy: object) -> None:
-    if not isinstance(policy, (str, Runnable)):
-        raise ConfigurationError(
-            f"The {role} must be a LangChain chat model or the name of one, not {type(policy).__name__!r}.",
-            hint='For example "openai:gpt-4o-mini".',
-        )
-
-
-def _check_reward(role: str, reward: object) -> None:
-    if not isinstance(reward, str) and not callable(getattr(reward, "score", None)):
-        raise ConfigurationError(
-            f"The {role} must be a reward model or the name of one, not {type(reward).__name__!r}.",
-            hint="A reward model has a method score(messages, responses); load_reward tells the names.",
-        )

@@ -91,7 +91,6 @@ def _why_nothing_came(failures: Sequence[FailureRecord], step: int) -> StopReaso
 
 
 def _budget_is_spent(trajectory: Sequence[StepRecord], settings: TPOSettings, usage: Usage) -> bool:
-    # a step is loss, gradient and as many requests as drawing N took at the least: some steps had to ask twice
-    critiques = 1 if settings.fuse_critique else 2
-    draws = [record["requests"] - (critiques if record["step"] > 0 else 0) for record in trajectory]
-    return not fits_budget(settings, usage, critiques + min((draw for draw in draws if draw > 0), default=1))
+    # what the cheapest step took, as some had to ask twice; before the first one: loss, gradient, and a draw of N
+    steps = [record["requests"] + (2 if record["step"] == 0 else 0) for record in trajectory if record["requests"] > 0]
+    return not fits_budget(settings, usage, min(steps, default=3))

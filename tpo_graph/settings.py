@@ -127,12 +127,6 @@ class TPOSettings(BaseModel):
     budget_seconds: float | None = _knob(None, "No step begins once the run has worked this long.", "select", gt=0)
     open_tag: str | None = _knob(None, "Text before a revised response; none takes the prompt pack's.", "update")
     close_tag: str | None = _knob(None, "Text after a revised response; none takes the prompt pack's.", "update")
-    fuse_critique: bool = _knob(
-        False,
-        "Ask for loss and gradient in one request: two in seven fewer at D2, at some cost in depth.",
-        "loss",
-        "gradient",
-    )
     max_shown_tokens: int = _knob(
         2048, "Tokens of a response that a prompt shows at most; cache and answer keep all.", "loss", "update", ge=1
     )

@@ -6,23 +6,25 @@ load a second copy.
 
 import asyncio
 import os
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.runtime import Runtime
 from pydantic import Field
 
-from tpo_graph.graph.bridge import AsyncNode, NodeBody
-from tpo_graph.graph.build import build_tpo_graph, pack_for, wire
+from tpo_graph._bounded_cache import BoundedCache
+from tpo_graph.graph.bridge import AsyncNode
+from tpo_graph.graph.build import wire
 from tpo_graph.graph.state import TPOInput, TPOState
 from tpo_graph.human.nodes import PersonReward, human_critique_node, human_score_node, human_select_node, kept_loss_node
 from tpo_graph.policies.load import policy_ids
-from tpo_graph.prompts.pack import PROMPT_NAMES, PromptPack
-from tpo_graph.run_parts import LoadedModels, shared_models
+from tpo_graph.prompts.files import PROMPT_NAMES
+from tpo_graph.prompts.pack import PromptPack
+from tpo_graph.run_parts import RunParts, shared_models
 from tpo_graph.settings import PolicyPhase, TPOSettings
-from tpo_graph.types import PERSON, Phase
+from tpo_graph.types import PERSON, JSONObject, Node, PartialState, Phase
 
 # What LangGraph Studio lets a person choose: every setting, the models by name, and the prompts' texts.
 
@@ -31,7 +33,7 @@ _PROMPTS: tuple[PolicyPhase | Literal["critique"], ...] = (*_PHASES, "critique")
 _PROMPT_FIELDS = tuple(f"{name}_{part}" for name in _PROMPTS for part in ("prompt", "system"))
 
 
-def _name(variable: str, default: str, description: str, *nodes: str) -> Any:  # Any: pydantic's Field is typed so
+def _name(variable: str, default: str, description: str, *nodes: str) -> Any:
     # read once, when the server starts: Studio then shows, and sends back, the name that is really used
     value = os.environ.get(variable, "").strip() or default
     if variable == "TPO_POLICY":
@@ -40,9 +42,9 @@ def _name(variable: str, default: str, description: str, *nodes: str) -> Any:  #
     return Field(value, description=description, json_schema_extra={"langgraph_nodes": list(nodes)})
 
 
-def _prompt(name: str, part: str, node: str = "") -> Any:  # Any: as above
+def _prompt(name: str, part: str, node: str = "") -> Any:
     text = f"Another {part} of the {name} prompt, with $variables; empty keeps the prompt pack's."
-    shown: dict[str, Any] = {"langgraph_nodes": [node or name], "langgraph_type": "prompt"}  # Any: JSON
+    shown: JSONObject = {"langgraph_nodes": [node or name], "langgraph_type": "prompt"}
     return Field("", description=text, json_schema_extra=shown)
 
 
@@ -54,6 +56,7 @@ class StudioSettings(TPOSettings):
         critic: the same for loss and gradient; the policy when empty.
         reward: a name of `load_reward`, or `person`.
         prompts: a prompt pack by name or folder; the one that suits the policy when empty.
+        variant: replacement nodes by name; empty for the paper's loop.
         ask: stop after each scoring, so that a person can choose.
         edit_critique: stop after each loss, so that a person can edit it.
     """
@@ -77,6 +80,11 @@ class StudioSettings(TPOSettings):
     prompts: str = _name(
         "TPO_PROMPTS", "", "A prompt pack, by name or folder; empty takes the one that suits the policy.", *_PHASES
     )
+    variant: Literal["", "fused-critique"] = Field(
+        default="",
+        description="A variant of the loop; fused-critique asks for loss and gradient in one request.",
+        json_schema_extra={"langgraph_nodes": ["loss", "gradient"]},
+    )
     ask: bool = Field(
         default=False,
         description="Stop after each scoring and ask a person: which is best and worst, a critique, go on or stop.",
@@ -98,21 +106,18 @@ class StudioSettings(TPOSettings):
     update_prompt: str = _prompt("update", "user part")
     update_system: str = _prompt("update", "system part")
 
-    def models(self) -> tuple[str, str, str]:
-        """Names of policy, critic and reward model."""
-        policy = self.policy.strip()
-        return policy, self.critic.strip() or policy, self.reward.strip()
+    def key(self) -> tuple[str, ...]:
+        """Equal for runs whose nodes are the same."""
+        names = (self.policy, self.critic, self.reward, self.prompts, self.variant, self.ask, self.edit_critique)
+        texts = [str(getattr(self, name)) for name in _PROMPT_FIELDS]
+        # an edited prompt takes the place of the one that the mode uses
+        return *(str(name).strip() for name in names), self.mode if any(texts) else "", *texts
 
-    def wording(self) -> tuple[str, ...]:
-        """All else that the nodes are made of: what the models are told, and whether a person is asked."""
-        texts = tuple(str(getattr(self, name)) for name in _PROMPT_FIELDS)
-        return self.prompts.strip(), self.mode if any(texts) else "", str(self.ask), str(self.edit_critique), *texts
-
-    def edited(self, pack: PromptPack) -> PromptPack:
+    def edit(self, pack: PromptPack) -> PromptPack:
         """The pack with the texts that a person wrote in place of its own.
 
         Raises:
-            PromptError: a text is no valid prompt of its phase.
+            PromptError: a text is not a valid prompt of its phase.
         """
         for prompt in _PROMPTS:
             user, system = getattr(self, f"{prompt}_prompt").strip(), getattr(self, f"{prompt}_system").strip()
@@ -123,63 +128,55 @@ class StudioSettings(TPOSettings):
         return pack
 
 
-# Models and prompts of the Studio graph: loaded by name, once, in a thread, and kept.
+class _StudioNodes:
+    """The six nodes for whatever models and prompts a run names, kept for the next run that names the same.
 
-_MOST_WORDINGS = 32
-
-
-class LoadedNodes:
-    """The nodes' bodies for whatever models and prompts a run names.
-
-    Loading blocks, and `langgraph dev` raises where that would block the event loop. All of it happens in one thread:
-    so nothing is loaded twice, and the embedded policy comes before a reward model imports torch (they share an
-    OpenMP library, and llama.cpp has to be the one that sets it up).
+    Loading blocks, and `langgraph dev` raises where that would block the event loop, so that it happens in a thread. It
+    is a single one: what several runs wait for is made once.
 
     Args:
         settings: defaults of every run.
-        models: where models come from.
     """
 
-    def __init__(self, settings: TPOSettings, models: LoadedModels) -> None:
+    def __init__(self, settings: TPOSettings) -> None:
         self._settings = settings
-        self._models = models
-        self._bodies: dict[tuple[str, ...], Mapping[str, NodeBody]] = {}
+        self._nodes: BoundedCache[tuple[str, ...], dict[str, Node]] = BoundedCache(32)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tpo-graph-studio")
 
-    async def get(self, chosen: StudioSettings) -> Mapping[str, NodeBody]:
-        """The six bodies by node name, each of `(state, runtime, config)`.
-
-        What failed to load is tried again the next time.
+    async def get(self, chosen: StudioSettings) -> dict[str, Node]:
+        """The nodes by name. What failed to load is tried again the next time.
 
         Raises:
             TPOError: a model or a prompt can't be loaded.
         """
-        key = (*chosen.models(), *chosen.wording())
-        if key not in self._bodies:
-            await asyncio.get_running_loop().run_in_executor(self._thread, self._load, key, chosen)
-        return self._bodies[key]
+        nodes = self._nodes.get(chosen.key())
+        if nodes is None:
+            nodes = await asyncio.get_running_loop().run_in_executor(self._thread, self._load, chosen)
+        return nodes
 
-    def _load(self, key: tuple[str, ...], chosen: StudioSettings) -> None:
-        if key in self._bodies:
-            return  # by a run that came first
-        policy_name, critic_name, reward_name = chosen.models()
-        policy, critic = self._models.policy(policy_name), self._models.policy(critic_name)
-        reward = PersonReward() if reward_name == PERSON else self._models.reward(reward_name)
-        pack = chosen.edited(pack_for(chosen.prompts.strip() or None, policy))
-        builder = build_tpo_graph(policy, reward, critic=critic, prompts=pack, settings=self._settings)
-        # all of them are ours, and our nodes are AsyncNodes
-        nodes = {name: node.runnable for name, node in builder.nodes.items()}
-        bodies = {name: node.body for name, node in nodes.items() if isinstance(node, AsyncNode)}
-        if reward_name == PERSON:
-            bodies["score"] = human_score_node()
+    def _load(self, chosen: StudioSettings) -> dict[str, Node]:
+        if (nodes := self._nodes.get(chosen.key())) is not None:
+            return nodes  # made for a run that asked at the same time
+        policy, reward = chosen.policy.strip(), chosen.reward.strip()
+        parts = RunParts(
+            policy=policy,
+            reward=PersonReward() if reward == PERSON else reward,
+            critic=chosen.critic.strip() or None,
+            prompts=chosen.prompts.strip() or None,
+            nodes=chosen.variant or None,
+            settings=self._settings,
+            models=shared_models,
+        ).load()
+        nodes = replace(parts, prompts=chosen.edit(parts.prompts)).make_nodes()
+        if reward == PERSON:
+            nodes["score"] = human_score_node()
         if chosen.ask:
-            bodies["select"] = human_select_node(self._settings, takes_critique=True)
-            bodies["loss"] = kept_loss_node(bodies["loss"])
+            nodes["select"] = human_select_node(self._settings, takes_critique=True)
+            nodes["loss"] = kept_loss_node(nodes["loss"])
         if chosen.edit_critique:
-            bodies["gradient"] = human_critique_node(bodies["gradient"])
-        self._bodies[key] = bodies
-        if len(self._bodies) > _MOST_WORDINGS:
-            del self._bodies[next(iter(self._bodies))]
+            nodes["gradient"] = human_critique_node(nodes["gradient"])
+        self._nodes.put(chosen.key(), nodes)
+        return nodes
 
 
 def create_studio_graph(
@@ -193,24 +190,21 @@ def create_studio_graph(
     Raises:
         ConfigurationError: a variable has a value that can't be used.
     """
-    loaded = LoadedNodes(TPOSettings.load() if settings is None else settings, shared_models)
+    studio_nodes = _StudioNodes(TPOSettings.load() if settings is None else settings)
+
+    def node(phase: Phase) -> AsyncNode:
+        async def body(state: TPOState, runtime: Runtime[StudioSettings]) -> PartialState:
+            context: object = runtime.context
+            chosen = context if isinstance(context, StudioSettings) else StudioSettings()
+            nodes = await studio_nodes.get(chosen)
+            inner: Runtime[Any] = runtime  # the six nodes expect a context of another type
+            result: PartialState = await nodes[phase](state, inner.override(context=chosen))
+            return result
+
+        return AsyncNode(body, phase)
+
     phases: tuple[Phase, ...] = ("sample", "score", "select", "loss", "gradient", "update")
-    return wire({phase: _node(phase, loaded) for phase in phases}, context_schema=StudioSettings).compile(name="tpo")
-
-
-def _node(phase: Phase, loaded: LoadedNodes) -> AsyncNode:
-    """The node of a phase, whose body is found when it runs."""
-
-    async def body(
-        state: TPOState, runtime: Runtime[StudioSettings]
-    ) -> Mapping[str, Any] | None:  # Any: a partial state
-        context: object = runtime.context
-        chosen = context if isinstance(context, StudioSettings) else StudioSettings()
-        bodies = await loaded.get(chosen)
-        inner: Runtime[Any] = runtime  # Any: the six nodes know a context of another type
-        return await bodies[phase](state, inner.override(context=chosen))
-
-    return AsyncNode(body, phase)
+    return wire({phase: node(phase) for phase in phases}, context_schema=StudioSettings).compile(name="tpo")
 
 
 graph = create_studio_graph()

@@ -340,7 +340,7 @@ def test_inside_a_chain_a_run_takes_a_recursion_limit_of_4_and_5_a_step():
     assert RunnableLambda(call).invoke("q") == 6
 
 
-@pytest.mark.parametrize(("settings", "needed"), [({"depth": 5}, 29), ({"depth": 9, "fuse_critique": True}, 49)])
+@pytest.mark.parametrize(("settings", "needed"), [({"depth": 5}, 29), ({"depth": 9}, 49)])
 def test_inside_a_chain_a_run_that_is_too_deep_is_refused_before_anything_is_paid_for(settings, needed):
     from langchain_core.runnables import RunnableLambda
 

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from tests.tpo_script import GRADIENT, LOSS, number_reward, phase_of
+from tests.tpo_script import GRADIENT, LOSS, number_reward, phase_of, scripted_policy
 from tpo_graph import PromptPack, TPOSettings, create_tpo_graph
-from tpo_graph.graph.request import PhaseRequest
+from tpo_graph.graph.request import PromptedModel
 
 
 def test_d2_n5_is_seven_requests_with_the_papers_settings(chat_server, chat_openai):
@@ -68,11 +68,11 @@ def test_no_two_requests_of_a_fanned_out_run_share_a_seed(chat_server, chat_open
 
 @pytest.mark.parametrize("n", [5, 1024])
 def test_no_two_phases_or_attempts_share_a_seed(n):
-    pack, seeds = PromptPack.load("tpo"), []
+    model, seeds = PromptedModel.of(scripted_policy(), "tpo", TPOSettings(n=n, seed=7)), []
     for step in range(3):
         phases = ("loss", "gradient", "update") if step else ("sample",)
         for phase in phases:
-            request = PhaseRequest(phase, {"step": step - 1}, TPOSettings(n=n, seed=7), pack)
+            request = model.request(phase, {"step": step - 1}, None)
             for attempt in (0, 1):
                 seeds += [request.seed(attempt) + place for place in range(1 if phase in ("loss", "gradient") else n)]
     assert len(set(seeds)) == len(seeds)

@@ -7,7 +7,8 @@ from langgraph.graph import START, MessagesState, StateGraph
 from tests.langchain.test_tools import look_up
 from tests.langchain.tool_policy import calling, tool_policy
 from tests.tpo_script import number_reward, scripted_policy
-from tpo_graph import ConfigurationError, build_tpo_graph
+from tpo_graph import ConfigurationError
+from tpo_graph.graph.build import make_nodes
 from tpo_graph.graph.state import TPOState
 from tpo_graph.human.nodes import human_nodes
 from tpo_graph.langchain.chat_model import ChatTPO
@@ -63,7 +64,7 @@ def test_a_node_may_be_a_graph_of_many_steps():
 
 def all_nodes(policy):
     """Nodes that were made elsewhere, with the default settings."""
-    return {name: node.runnable for name, node in build_tpo_graph(policy, number_reward()).nodes.items()}
+    return make_nodes(policy, number_reward())
 
 
 def test_candidates_end_at_the_stop_texts():

@@ -13,7 +13,8 @@ from typing_extensions import TypedDict
 
 from tests.langchain.tool_policy import tool_policy
 from tests.tpo_script import phase_of, phases_asked
-from tpo_graph import ConfigurationError, RewardError, build_tpo_graph
+from tpo_graph import ConfigurationError, RewardError
+from tpo_graph.graph.build import make_nodes
 from tpo_graph.langchain.chat_model import ChatTPO
 from tpo_graph.langchain.schema import AnswerSchema
 from tpo_graph.testing import ScriptedChatModel, TableReward
@@ -279,7 +280,7 @@ async def drawing_by_command(state):
         {"sample": drawing(LONG, joke(4)), "score": taking_all},
         {"sample": drawing_by_command},
         {"update": lambda state: {"pending": []}, "score": taking_all},
-        {name: node.runnable for name, node in build_tpo_graph(playing(LONG, joke(4)), json_reward()).nodes.items()},
+        make_nodes(playing(LONG, joke(4)), json_reward()),
     ],
     ids=["score", "sample", "a command", "update", "all of them"],
 )

@@ -174,7 +174,7 @@ async def test_a_person_is_asked_and_answers_over_the_sdk(client, context, studi
 
 async def test_a_person_edits_the_critique_over_the_sdk(client, context, studio_chat_server):
     thread = (await client.threads.create())["thread_id"]
-    context = {**context, "edit_critique": True, "fuse_critique": True}
+    context = {**context, "edit_critique": True, "variant": "fused-critique"}
     asked = (await last_state(client, context, thread))["__interrupt__"][0]["value"]
     assert (asked["kind"], asked["critique"], asked["gradient"]) == ("tpo_critique", LOSS, GRADIENT)
     state = await last_state(client, context, thread, input=None, command={"resume": "It is stiff."})

@@ -67,8 +67,8 @@ def test_of_several_policies_in_the_environment_the_first_is_the_default():
 
 def test_without_edits_the_pack_stays_as_it_is():
     pack = PromptPack.load("tpo")
-    assert StudioSettings().edited(pack) is pack
-    assert StudioSettings(loss_system="You are brief.").edited(pack).prompts["update"] is pack.prompts["update"]
+    assert StudioSettings().edit(pack) is pack
+    assert StudioSettings(loss_system="You are brief.").edit(pack).prompts["update"] is pack.prompts["update"]
 
 
 def test_a_failing_reward_is_one_of_ours(names):

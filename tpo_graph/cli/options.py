@@ -23,7 +23,6 @@ _PANELS: Mapping[str, tuple[str, ...]] = {
         "on_failure",
     ),
     "Critique and revised responses": (
-        "fuse_critique",
         "open_tag",
         "close_tag",
         "max_shown_tokens",

@@ -7,19 +7,22 @@ calls a graph synchronously, and so on).
 
 import asyncio
 import contextvars
+import functools
 import inspect
 import os
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from langchain_core.runnables import Runnable, RunnableConfig
 from langgraph.config import get_store, get_stream_writer
 from langgraph.runtime import get_runtime
 
+from tpo_graph.types import Node
+
 T = TypeVar("T")
-NodeBody = Callable[..., Awaitable[Mapping[str, Any] | None]]  # Any: a partial state
+NodeBody: TypeAlias = Callable[..., Awaitable[Any]]
 
 _lock = threading.Lock()
 _loops: list[asyncio.AbstractEventLoop] = []
@@ -56,7 +59,7 @@ class _EndOfCaller(Exception):  # noqa: N818  # not an error: it carries one to 
         self.error = error
 
 
-def run_coroutine(coroutine: Coroutine[Any, Any, T]) -> T:  # Any: what a coroutine yields and is sent
+def run_coroutine(coroutine: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine on the shared loop, in the caller's context, and wait for its result.
 
     An exception in the waiting thread (Ctrl-C) cancels the coroutine.
@@ -98,28 +101,57 @@ def run_coroutine(coroutine: Coroutine[Any, Any, T]) -> T:  # Any: what a corout
         raise
 
 
-class AsyncNode(Runnable[Any, Any]):  # Any: a state and a partial state
-    """A node of an async function `(state, runtime) -> partial state` that sync runs can call as well.
+class AsyncNode(Runnable[Any, Any]):
+    """A node made of an async function `(state, runtime) -> partial state`, which sync runs can call as well.
 
-    The function may take what LangGraph gives to a node, by name: `runtime`, `config`, `writer`, `store`.
+    `await node(state, runtime)` is the function itself, for a node that is used alone. The function may take what
+    LangGraph gives to a node, by name: `runtime`, `config`, `writer`, `store`.
     """
 
-    def __init__(self, body: NodeBody, name: str) -> None:
+    def __init__(self, body: NodeBody, name: str = "") -> None:
         self.body = body
-        self.name = name
+        self.name = name or getattr(body, "__name__", None)
         self._extras = [name for name in inspect.signature(body).parameters if name in _EXTRAS]
 
-    async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **_: Any) -> Any:  # Any: as above
+    async def __call__(self, *arguments: Any, **extras: Any) -> Any:
+        """Call the function with exactly these arguments."""
+        return await self.body(*arguments, **extras)
+
+    async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **_: Any) -> Any:
         """Run the function on the current loop."""
         extras = {name: config if name == "config" else _EXTRAS[name]() for name in self._extras}
         return await self.body(input, **extras)
 
-    def invoke(self, input: Any, config: RunnableConfig | None = None, **_: Any) -> Any:  # Any: as above
+    def invoke(self, input: Any, config: RunnableConfig | None = None, **_: Any) -> Any:
         """Run the same function on the shared loop."""
         return run_coroutine(self.ainvoke(input, config))
 
 
-_EXTRAS: Mapping[str, Callable[[], Any]] = {  # Any: whatever LangGraph gives
+def as_runnable(node: Node, name: str) -> Runnable[Any, Any]:
+    """A node in the one form in which another node can call it: `await runnable.ainvoke(state, config)`.
+
+    Args:
+        node: a function of `(state, runtime)`, sync or async, an object that is called like one, or a Runnable.
+        name: of the node.
+    """
+    if isinstance(node, Runnable):
+        return node
+    if is_async(node):
+        return AsyncNode(node, name)
+
+    @functools.wraps(node)
+    async def in_thread(*arguments: Any, **extras: Any) -> Any:
+        return await asyncio.to_thread(node, *arguments, **extras)
+
+    return AsyncNode(in_thread, name)
+
+
+def is_async(node: object) -> bool:
+    """Whether a node is an async function, or an object that is called like one."""
+    return inspect.iscoroutinefunction(node) or inspect.iscoroutinefunction(type(node).__call__)
+
+
+_EXTRAS: Mapping[str, Callable[[], Any]] = {
     "runtime": get_runtime,
     "config": lambda: None,
     "writer": get_stream_writer,

@@ -1,22 +1,23 @@
 """Builds the graph: six nodes, wired as in the paper's figure."""
 
-import inspect
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Literal, TypeAlias, TypeVar
 
 from langgraph.graph import END, START, StateGraph
 from langgraph.graph.state import CompiledStateGraph
 
 from tpo_graph.errors import ConfigurationError
-from tpo_graph.graph.bridge import AsyncNode
+from tpo_graph.graph.bridge import as_runnable, is_async
 from tpo_graph.graph.nodes import gradient_node, loss_node, sample_node, score_node, select_node, update_node
+from tpo_graph.graph.request import pack_for
 from tpo_graph.graph.state import TPOInput, TPOState
-from tpo_graph.policies.providers import Policy, models_inside
+from tpo_graph.policies.providers import Policy
 from tpo_graph.policies.sampling import Sampler
 from tpo_graph.prompts.pack import PromptPack
 from tpo_graph.rewards.base import RewardModel
 from tpo_graph.settings import TPOSettings
+from tpo_graph.types import Node, Options
 
 # Where the graph goes after select.
 
@@ -48,7 +49,7 @@ def build_tpo_graph(
     *,
     critic: Policy | None = None,
     prompts: PromptPack | str | Path | None = None,
-    nodes: Mapping[str, Any] | None = None,  # Any: whatever LangGraph takes as a node
+    nodes: Mapping[str, Node] | None = None,
     settings: TPOSettings | None = None,
     second_reward: RewardModel | None = None,
 ) -> TPOStateGraph:
@@ -78,49 +79,96 @@ def build_tpo_graph(
             node, or nobody would ask the second reward model.
         PromptError: the pack is incomplete or can't run the mode.
     """
-    settings = TPOSettings.load() if settings is None else settings
-    pack = pack_for(prompts, policy)
-    pack.check(settings)
-    for each in (reward_model, second_reward):
-        if each is not None and not callable(getattr(each, "score", None)):
-            raise ConfigurationError(
-                f"A reward model has a method score(messages, responses), and {type(each).__name__!r} has none.",
-                hint='load_reward("local") makes one.',
-            )
-    actor = Sampler(policy)
-    judge = actor if critic is None or critic is policy else Sampler(critic)
-    bodies: dict[str, Any] = {  # Any: as for `nodes`
-        "sample": sample_node(actor, pack, settings),
-        "score": score_node(reward_model, settings, second_reward=second_reward),
-        "select": select_node(settings),
-        "loss": loss_node(judge, pack, settings),
-        "gradient": gradient_node(judge, pack, settings),
-        "update": update_node(actor, pack, settings),
-    }
-    for name in nodes or {}:
-        if name not in bodies:
-            raise ConfigurationError(f"Unknown node {name!r}; allowed: {', '.join(bodies)}.")
+    defaults = make_nodes(
+        policy, reward_model, critic=critic, prompts=prompts, settings=settings, second_reward=second_reward
+    )
     if second_reward is not None and "score" in (nodes or {}):
         raise ConfigurationError(
             "A second reward model is asked by the node 'score', which nodes= replaces here.",
             hint="Leave second_reward out, or ask it in your own node and write `second_rewards` and `warnings`.",
         )
-    bodies |= nodes or {}
-
-    return wire(bodies, context_schema=TPOSettings)
+    return wire(replace_nodes(defaults, nodes), context_schema=TPOSettings)
 
 
-def wire(bodies: Mapping[str, Any], *, context_schema: type[Settings]) -> StateGraph[TPOState, Settings, TPOInput]:
+def make_nodes(
+    policy: Policy | Sampler,
+    reward_model: RewardModel,
+    *,
+    critic: Policy | Sampler | None = None,
+    prompts: PromptPack | str | Path | None = None,
+    settings: TPOSettings | None = None,
+    second_reward: RewardModel | None = None,
+) -> dict[str, Node]:
+    """The six nodes of the loop by name, to be wrapped, replaced, or put into a graph of your own.
+
+    Example:
+        >>> from tpo_graph.testing import ScriptedChatModel, TableReward
+        >>> nodes = make_nodes(ScriptedChatModel(["hello"]), TableReward({"hello": 1.0}))
+        >>> list(nodes)
+        ['sample', 'score', 'select', 'loss', 'gradient', 'update']
+
+    Args:
+        policy: the model that answers and revises, or a `Sampler` of it.
+        reward_model: scores every candidate.
+        critic: writes loss and gradient; the policy when None.
+        prompts: a pack, its name or its folder; None takes the one that suits the policy.
+        settings: defaults for every run; None reads the `TPO_*` variables.
+        second_reward: another reward model that watches.
+
+    Returns:
+        The nodes, in the order in which a step runs. Each can be awaited as `node(state, runtime)`, and LangGraph runs
+        it from sync code as well.
+
+    Raises:
+        ConfigurationError: the policy is not a chat model, or a reward model has no `score`.
+        PromptError: the pack is incomplete or can't run the mode.
+    """
+    settings = TPOSettings.load() if settings is None else settings
+    for model in (reward_model, second_reward):
+        if model is not None and not callable(getattr(model, "score", None)):
+            raise ConfigurationError(
+                f"A reward model has a method score(messages, responses), and {type(model).__name__!r} has none.",
+                hint='load_reward("local") makes one.',
+            )
+    # policy and critic share what their provider is found to take
+    actor = policy if isinstance(policy, Sampler) else Sampler(policy)
+    pack = pack_for(prompts, actor.policy)
+    pack.check(settings)
+    judge = actor if critic is None or critic is policy else critic
+    judge = judge if isinstance(judge, Sampler) else Sampler(judge)
+    return {
+        "sample": sample_node(actor, prompts=pack, settings=settings),
+        "score": score_node(reward_model, settings=settings, second_reward=second_reward),
+        "select": select_node(settings=settings),
+        "loss": loss_node(judge, prompts=pack, settings=settings),
+        "gradient": gradient_node(judge, prompts=pack, settings=settings),
+        "update": update_node(actor, prompts=pack, settings=settings),
+    }
+
+
+def replace_nodes(nodes: Mapping[str, Node], replacements: Mapping[str, Node] | None) -> dict[str, Node]:
+    """The nodes with some of them replaced.
+
+    Raises:
+        ConfigurationError: a replacement has the name of no node.
+    """
+    for name in replacements or {}:
+        if name not in nodes:
+            raise ConfigurationError(f"Unknown node {name!r}; allowed: {', '.join(nodes)}.")
+    return {**nodes, **(replacements or {})}
+
+
+def wire(nodes: Mapping[str, Node], *, context_schema: type[Settings]) -> StateGraph[TPOState, Settings, TPOInput]:
     """The six nodes and the loop, as in the paper's figure.
 
     Args:
-        bodies: the nodes by name.
+        nodes: the nodes by name.
         context_schema: what a call's context may hold.
     """
     graph: StateGraph[TPOState, Settings, TPOInput]
     graph = StateGraph(TPOState, context_schema=context_schema, input_schema=TPOInput)
-    for name, body in bodies.items():
-        graph.add_node(name, AsyncNode(body, name) if _is_async(body) else body)
+    for name, node in nodes.items():
+        graph.add_node(name, as_runnable(node, name) if is_async(node) else node)
     graph.add_edge(START, "sample")
     graph.add_edge("sample", "score")
     graph.add_edge("score", "select")
@@ -131,21 +179,16 @@ def wire(bodies: Mapping[str, Any], *, context_schema: type[Settings]) -> StateG
     return graph
 
 
-def _is_async(body: object) -> bool:
-    """Whether it is an async function, or an object that is called like one."""
-    return inspect.iscoroutinefunction(body) or inspect.iscoroutinefunction(type(body).__call__)
-
-
 def create_tpo_graph(
     policy: Policy,
     reward_model: RewardModel,
     *,
     critic: Policy | None = None,
     prompts: PromptPack | str | Path | None = None,
-    nodes: Mapping[str, Any] | None = None,  # Any: whatever LangGraph takes as a node
+    nodes: Mapping[str, Node] | None = None,
     settings: TPOSettings | None = None,
     second_reward: RewardModel | None = None,
-    **compile_options: Any,  # Any: LangGraph's own
+    **compile_options: Options,
 ) -> TPOGraph:
     """The TPO loop, compiled and ready to run.
 
@@ -191,16 +234,3 @@ def create_tpo_graph(
         second_reward=second_reward,
     )
     return graph.compile(**{"name": "tpo", **compile_options})
-
-
-def pack_for(prompts: PromptPack | str | Path | None, policy: Policy) -> PromptPack:
-    """The prompt pack that is meant: the one given, by itself, name or folder, else the one that suits the policy.
-
-    Raises:
-        PromptError: there is no such pack, or it is incomplete.
-    """
-    if isinstance(prompts, PromptPack):
-        return prompts
-    # `load_policy` notes the pack that suits a model on it
-    noted = ((model.metadata or {}).get("tpo_prompts") for model in models_inside(policy))
-    return PromptPack.load(prompts if prompts is not None else str(next(noted, None) or "tpo"))

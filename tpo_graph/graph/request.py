@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from langchain_core.messages import BaseMessage
 from langgraph.runtime import Runtime
@@ -9,9 +11,11 @@ from langgraph.runtime import Runtime
 from tpo_graph.accounting import add_usage, no_usage, plus, total
 from tpo_graph.errors import PolicyError
 from tpo_graph.graph.state import TPOState
+from tpo_graph.policies.providers import Policy
 from tpo_graph.policies.sampling import Draw, Sampler
-from tpo_graph.prompts.pack import PhasePrompt, PromptPack
-from tpo_graph.prompts.template import cut_to_tokens, last_query
+from tpo_graph.prompts.conversation import cut_to_tokens, last_query
+from tpo_graph.prompts.files import PhasePrompt
+from tpo_graph.prompts.pack import PromptPack
 from tpo_graph.selection import fits_budget
 from tpo_graph.settings import PolicyPhase, TPOSettings
 from tpo_graph.types import FailureReason, FailureRecord, Phase, PhaseUsage, Usage
@@ -21,18 +25,50 @@ _FIRST_SEED: Mapping[PolicyPhase, int] = {"sample": 0, "loss": 4_000, "gradient"
 _SEEDS_PER_STEP = 16_000
 
 
-def effective_settings(defaults: TPOSettings, runtime: Runtime[TPOSettings] | None) -> TPOSettings:
-    """The settings of this call: those given at build, with what its context names in their place.
+@dataclass(frozen=True)
+class PromptedModel:
+    """The policy or the critic of a node, the prompts that it is shown and the defaults of every run.
 
-    As a node of another graph, this one sees that graph's context: of a mapping the names that are settings
-    count, anything else is not ours to read.
+    Attributes:
+        sampler: draws from the model.
+        prompts: the prompt pack.
+        settings: defaults, which the context of a call overrides.
     """
-    context: object = runtime.context if runtime is not None else None
-    if isinstance(context, TPOSettings):
-        return defaults.overridden_by(context)
-    if isinstance(context, Mapping):
-        return defaults.overridden_by({name: context[name] for name in TPOSettings.model_fields if name in context})
-    return defaults
+
+    sampler: Sampler
+    prompts: PromptPack
+    settings: TPOSettings
+
+    @classmethod
+    def of(
+        cls,
+        model: Policy | Sampler,
+        prompts: PromptPack | str | Path | None = None,
+        settings: TPOSettings | None = None,
+    ) -> "PromptedModel":
+        """From what a node factory takes; None stands for the suitable pack and for the `TPO_*` variables.
+
+        Raises:
+            ConfigurationError: the model is not a chat model.
+            PromptError: there is no such pack, or it is incomplete.
+        """
+        sampler = model if isinstance(model, Sampler) else Sampler(model)
+        return cls(sampler, pack_for(prompts, sampler.policy), TPOSettings.load() if settings is None else settings)
+
+    def request(
+        self, phase: PolicyPhase, state: TPOState, runtime: Runtime[TPOSettings] | None, *, prompt: str = ""
+    ) -> "PhaseRequest":
+        """The request of a phase of the next step.
+
+        Args:
+            phase: the phase that asks.
+            state: the state before it.
+            runtime: LangGraph's, for the context of the call; None outside a graph.
+            prompt: name of the prompt in the pack, where it is not the phase's own.
+        """
+        return PhaseRequest(
+            phase, state, effective_settings(self.settings, runtime), self.prompts, self.sampler, prompt or phase
+        )
 
 
 @dataclass(frozen=True)
@@ -40,42 +76,47 @@ class PhaseRequest:
     """What one phase of one step is about to ask.
 
     Attributes:
-        phase: which phase.
+        phase: the phase that asks.
         state: the state before it.
         settings: the settings of this call.
         prompts: the prompt pack.
+        sampler: draws from the policy, or from the critic.
+        prompt_name: name of the prompt in the pack; the phase, as a rule.
     """
 
     phase: PolicyPhase
     state: TPOState
     settings: TPOSettings
     prompts: PromptPack
+    sampler: Sampler
+    prompt_name: str
 
     @property
     def step(self) -> int:
         """The step that this request belongs to."""
         return 0 if self.phase == "sample" else self.state["step"] + 1
 
+    @property
+    def prompt(self) -> PhasePrompt | None:
+        """The prompt of the request; None where the pack has none for the phase."""
+        return self.prompts.prompt(self.prompt_name, self.settings.mode)
+
     def tags(self) -> tuple[str, str]:
         """The opening and the closing tag of revised responses."""
         return self.settings.open_tag or self.prompts.open_tag, self.settings.close_tag or self.prompts.close_tag
 
-    @property
-    def is_fused(self) -> bool:
-        """Whether this request asks for loss and gradient at once."""
-        return self.phase == "loss" and self.settings.fuse_critique
+    def messages(self, conversation: list[BaseMessage] | None = None) -> list[BaseMessage]:
+        """The messages of the request; the conversation itself where the pack has no prompt for the phase.
 
-    @property
-    def prompt(self) -> PhasePrompt | None:
-        """The prompt of the request; None where the pack has none for the phase."""
-        return self.prompts.prompt("critique" if self.is_fused else self.phase, self.settings.mode)
-
-    def messages(self, sampler: Sampler, conversation: list[BaseMessage]) -> list[BaseMessage]:
-        """The messages of the request; the conversation itself where the pack has no prompt for the phase."""
+        Args:
+            conversation: what is asked about; None for the state's.
+        """
+        if conversation is None:
+            conversation = list(self.state["messages"])
         prompt = self.prompt
         if prompt is None:
             return conversation
-        return self.prompts.render(prompt, self._values(sampler, conversation, prompt.variables))
+        return self.prompts.render(prompt, self._values(conversation, prompt.variables))
 
     def usage(self, used: PhaseUsage | None = None) -> Usage:
         """What the run has used so far, with what this phase has used; the phase `sample` begins a new run."""
@@ -83,29 +124,25 @@ class PhaseRequest:
         return add_usage(before, {self.phase: used} if used else {})
 
     async def draw(
-        self,
-        sampler: Sampler,
-        messages: list[BaseMessage],
-        n: int,
-        *,
-        attempt: int = 0,
-        used: PhaseUsage | None = None,
+        self, messages: list[BaseMessage], n: int, *, attempt: int = 0, used: PhaseUsage | None = None
     ) -> Draw:
-        """Send it, in as many requests as `budget_requests` leaves; what came by then is all.
+        """Send the request, in as many requests to the provider as `budget_requests` leaves.
 
         Args:
-            sampler: the policy, or the critic.
-            messages: what it is shown.
+            messages: what the model is shown.
             n: how many completions.
             attempt: 1 when the phase asks once more.
             used: what the phase has used before.
+
+        Raises:
+            PolicyError: there is no completion at all.
         """
         prompt, limit = self.prompt, self.settings.budget_requests
         sampling = self.settings.sampling(self.phase, prompt.sampling if prompt else None)
         left = None if limit is None else limit - total(self.usage(used))["requests"]
-        draw = await sampler.draw(messages, n, sampling, seed=self.seed(attempt), most_requests=left)
+        draw = await self.sampler.draw(messages, n, sampling, seed=self.seed(attempt), most_requests=left)
         if self.settings.budget_tokens is not None and not draw.usage["input_tokens"] + draw.usage["output_tokens"]:
-            sampler.warn_once(
+            self.sampler.warn_once(
                 f"budget_tokens={self.settings.budget_tokens} will not end the run: the provider does not count tokens."
             )
         return draw
@@ -117,43 +154,44 @@ class PhaseRequest:
         place = _FIRST_SEED[self.phase] + attempt * _SEEDS_PER_ATTEMPT + self.step * _SEEDS_PER_STEP
         return (self.settings.seed + place) % (2**31 - 1)
 
-    def _values(self, sampler: Sampler, conversation: list[BaseMessage], used: frozenset[str]) -> dict[str, str]:
+    def _values(self, conversation: list[BaseMessage], used: frozenset[str]) -> dict[str, str]:
         settings, state = self.settings, self.state
         values = self.prompts.values(conversation, query=last_query(conversation), preference=settings.preference)
         values["open_tag"], values["close_tag"] = self.tags()
         values["critique_divider"] = self.prompts.critique_divider
         if self.phase == "sample":
             return values
-        shown = settings.max_shown_tokens
-        values["best"] = cut_to_tokens(state["best"]["text"], shown, sampler.tokenize)
+        limit, tokenize = settings.max_shown_tokens, self.sampler.tokenize
+        values["best"] = cut_to_tokens(state["best"]["text"], limit, tokenize)
         if settings.mode != "revision":
-            values["worst"] = cut_to_tokens(state["worst"]["text"], shown, sampler.tokenize)
+            values["worst"] = cut_to_tokens(state["worst"]["text"], limit, tokenize)
         values["loss"], values["gradient"] = state.get("loss", ""), state.get("gradient", "")
         if "loss_prompt" in used and (loss := self.prompts.prompt("loss", settings.mode)) is not None:
             values["loss_prompt"] = loss.user.render(values)
         return values
 
 
-async def critique(sampler: Sampler, request: PhaseRequest) -> tuple[str, PhaseUsage, list[FailureRecord]]:
+async def critique(request: PhaseRequest, *, following: int) -> tuple[str, PhaseUsage, list[FailureRecord]]:
     """One text from the critic, for loss and gradient. An empty one is asked for once more if the budget allows it.
 
+    Args:
+        request: the request of the phase.
+        following: requests that the step needs at the least after this one.
+
     Returns:
-        The text, "" when there is none; what it cost; what could not be used.
+        The text, "" when there is none; its cost; records of what could not be used.
 
     Raises:
         PolicyError: the critic failed and the settings say `on_failure="raise"`.
     """
-    conversation: list[BaseMessage] = list(request.state["messages"])
-    messages = request.messages(sampler, conversation)
+    messages = request.messages()
     used = no_usage()
     failures: list[FailureRecord] = []
-    # what the step still takes besides asking once more: an update, and a gradient of its own
-    rest = 2 if request.phase == "loss" and not request.is_fused else 1
     for attempt in (0, 1):
-        if attempt and not fits_budget(request.settings, request.usage(used), 1 + rest):
+        if attempt and not fits_budget(request.settings, request.usage(used), 1 + following):
             break
         try:
-            draw = await request.draw(sampler, messages, 1, attempt=attempt, used=used)
+            draw = await request.draw(messages, 1, attempt=attempt, used=used)
         except PolicyError as error:
             if request.settings.on_failure == "raise":
                 raise
@@ -168,6 +206,36 @@ async def critique(sampler: Sampler, request: PhaseRequest) -> tuple[str, PhaseU
         times = "twice" if len(failures) == 2 else "and the budget does not allow to ask again"
         raise PolicyError(f"The critic wrote nothing in phase {request.phase!r} of step {request.step}, {times}.")
     return "", used, failures
+
+
+def effective_settings(defaults: TPOSettings, runtime: Runtime[TPOSettings] | None) -> TPOSettings:
+    """The settings of this call: those given at build, with what its context names in their place.
+
+    As a node of another graph, this one sees that graph's context: of a mapping only the names that are settings
+    count, and a context of any other type is ignored.
+    """
+    context: object = runtime.context if runtime is not None else None
+    if isinstance(context, TPOSettings):
+        return defaults.overridden_by(context)
+    if isinstance(context, Mapping):
+        return defaults.overridden_by({name: context[name] for name in TPOSettings.model_fields if name in context})
+    return defaults
+
+
+def pack_for(prompts: PromptPack | str | Path | None, policy: Policy) -> PromptPack:
+    """The given prompt pack, by itself, its name or its folder; for None the one that suits the policy.
+
+    Raises:
+        PromptError: there is no such pack, or it is incomplete.
+    """
+    if isinstance(prompts, PromptPack):
+        return prompts
+    inner: Any = policy
+    while hasattr(inner, "bound"):
+        inner = inner.bound
+    # `load_policy` notes it on the model
+    suited = (getattr(inner, "metadata", None) or {}).get("tpo_prompts", "tpo")
+    return PromptPack.load(str(suited) if prompts is None else prompts)
 
 
 def failure(phase: Phase, step: int, reason: FailureReason, detail: str = "", text: str = "") -> FailureRecord:

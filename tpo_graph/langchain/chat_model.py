@@ -21,11 +21,13 @@ from tpo_graph.langchain.async_base import OneBodyChatModel
 from tpo_graph.langchain.options import STANDARD_KNOBS, CallOptions, settings_named
 from tpo_graph.langchain.run import InnerCallbacks, InnerRuns, run_under
 from tpo_graph.langchain.schema import AnswerSchema, StructuredMethod
-from tpo_graph.policies.providers import Policy, models_inside
+from tpo_graph.policies.providers import Policy
 from tpo_graph.prompts.pack import PromptPack
 from tpo_graph.rewards.base import RewardModel
-from tpo_graph.run_parts import LazyParts, policy_name
+from tpo_graph.run_parts import RunParts, chat_model_inside, policy_name
 from tpo_graph.settings import TPOSettings
+
+_PARTS = ("policy", "reward", "critic", "prompts", "nodes", "settings", "second_reward")
 
 
 class ChatTPO(OneBodyChatModel):
@@ -89,7 +91,7 @@ class ChatTPO(OneBodyChatModel):
     streaming: bool = False
     """Whether `invoke` goes through `stream` as well, as other chat models have it."""
 
-    _lazy: LazyParts | None = PrivateAttr(None)
+    _lazy: RunParts | None = PrivateAttr(None)
     _runs: InnerRuns | None = PrivateAttr(None)
     _token: str = PrivateAttr(default_factory=lambda: uuid4().hex)
 
@@ -122,14 +124,13 @@ class ChatTPO(OneBodyChatModel):
         super().__init__(**given, **options)
         self._parts()
 
-    def _parts(self) -> LazyParts:
+    def _parts(self) -> RunParts:
         """The parts; new ones when a field is another than before, as in a copy with changes."""
-        models = (self.policy, self.reward, self.critic)
-        given = (*models, self.prompts, self.nodes, self.settings, self.second_reward)
-        lazy = self._lazy
-        if lazy is None or any(old is not new for old, new in zip(lazy.given, given, strict=True)):
-            lazy = self._lazy = LazyParts(*given)
-        return lazy
+        given = {name: getattr(self, name) for name in _PARTS}
+        parts = self._lazy
+        if parts is None or any(getattr(parts, name) is not value for name, value in given.items()):
+            parts = self._lazy = RunParts(**given)
+        return parts
 
     async def _answer(
         self,
@@ -139,7 +140,7 @@ class ChatTPO(OneBodyChatModel):
         arguments: Mapping[str, Any],  # Any: as the call has them
     ) -> AIMessage:
         options = CallOptions.of_call(arguments, stop or self.stop)
-        parts = await self._parts().load()
+        parts = await self._parts().aload()
         runs = self._runs
         if runs is None or runs.parts is not parts:
             runs = self._runs = InnerRuns(parts)
@@ -230,7 +231,7 @@ class ChatTPO(OneBodyChatModel):
 
     def _resolve_model_profile(self) -> ModelProfile | None:
         # what the policy takes, this model takes
-        return next((model.profile for model in models_inside(self.policy)), None)
+        return getattr(chat_model_inside(self.policy), "profile", None)
 
 
 def _refuse_unknown(options: Mapping[str, Any]) -> None:  # Any: as in the constructor

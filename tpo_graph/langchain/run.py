@@ -1,7 +1,7 @@
 """One answer: the policy's first reply where there are tools, the run of the inner graph, and its progress."""
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
@@ -12,6 +12,7 @@ from langchain_core.callbacks.manager import BaseRunManager
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.runnables import Runnable, RunnableConfig
+from langchain_core.runnables.base import RunnableBindingBase
 from langchain_core.runnables.config import ensure_config, set_config_context
 from langchain_core.utils.uuid import uuid7
 from langgraph.config import get_stream_writer
@@ -21,17 +22,17 @@ from langgraph.types import Command, Overwrite
 
 from tpo_graph.accounting import Stopwatch, add_usage, total
 from tpo_graph.errors import BudgetError, ConfigurationError, PolicyError, RewardError, TPOError
-from tpo_graph.graph.bridge import NodeBody
-from tpo_graph.graph.build import TPOGraph, build_tpo_graph, wire
-from tpo_graph.graph.nodes import gradient_node, loss_node, sample_node, select_node, update_node
+from tpo_graph.graph.bridge import NodeBody, as_runnable
+from tpo_graph.graph.build import TPOGraph, wire
+from tpo_graph.graph.nodes import sample_node
 from tpo_graph.graph.request import failure
 from tpo_graph.graph.state import TPOInput, TPOState
 from tpo_graph.langchain.answer import answer_message, relayed
 from tpo_graph.langchain.options import STANDARD_KNOBS, CallOptions
 from tpo_graph.policies.http import loop_safe
-from tpo_graph.policies.providers import Policy, change_models, knob_fields, models_inside, policy_failed
+from tpo_graph.policies.providers import Policy, change_models, hint_for, knob_fields, one_line
 from tpo_graph.policies.sampling import Sampler
-from tpo_graph.run_parts import Parts, policy_name
+from tpo_graph.run_parts import LoadedParts, policy_name
 from tpo_graph.settings import PolicyPhase, TPOSettings
 from tpo_graph.types import Candidate, FailureRecord, Phase, PhaseUsage, StepRecord, StopReason, Usage
 
@@ -135,7 +136,7 @@ class Samplers:
         return sampler
 
 
-def compile_inner_graph(parts: Parts, options: CallOptions, samplers: Samplers) -> TPOGraph:
+def compile_inner_graph(parts: LoadedParts, options: CallOptions, samplers: Samplers) -> TPOGraph:
     """The TPO graph of these parts, as a call wants it.
 
     The differences to `create_tpo_graph`: the first candidates are drawn with the tools and the response format of
@@ -148,38 +149,23 @@ def compile_inner_graph(parts: Parts, options: CallOptions, samplers: Samplers) 
     if options.stop:
         # where settings or prompt pack have stop texts of their own, those are sent and these are cut at alone
         first = first.bind(stop=list(options.stop))
-    pack, settings = parts.prompts, parts.settings
-    actor = samplers.policy(policy, options)
-    judge = actor if parts.critic is None or parts.critic is parts.policy else samplers.critic(parts.critic)
-    nodes: dict[str, Any] = {  # Any: nodes of any kind
-        "sample": sample_node(samplers.policy(first, options), pack, settings),
-        "select": _without_message(select_node(settings)),
-        "loss": loss_node(judge, pack, settings),
-        "gradient": gradient_node(judge, pack, settings),
-        "update": update_node(actor, pack, settings),
-    }
-    nodes |= parts.nodes or {}
-    graph = build_tpo_graph(
-        policy,
-        parts.reward,
-        critic=parts.critic,
-        prompts=pack,
-        nodes=nodes,
-        settings=settings,
-        second_reward=parts.second_reward,
-    )
+    critic = None if parts.critic is None or parts.critic is parts.policy else samplers.critic(parts.critic)
+    nodes = parts.make_nodes(policy=samplers.policy(policy, options), critic=critic)
+    replaced = parts.nodes if isinstance(parts.nodes, Mapping) else {}
+    if "sample" not in replaced:
+        sampler = samplers.policy(first, options)
+        nodes["sample"] = sample_node(sampler, prompts=parts.prompts, settings=parts.settings)
+    if "select" not in replaced:
+        nodes["select"] = _without_message(nodes["select"])
     if options.stop or options.schema is not None:
-        bodies: dict[str, Any] = {name: node.runnable for name, node in graph.nodes.items()}  # Any: as above
         drawing: tuple[PolicyPhase, ...] = ("sample", "update")
-        graph = wire(
-            bodies | {phase: _answers_alone(phase, bodies[phase], options) for phase in drawing},
-            context_schema=TPOSettings,
-        )
+        nodes |= {phase: _answers_alone(phase, as_runnable(nodes[phase], phase), options) for phase in drawing}
+    graph = wire(nodes, context_schema=TPOSettings)
     # with a checkpointer of the graph around it, it would write into that one's thread
     return graph.compile(name="tpo", checkpointer=False)
 
 
-def policy_of_call(parts: Parts, options: CallOptions) -> Policy:
+def policy_of_call(parts: LoadedParts, options: CallOptions) -> Policy:
     """The policy with everything that the call gives it: arguments, tools and response format.
 
     Raises:
@@ -191,23 +177,17 @@ def policy_of_call(parts: Parts, options: CallOptions) -> Policy:
     return _with_tools(parts.policy, {**options.tools, **arguments})
 
 
-def _with_tools(policy: Policy, arguments: dict[str, Any]) -> Policy:
-    """The policy with tools bound to the models inside it, so that bindings and retries around them stay."""
-
-    def bind(model: BaseChatModel) -> Policy:
-        try:
-            return model.bind_tools(**arguments)
-        except NotImplementedError as error:
-            raise ConfigurationError(
-                f"The policy {type(model).__name__!r} can't be given tools.", hint="Its class has no bind_tools."
-            ) from error
-
-    if not models_inside(policy):
+def _with_tools(policy: Policy, arguments: dict[str, Any]) -> Policy:  # Any: the provider's own
+    """The policy with tools bound to the model inside it, so that bindings and retries around that one stay."""
+    if isinstance(policy, RunnableBindingBase):
+        return policy.model_copy(update={"bound": _with_tools(policy.bound, arguments)})
+    holder: Any = policy  # Any: wrappers have the method by attribute
+    try:
+        return holder.bind_tools(**arguments)  # type: ignore[no-any-return]  # see `holder`
+    except (AttributeError, NotImplementedError) as error:
         raise ConfigurationError(
-            f"The policy {type(policy).__name__!r} can't be given tools.",
-            hint="There is no chat model to be seen in it.",
-        )
-    return change_models(policy, bind)
+            f"The policy {type(policy).__name__!r} can't be given tools.", hint="Its class has no bind_tools."
+        ) from error
 
 
 def _without_message(select: NodeBody) -> NodeBody:
@@ -299,7 +279,7 @@ _NOSTREAM = "nostream"  # LangGraph's tag: keeps a model's tokens out of the mes
 class InnerRuns:
     """Answers conversations with one set of parts. Graphs are kept, and with them what the policy was found to take."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: LoadedParts) -> None:
         self.parts = parts
         self._graphs: dict[str, TPOGraph] = {}
         self._samplers = Samplers()
@@ -373,7 +353,7 @@ class InnerRuns:
         except TPOError:
             raise
         except Exception as error:  # any provider's
-            raise policy_failed(error) from error
+            raise PolicyError(f"The policy failed: {one_line(error)}.", hint=hint_for(error)) from error
         if not isinstance(reply, AIMessage):
             raise ConfigurationError(f"The policy returned {type(reply).__name__!r}, not a message.")
         return reply

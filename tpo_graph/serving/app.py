@@ -20,7 +20,7 @@ from tpo_graph.errors import ConfigurationError, TPOError
 from tpo_graph.policies.providers import Policy
 from tpo_graph.prompts.pack import PromptPack
 from tpo_graph.rewards.base import RewardModel
-from tpo_graph.run_parts import LoadedModels
+from tpo_graph.run_parts import ModelStore
 from tpo_graph.serving.backends import Backends
 from tpo_graph.serving.call import ModelName, listed_names
 from tpo_graph.serving.chat import ChatEndpoint
@@ -41,7 +41,7 @@ def create_app(
     settings: TPOSettings | None = None,
     api_keys: Sequence[str] = (),
     limits: Limits | None = None,
-    models: LoadedModels | None = None,
+    models: ModelStore | None = None,
 ) -> Starlette:
     """An ASGI app that serves TPO as OpenAI's API: to be run by any ASGI server, or mounted in another app.
 

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tpo_graph.errors import ConfigurationError
-from tpo_graph.graph.build import pack_for
+from tpo_graph.graph.request import pack_for
 from tpo_graph.langchain.chat_model import ChatTPO
 from tpo_graph.policies.providers import Policy
 from tpo_graph.prompts.pack import PromptPack
 from tpo_graph.rewards.base import RewardModel
-from tpo_graph.run_parts import LoadedModels
+from tpo_graph.run_parts import ModelStore
 from tpo_graph.settings import TPOSettings
 
 
@@ -38,7 +38,7 @@ class Backends:
         critic: Policy | str | None = None,
         prompts: PromptPack | str | Path | None = None,
         settings: TPOSettings | None = None,
-        models: LoadedModels | None = None,
+        models: ModelStore | None = None,
     ) -> None:
         if not policies:
             raise ConfigurationError("There is no policy to serve.", hint='For example {"gpt": "openai:gpt-4o-mini"}.')
@@ -50,7 +50,7 @@ class Backends:
         self._reward = reward
         self._critic = critic
         self._prompts = prompts
-        self._models = models or LoadedModels()
+        self._models = models or ModelStore()
         self._ready: dict[str, ChatTPO] = {}
         self._loading = threading.Lock()
 

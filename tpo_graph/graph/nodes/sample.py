@@ -1,6 +1,6 @@
 """sample: N candidates from the policy; the first node of a run."""
 
-from typing import Any
+from pathlib import Path
 
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from langgraph.config import get_config
@@ -9,35 +9,38 @@ from langgraph.types import Overwrite
 
 from tpo_graph.accounting import no_usage
 from tpo_graph.errors import BudgetError, ConfigurationError, PolicyError
-from tpo_graph.graph.bridge import NodeBody
-from tpo_graph.graph.request import PhaseRequest, effective_settings, failure, request_failures
+from tpo_graph.graph.bridge import AsyncNode
+from tpo_graph.graph.request import PhaseRequest, PromptedModel, failure, request_failures
 from tpo_graph.graph.state import TPOState
+from tpo_graph.policies.providers import Policy
 from tpo_graph.policies.sampling import Completion, Draw, Sampler
 from tpo_graph.prompts.pack import PromptPack
 from tpo_graph.prompts.revision_tags import without_blank_edges
 from tpo_graph.settings import TPOSettings
-from tpo_graph.types import Candidate, FailureRecord
+from tpo_graph.types import Candidate, FailureReason, PartialState
 
 
-def sample_node(policy: Sampler, prompts: PromptPack, settings: TPOSettings) -> NodeBody:
+def sample_node(
+    policy: Policy | Sampler, *, prompts: PromptPack | str | Path | None = None, settings: TPOSettings | None = None
+) -> AsyncNode:
     """The node that draws the first N candidates, v_1..v_N ~ M(x) (TPO paper, section 3).
 
     It begins a new run: what an earlier run left in the thread is reset, the conversation is kept.
-    """
 
-    async def sample(state: TPOState, runtime: Runtime[TPOSettings]) -> dict[str, Any]:  # Any: a partial state
-        chosen = effective_settings(settings, runtime)
-        prompts.check(chosen)
-        _check_recursion_limit(chosen)
-        query = _checked_query(state)
-        conversation: list[BaseMessage] = [*state.get("messages", []), *query]
-        _check_conversation(conversation)
-        request = PhaseRequest("sample", state, chosen, prompts)
+    Args:
+        policy: the model that answers.
+        prompts: a prompt pack, its name or its folder; None takes the one that suits the model.
+        settings: defaults for every run; None reads the `TPO_*` variables.
+    """
+    model = PromptedModel.of(policy, prompts, settings)
+
+    async def sample(state: TPOState, runtime: Runtime[TPOSettings] | None = None) -> PartialState:
+        request = model.request("sample", state, runtime)
+        request.prompts.check(request.settings)
+        _check_recursion_limit(request.settings)
+        query, conversation = _checked_conversation(state)
         drafts = [Completion(text, truncated=False) for text in state.get("drafts") or [] if text.strip()]
-        draw = Draw()
-        if (rest := chosen.n - len(drafts)) > 0:
-            _check_budget(chosen, policy.requests_for(rest))
-            draw = await _draw_rest(request, policy, request.messages(policy, conversation), rest, bool(drafts))
+        draw = await _draw_missing(request, conversation, request.settings.n - len(drafts), has_drafts=bool(drafts))
         pending: list[Candidate] = []
         failures = request_failures("sample", 0, draw)
         for completion in drafts + draw.completions:
@@ -45,7 +48,8 @@ def sample_node(policy: Sampler, prompts: PromptPack, settings: TPOSettings) -> 
             if text:
                 pending.append(Candidate(id=f"0-{len(pending)}", step=0, text=text, truncated=completion.truncated))
             else:
-                failures.append(_unusable(completion))
+                reason: FailureReason = "tool_calls" if completion.tool_calls else "empty"
+                failures.append(failure("sample", 0, reason, text=completion.text))
         if not pending:
             raise PolicyError(
                 f"None of the {len(draw.completions)} completions that the policy returned has a text.",
@@ -68,35 +72,36 @@ def sample_node(policy: Sampler, prompts: PromptPack, settings: TPOSettings) -> 
             "answer": "",
         }
 
-    return sample
+    return AsyncNode(sample)
 
 
-async def _draw_rest(
-    request: PhaseRequest, policy: Sampler, messages: list[BaseMessage], n: int, has_drafts: bool
-) -> Draw:
-    """Draw N, or what is missing of it: then a policy that fails leaves the drafts to go on with."""
+async def _draw_missing(request: PhaseRequest, conversation: list[BaseMessage], n: int, *, has_drafts: bool) -> Draw:
+    """Draw what is missing of N; when the policy fails, drafts are still something to go on with."""
+    settings = request.settings
+    if n <= 0:
+        return Draw()
+    requests = request.sampler.requests_for(n)
+    if settings.budget_requests is not None and requests > settings.budget_requests:
+        raise BudgetError(
+            f"The first {settings.n} candidates take {requests} requests, and the budget is "
+            f"budget_requests={settings.budget_requests}.",
+            hint="Raise budget_requests, or draw fewer candidates.",
+        )
     try:
-        return await request.draw(policy, messages, n)
+        return await request.draw(request.messages(conversation), n)
     except PolicyError as error:
-        if not has_drafts or request.settings.on_failure == "raise":
+        if not has_drafts or settings.on_failure == "raise":
             raise
         return Draw(usage=error.usage or no_usage(), errors=[error])
 
 
-def _unusable(completion: Completion) -> FailureRecord:
-    return failure("sample", 0, "tool_calls" if completion.tool_calls else "empty", text=completion.text)
-
-
-def _checked_query(state: TPOState) -> list[HumanMessage]:
-    query = state.get("query")
-    if query is None:
-        return []
-    if not isinstance(query, str) or not query.strip():
-        raise ConfigurationError(f"The query is empty: {query!r}.", hint="Give a question or a task as text.")
-    return [HumanMessage(query)]
-
-
-def _check_conversation(conversation: list[BaseMessage]) -> None:
+def _checked_conversation(state: TPOState) -> tuple[list[HumanMessage], list[BaseMessage]]:
+    """The query of the input as messages, and the conversation that ends with it."""
+    text = state.get("query")
+    if text is not None and (not isinstance(text, str) or not text.strip()):
+        raise ConfigurationError(f"The query is empty: {text!r}.", hint="Give a question or a task as text.")
+    query = [] if text is None else [HumanMessage(text)]
+    conversation: list[BaseMessage] = [*state.get("messages", []), *query]
     if not conversation:
         raise ConfigurationError(
             "There is no conversation to answer.", hint='Give {"query": "..."} or {"messages": [...]}.'
@@ -107,15 +112,11 @@ def _check_conversation(conversation: list[BaseMessage]) -> None:
             "The conversation ends with an assistant message, so there is nothing to answer.",
             hint="Put a user message at its end.",
         )
-    if not last.text.strip() and not _has_other_content(last):
+    blocks = [] if isinstance(last.content, str) else last.content
+    has_media = any(isinstance(block, dict) and block.get("type") != "text" for block in blocks)
+    if not last.text.strip() and not has_media:
         raise ConfigurationError("The last message of the conversation is empty.", hint="Give a question or a task.")
-
-
-def _has_other_content(message: BaseMessage) -> bool:
-    """Whether there is more than text in it: an image, say."""
-    return not isinstance(message.content, str) and any(
-        isinstance(block, dict) and block.get("type") != "text" for block in message.content
-    )
+    return query, conversation
 
 
 def _check_recursion_limit(settings: TPOSettings) -> None:
@@ -126,13 +127,4 @@ def _check_recursion_limit(settings: TPOSettings) -> None:
         raise ConfigurationError(
             f"A run of depth {settings.depth} takes a recursion limit of {needed}, and the one given is {limit}.",
             hint=f'Pass config={{"recursion_limit": {needed}}} to the call; inside a chain it is 25 unless you do.',
-        )
-
-
-def _check_budget(settings: TPOSettings, requests: int) -> None:
-    if settings.budget_requests is not None and requests > settings.budget_requests:
-        raise BudgetError(
-            f"The first {settings.n} candidates take {requests} requests, and the budget is "
-            f"budget_requests={settings.budget_requests}.",
-            hint="Raise budget_requests, or draw fewer candidates.",
         )

@@ -2,13 +2,12 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from langgraph.runtime import Runtime
 
 from tpo_graph.accounting import Stopwatch
 from tpo_graph.errors import RewardError
-from tpo_graph.graph.bridge import NodeBody
+from tpo_graph.graph.bridge import AsyncNode
 from tpo_graph.graph.request import effective_settings, failure
 from tpo_graph.graph.second_opinion import second_opinion
 from tpo_graph.graph.state import TPOState
@@ -16,26 +15,27 @@ from tpo_graph.rewards.base import RewardModel, RunContext, RunExtremes, run_sco
 from tpo_graph.rewards.warnings import with_truncated_inputs
 from tpo_graph.selection import preference_pair
 from tpo_graph.settings import TPOSettings
-from tpo_graph.types import Candidate, FailureRecord, ScoredCandidate
+from tpo_graph.types import Candidate, FailureRecord, PartialState, ScoredCandidate
 
 
 def score_node(
-    reward_model: RewardModel, settings: TPOSettings, *, second_reward: RewardModel | None = None
-) -> NodeBody:
+    reward_model: RewardModel, *, settings: TPOSettings | None = None, second_reward: RewardModel | None = None
+) -> AsyncNode:
     """The node that scores what is pending and puts it into the cache, R(x, v_i) (TPO paper, section 3).
 
     Equal texts are scored once in a run. A reward that is not a finite number makes no candidate; it is recorded.
 
     Args:
         reward_model: R.
-        settings: defaults for every run.
+        settings: defaults for every run; None reads the `TPO_*` variables.
         second_reward: scores the candidates of step 0 and each step's best, for a warning alone: candidates are
             selected by R. Its failures are warnings.
     """
+    defaults = TPOSettings.load() if settings is None else settings
 
-    async def score(state: TPOState, runtime: Runtime[TPOSettings]) -> dict[str, Any]:  # Any: a partial state
+    async def score(state: TPOState, runtime: Runtime[TPOSettings] | None = None) -> PartialState:
         pending, step = state["pending"], state["step"]
-        chosen = effective_settings(settings, runtime)
+        chosen = effective_settings(defaults, runtime)
         if not pending:
             return {}
         run = _run(state, pending, chosen.preference)
@@ -71,7 +71,7 @@ def score_node(
             "warnings": warnings,
         }
 
-    return score
+    return AsyncNode(score)
 
 
 def _run(state: TPOState, pending: Sequence[Candidate], preference: str) -> RunContext:

@@ -1,49 +1,52 @@
 """select: the best and the worst of the whole cache, the step's record, and whether the run is over."""
 
-from typing import Any
-
 from langchain_core.messages import AIMessage
 from langgraph.runtime import Runtime
 
 from tpo_graph.accounting import total
-from tpo_graph.graph.bridge import NodeBody
+from tpo_graph.graph.bridge import AsyncNode
 from tpo_graph.graph.request import effective_settings
 from tpo_graph.graph.state import TPOState
 from tpo_graph.rewards.warnings import overoptimization_warnings
 from tpo_graph.selection import preference_pair, stop_reason
 from tpo_graph.settings import TPOSettings
-from tpo_graph.types import PreferencePair, StepRecord
+from tpo_graph.types import PartialState, PreferencePair, StepRecord, StopReason
 
 
-def select_node(settings: TPOSettings) -> NodeBody:
+def select_node(*, settings: TPOSettings | None = None) -> AsyncNode:
     """The node that picks chosen and rejected from the whole cache (TPO paper, section 3) and ends the run.
 
     It appends the step's record, which keeps the step's loss and gradient, to the trajectory, and empties these two for
     the next step. When the run is over it writes `stop_reason`, `answer` and the answer's message.
-    """
 
-    async def select(state: TPOState, runtime: Runtime[TPOSettings]) -> dict[str, Any]:  # Any: a partial state
-        chosen = effective_settings(settings, runtime)
+    Args:
+        settings: defaults for every run; None reads the `TPO_*` variables.
+    """
+    defaults = TPOSettings.load() if settings is None else settings
+
+    async def select(state: TPOState, runtime: Runtime[TPOSettings] | None = None) -> PartialState:
+        chosen = effective_settings(defaults, runtime)
         pair = preference_pair(state["cache"])
         record = _record(state, pair)
         failures = state.get("failures", [])
         reason = stop_reason([*state["trajectory"], record], chosen, state["usage"], failures=failures)
-        best = pair["best"]
-        update = {"best": best, "worst": pair["worst"], "trajectory": [record], "stop_reason": reason}
+        update = {"best": pair["best"], "worst": pair["worst"], "trajectory": [record], "stop_reason": reason}
         if reason is None:
             return update | {"loss": "", "gradient": ""}
         # best of N, too, takes what the reward model overrates
-        watched = overoptimization_warnings(
+        warnings = overoptimization_warnings(
             state["cache"], [*state["trajectory"], record], second_rewards=state.get("second_rewards")
         )
-        told = {"tpo": {"reward": best["reward"], "steps": record["step"], "stop_reason": reason}}
-        return update | {
-            "answer": best["text"],
-            "warnings": [*state.get("warnings", []), *watched],
-            "messages": [AIMessage(best["text"], response_metadata=told)],
-        }
+        return update | final_answer(pair, record, reason) | {"warnings": [*state.get("warnings", []), *warnings]}
 
-    return select
+    return AsyncNode(select)
+
+
+def final_answer(pair: PreferencePair, record: StepRecord, reason: StopReason) -> PartialState:
+    """The answer of a run that is over, as a text and as a message."""
+    best = pair["best"]
+    metadata = {"tpo": {"reward": best["reward"], "steps": record["step"], "stop_reason": reason}}
+    return {"answer": best["text"], "messages": [AIMessage(best["text"], response_metadata=metadata)]}
 
 
 def _record(state: TPOState, pair: PreferencePair) -> StepRecord:

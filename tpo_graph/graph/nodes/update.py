@@ -1,41 +1,50 @@
 """update: the policy writes N revised candidates from the best one, the loss and the gradient."""
 
-from typing import Any
+from pathlib import Path
 
 from langchain_core.messages import BaseMessage
 from langgraph.runtime import Runtime
 
 from tpo_graph.accounting import no_usage, plus
 from tpo_graph.errors import PolicyError
-from tpo_graph.graph.bridge import NodeBody
-from tpo_graph.graph.request import PhaseRequest, effective_settings, failure, request_failures
+from tpo_graph.graph.bridge import AsyncNode
+from tpo_graph.graph.request import PhaseRequest, PromptedModel, failure, request_failures
 from tpo_graph.graph.state import TPOState
+from tpo_graph.policies.providers import Policy
 from tpo_graph.policies.sampling import Completion, Sampler
 from tpo_graph.prompts.pack import PromptPack
 from tpo_graph.prompts.revision_tags import Extraction, extract_revision
 from tpo_graph.selection import fits_budget, step_was_lost
 from tpo_graph.settings import TPOSettings
-from tpo_graph.types import Candidate, FailureReason, FailureRecord
+from tpo_graph.types import Candidate, FailureReason, FailureRecord, PartialState
 
 
-def update_node(policy: Sampler, prompts: PromptPack, settings: TPOSettings) -> NodeBody:
+def update_node(
+    policy: Policy | Sampler, *, prompts: PromptPack | str | Path | None = None, settings: TPOSettings | None = None
+) -> AsyncNode:
     """The node that draws N revisions (TPO paper, section 3) and cuts them out of their tags.
 
     When none of them can be used it asks once more. What can't be used is recorded with its text.
-    """
 
-    async def update(state: TPOState, runtime: Runtime[TPOSettings]) -> dict[str, Any]:  # Any: a partial state
-        request = PhaseRequest("update", state, effective_settings(settings, runtime), prompts)
-        done: dict[str, Any] = {"step": request.step, "pending": []}  # Any: a partial state
+    Args:
+        policy: the model that revises.
+        prompts: a prompt pack, its name or its folder; None takes the one that suits the model.
+        settings: defaults for every run; None reads the `TPO_*` variables.
+    """
+    model = PromptedModel.of(policy, prompts, settings)
+
+    async def update(state: TPOState, runtime: Runtime[TPOSettings] | None = None) -> PartialState:
+        request = model.request("update", state, runtime)
+        done: PartialState = {"step": request.step, "pending": []}
         if step_was_lost(state.get("failures", []), request.step):
             return done
-        messages = request.messages(policy, list(state["messages"]))
+        messages = request.messages()
         used = no_usage()
         failures: list[FailureRecord] = []
         pending: list[Candidate] = []
         for attempt in (0, 1):
             try:
-                draw = await request.draw(policy, messages, request.settings.n, attempt=attempt, used=used)
+                draw = await request.draw(messages, request.settings.n, attempt=attempt, used=used)
             except PolicyError as error:
                 if request.settings.on_failure == "raise":
                     raise
@@ -57,7 +66,7 @@ def update_node(policy: Sampler, prompts: PromptPack, settings: TPOSettings) -> 
                 break
         return done | {"pending": pending, "usage": {"update": used}, "failures": failures}
 
-    return update
+    return AsyncNode(update)
 
 
 def _revision(completion: Completion, request: PhaseRequest, messages: list[BaseMessage]) -> Extraction:
@@ -72,7 +81,7 @@ def _revision(completion: Completion, request: PhaseRequest, messages: list[Base
         open_tag=open_tag,
         close_tag=close_tag,
         opened=messages[-1].text.rstrip().endswith(open_tag.rstrip()),
-        closed=not completion.truncated and any(close_tag.startswith(stop) for stop in stops),
+        closed=completion.ended_by_stop and any(close_tag.startswith(stop) for stop in stops),
         truncated=completion.truncated,
         keep_truncated=request.settings.keep_truncated,
     )

@@ -30,7 +30,7 @@ def run_example(monkeypatch, capsys):
 def test_human_in_the_loop(run_example):
     lines, names = run_example("human_in_the_loop.py", "0-9\n0-1\nIt is too short.\nok\n")
     assert lines[0].startswith("0-2  reward +0.54")
-    assert any("best='0-9' is no candidate" in line for line in lines)
+    assert any("best='0-9' is not a candidate" in line for line in lines)
     assert "> critique: The best one says why." in lines
     assert names["result"]["trajectory"][1]["loss"] == "It is too short."
     assert lines[-1].startswith(f"> depth: {BETTER}")

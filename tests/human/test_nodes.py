@@ -6,8 +6,10 @@ from langgraph.types import Command
 
 from tests.tpo_script import GRADIENT, LOSS, number_reward, phases_asked, scripted_policy
 from tpo_graph import TPOSettings, create_tpo_graph
-from tpo_graph.human.nodes import PersonReward, human_nodes, human_score_node, human_select_node
+from tpo_graph.graph.nodes import gradient_node
+from tpo_graph.human import PersonReward, human_critique_node, human_nodes, human_score_node, human_select_node
 from tpo_graph.testing import TableReward
+from tpo_graph.variants import fused_critique
 
 THREAD = {"configurable": {"thread_id": "1"}}
 SETTINGS = TPOSettings(n=3, depth=1)
@@ -123,8 +125,8 @@ def test_a_graph_that_would_lose_a_critique_does_not_take_one():
 @pytest.mark.parametrize(
     ("answer", "problem"),
     [
-        ({"best": "9-9"}, "best='9-9' is no candidate; candidates are 0-0, 0-1, 0-2."),
-        ({"worst": 3}, "worst=3 is no candidate; candidates are 0-0, 0-1, 0-2."),
+        ({"best": "9-9"}, "best='9-9' is not a candidate to choose; these are: 0-0, 0-1, 0-2."),
+        ({"worst": 3}, "worst=3 is not a candidate to choose; these are: 0-0, 0-1, 0-2."),
         ({"best": "0-1", "worst": "0-1"}, "'0-1' can't be both best and worst."),
         ({"chosen": "0-1"}, "Unknown: chosen; allowed: best, worst, critique, stop."),
         ({"critique": ["too long"]}, "critique=['too long'] is not a text."),
@@ -132,7 +134,7 @@ def test_a_graph_that_would_lose_a_critique_does_not_take_one():
         ("{best: 1}", "This is not valid JSON: Expecting property name enclosed in double quotes"),
         (7, "The answer is 7; an object with best, worst, critique, stop was expected."),
         (["0-1"], "The answer is ['0-1']; an object with best, worst, critique, stop was expected."),
-        ({"best": ["0-1"]}, "best=['0-1'] is no candidate"),
+        ({"best": ["0-1"]}, "best=['0-1'] is not a candidate to choose"),
     ],
 )
 def test_an_answer_that_can_not_be_used_is_asked_for_again(answer, problem):
@@ -266,12 +268,14 @@ def test_an_edited_critique_is_what_the_rest_of_the_step_follows(answer):
     ],
 )
 def test_a_fused_critique_is_edited_in_both_parts(answer, texts, asked):
-    run = edits(TPOSettings(n=3, depth=1, fuse_critique=True))
+    policy = scripted_policy()
+    nodes = {**fused_critique(policy), "gradient": human_critique_node(gradient_node(policy))}
+    run = Run(policy=policy, nodes=nodes)
     assert (run.asked["critique"], run.asked["gradient"]) == (LOSS, GRADIENT)
     run.answer(answer)
-    record = run.answer("ok")["trajectory"][1]
+    record = run.state["trajectory"][1]
     assert (record["loss"], record["gradient"]) == texts
-    assert after_the_drafts(run) == ["critique", *asked, *["update"] * 3]
+    assert phases_asked(policy)[3:] == ["critique", *asked, *["update"] * 3]
 
 
 def test_a_critique_of_their_own_is_not_shown_again():
@@ -290,8 +294,8 @@ def test_a_critic_that_fails_has_nothing_to_edit():
     ("answer", "problem"),
     [
         ("stop", "The run can be stopped at the next choice"),
-        (7, "The answer is 7; answer ok, a text, or an object with critique, gradient."),
-        ({"loss": "x"}, "The answer is {'loss': 'x'}"),
+        (7, "The answer is 7; an object with critique, gradient was expected."),
+        ({"loss": "x"}, "Unknown: loss; allowed: critique, gradient."),
         ({"critique": 7}, "critique=7 is not a text."),
         ("{", "This is not valid JSON"),
     ],
@@ -344,14 +348,14 @@ def test_equal_texts_are_rated_once():
     [
         ({"ratings": {"0-0": 1}}, "ratings={'0-0': 1}: a number is needed for each of 0-0, 0-1."),
         ({"ratings": 5}, "ratings=5: a number is needed for each of 0-0, 0-1."),
-        ({"ratings": {"0-0": 1, "0-1": float("nan")}}, "The rating of '0-1' is nan, which is no finite number."),
-        ({"ratings": {"0-0": 1, "0-1": True}}, "The rating of '0-1' is True, which is no finite number."),
+        ({"ratings": {"0-0": 1, "0-1": float("nan")}}, "The rating of '0-1' is nan, which is not a finite number."),
+        ({"ratings": {"0-0": 1, "0-1": True}}, "The rating of '0-1' is True, which is not a finite number."),
         ({"ratings": {"0-0": 1, "0-1": 2}, "best": "0-0"}, "Give either ratings or a pick, not both."),
-        ({"best": "1-0"}, "best='1-0' is no candidate; candidates are 0-0, 0-1."),
-        ({"best": ["0-0"]}, "best=['0-0'] is no candidate; candidates are 0-0, 0-1."),
+        ({"best": "1-0"}, "best='1-0' is not a candidate to choose; these are: 0-0, 0-1."),
+        ({"best": ["0-0"]}, "best=['0-0'] is not a candidate to choose; these are: 0-0, 0-1."),
         ({"best": "0-0", "worst": "0-0"}, "'0-0' can't be both best and worst."),
-        ({"best": "0-0", "worst": "0-7"}, "worst='0-7' is no new candidate; new are 0-0, 0-1."),
-        ({"rating": 1}, "The answer is {'rating': 1}; give either ratings, or best and maybe worst."),
+        ({"best": "0-0", "worst": "0-7"}, "worst='0-7' is not a candidate to choose; these are: 0-0, 0-1."),
+        ({"rating": 1}, "Unknown: rating; allowed: ratings, best, worst."),
         ("{", "This is not valid JSON"),
     ],
 )
