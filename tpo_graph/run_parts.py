@@ -15,13 +15,12 @@ from typing import Any, Literal, TypeAlias, TypeVar
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.runnables import Runnable
-from langchain_core.runnables.base import RunnableBindingBase
 
 from tpo_graph.errors import ConfigurationError
 from tpo_graph.graph.build import TPOGraph, make_nodes, replace_nodes, wire
 from tpo_graph.graph.request import pack_for
 from tpo_graph.policies.load import load_policy
-from tpo_graph.policies.providers import Policy
+from tpo_graph.policies.providers import Policy, models_inside
 from tpo_graph.policies.sampling import Sampler, as_sampler
 from tpo_graph.prompts.pack import PromptPack
 from tpo_graph.rewards.base import RewardModel
@@ -262,21 +261,13 @@ class RunParts:
         return loaded
 
 
-def chat_model_inside(policy: object) -> BaseChatModel | None:
-    """The chat model inside `bind`, `with_config` and `with_retry`, or None where there is none."""
-    inner = policy
-    while isinstance(inner, RunnableBindingBase):
-        inner = inner.bound
-    return inner if isinstance(inner, BaseChatModel) else None
-
-
 def policy_name(policy: object) -> str:
     """A short name for people: what the provider calls the model, or the class."""
     if isinstance(policy, str):
         return policy
-    model = chat_model_inside(policy)
-    for field_name in ("model_name", "model", "model_id"):
-        name = getattr(model, field_name, None)
+    model = next(iter(models_inside(policy)), None)
+    for attribute in ("model_name", "model", "model_id"):
+        name = getattr(model, attribute, None)
         if isinstance(name, str) and name:
             return name
     return type(model or policy).__name__

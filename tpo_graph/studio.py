@@ -20,8 +20,7 @@ from tpo_graph.graph.build import wire
 from tpo_graph.graph.state import TPOInput, TPOState
 from tpo_graph.human.nodes import PersonReward, human_critique_node, human_score_node, human_select_node, kept_loss_node
 from tpo_graph.policies.load import policy_ids
-from tpo_graph.prompts.files import PROMPT_NAMES
-from tpo_graph.prompts.pack import PromptPack
+from tpo_graph.prompts.pack import PROMPT_NAMES, PromptPack
 from tpo_graph.run_parts import RunParts, shared_models
 from tpo_graph.settings import PolicyPhase, TPOSettings
 from tpo_graph.types import PERSON, JSONObject, Node, PartialState, Phase

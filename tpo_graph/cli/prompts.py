@@ -94,7 +94,7 @@ def check(
     problems: dict[Mode, PromptError] = {}
     for each in get_args(Mode):
         try:
-            loaded.check_mode(each)
+            loaded.check(TPOSettings(mode=each))
         except PromptError as error:
             problems[each] = error
         print(f"mode {each}: {problems[each].message if each in problems else 'ok'}")

@@ -73,6 +73,6 @@ def write_unscored(outcome: Outcome) -> None:
 
 
 def _message(message: Any) -> dict[str, str]:  # Any: a LangChain message
-    from tpo_graph.prompts.conversation import ROLES
+    from tpo_graph.prompts.template import ROLES
 
     return {"role": ROLES.get(message.type, message.type), "content": message.text}

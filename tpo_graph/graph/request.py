@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from langchain_core.messages import BaseMessage
 from langgraph.runtime import Runtime
@@ -11,11 +10,10 @@ from langgraph.runtime import Runtime
 from tpo_graph.accounting import add_usage, no_usage, plus, total
 from tpo_graph.errors import PolicyError
 from tpo_graph.graph.state import TPOState
-from tpo_graph.policies.providers import Policy
+from tpo_graph.policies.providers import Policy, models_inside
 from tpo_graph.policies.sampling import Draw, Sampler
-from tpo_graph.prompts.conversation import cut_to_tokens, last_query
-from tpo_graph.prompts.files import PhasePrompt
-from tpo_graph.prompts.pack import PromptPack
+from tpo_graph.prompts.pack import PhasePrompt, PromptPack
+from tpo_graph.prompts.template import cut_to_tokens, last_query
 from tpo_graph.selection import fits_budget
 from tpo_graph.settings import PolicyPhase, TPOSettings
 from tpo_graph.types import FailureReason, FailureRecord, Phase, PhaseUsage, Usage
@@ -230,12 +228,9 @@ def pack_for(prompts: PromptPack | str | Path | None, policy: Policy) -> PromptP
     """
     if isinstance(prompts, PromptPack):
         return prompts
-    inner: Any = policy
-    while hasattr(inner, "bound"):
-        inner = inner.bound
-    # `load_policy` notes it on the model
-    suited = (getattr(inner, "metadata", None) or {}).get("tpo_prompts", "tpo")
-    return PromptPack.load(str(suited) if prompts is None else prompts)
+    # `load_policy` notes the suitable pack on the model
+    noted = ((model.metadata or {}).get("tpo_prompts") for model in models_inside(policy))
+    return PromptPack.load(prompts if prompts is not None else str(next(noted, None) or "tpo"))
 
 
 def failure(phase: Phase, step: int, reason: FailureReason, detail: str = "", text: str = "") -> FailureRecord:

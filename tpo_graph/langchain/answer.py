@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_core.messages.ai import UsageMetadata, add_usage
 from langchain_core.messages.tool import tool_call_chunk
@@ -16,7 +17,6 @@ from langchain_core.runnables.base import RunnableBindingBase
 from tpo_graph._private_api import cache_key
 from tpo_graph.accounting import total
 from tpo_graph.graph.state import TPOState
-from tpo_graph.run_parts import chat_model_inside
 from tpo_graph.types import StopReason
 
 # Names the parts of a `ChatTPO` so that LangChain's cache never takes one for another.
@@ -38,10 +38,9 @@ def _describe(part: object, token: str) -> str:
         return repr(part)
     if isinstance(part, RunnableBindingBase):
         return f"{_describe(part.bound, token)} {part.kwargs!r} {part.config!r}"
-    model = chat_model_inside(part)
-    if model is not None and (model.is_lc_serializable() or model._identifying_params):
+    if isinstance(part, BaseChatModel) and (part.is_lc_serializable() or part._identifying_params):
         # what LangChain itself takes a chat model to be
-        return cache_key(model)
+        return cache_key(part)
     if isinstance(part, dict):
         return repr({name: _describe(value, token) for name, value in part.items()})
     return f"{type(part).__module__}.{type(part).__qualname__} {id(part)} {token}"

@@ -21,10 +21,10 @@ from tpo_graph.langchain.async_base import OneBodyChatModel
 from tpo_graph.langchain.options import STANDARD_KNOBS, CallOptions, settings_named
 from tpo_graph.langchain.run import InnerCallbacks, InnerRuns, run_under
 from tpo_graph.langchain.schema import AnswerSchema, StructuredMethod
-from tpo_graph.policies.providers import Policy
+from tpo_graph.policies.providers import Policy, models_inside
 from tpo_graph.prompts.pack import PromptPack
 from tpo_graph.rewards.base import RewardModel
-from tpo_graph.run_parts import RunParts, chat_model_inside, policy_name
+from tpo_graph.run_parts import RunParts, policy_name
 from tpo_graph.settings import TPOSettings
 
 _PARTS = ("policy", "reward", "critic", "prompts", "nodes", "settings", "second_reward")
@@ -231,7 +231,7 @@ class ChatTPO(OneBodyChatModel):
 
     def _resolve_model_profile(self) -> ModelProfile | None:
         # what the policy takes, this model takes
-        return getattr(chat_model_inside(self.policy), "profile", None)
+        return next((model.profile for model in models_inside(self.policy)), None)
 
 
 def _refuse_unknown(options: Mapping[str, Any]) -> None:  # Any: as in the constructor

@@ -12,7 +12,6 @@ from langchain_core.callbacks.manager import BaseRunManager
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.runnables import Runnable, RunnableConfig
-from langchain_core.runnables.base import RunnableBindingBase
 from langchain_core.runnables.config import ensure_config, set_config_context
 from langchain_core.utils.uuid import uuid7
 from langgraph.config import get_stream_writer
@@ -30,7 +29,7 @@ from tpo_graph.graph.state import TPOInput, TPOState
 from tpo_graph.langchain.answer import answer_message, relayed
 from tpo_graph.langchain.options import STANDARD_KNOBS, CallOptions
 from tpo_graph.policies.http import loop_safe
-from tpo_graph.policies.providers import Policy, change_models, hint_for, knob_fields, one_line
+from tpo_graph.policies.providers import Policy, change_models, knob_fields, models_inside, policy_failed
 from tpo_graph.policies.sampling import Sampler
 from tpo_graph.run_parts import LoadedParts, policy_name
 from tpo_graph.settings import PolicyPhase, TPOSettings
@@ -177,17 +176,23 @@ def policy_of_call(parts: LoadedParts, options: CallOptions) -> Policy:
     return _with_tools(parts.policy, {**options.tools, **arguments})
 
 
-def _with_tools(policy: Policy, arguments: dict[str, Any]) -> Policy:  # Any: the provider's own
-    """The policy with tools bound to the model inside it, so that bindings and retries around that one stay."""
-    if isinstance(policy, RunnableBindingBase):
-        return policy.model_copy(update={"bound": _with_tools(policy.bound, arguments)})
-    holder: Any = policy  # Any: wrappers have the method by attribute
-    try:
-        return holder.bind_tools(**arguments)  # type: ignore[no-any-return]  # see `holder`
-    except (AttributeError, NotImplementedError) as error:
+def _with_tools(policy: Policy, arguments: dict[str, Any]) -> Policy:
+    """The policy with tools bound to the models inside it, so that bindings and retries around them stay."""
+
+    def bind(model: BaseChatModel) -> Policy:
+        try:
+            return model.bind_tools(**arguments)
+        except NotImplementedError as error:
+            raise ConfigurationError(
+                f"The policy {type(model).__name__!r} can't be given tools.", hint="Its class has no bind_tools."
+            ) from error
+
+    if not models_inside(policy):
         raise ConfigurationError(
-            f"The policy {type(policy).__name__!r} can't be given tools.", hint="Its class has no bind_tools."
-        ) from error
+            f"The policy {type(policy).__name__!r} can't be given tools.",
+            hint="There is no chat model to be seen in it.",
+        )
+    return change_models(policy, bind)
 
 
 def _without_message(select: NodeBody) -> NodeBody:
@@ -353,7 +358,7 @@ class InnerRuns:
         except TPOError:
             raise
         except Exception as error:  # any provider's
-            raise PolicyError(f"The policy failed: {one_line(error)}.", hint=hint_for(error)) from error
+            raise policy_failed(error) from error
         if not isinstance(reply, AIMessage):
             raise ConfigurationError(f"The policy returned {type(reply).__name__!r}, not a message.")
         return reply

@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
@@ -15,7 +14,7 @@ from pydantic import BaseModel
 
 from tpo_graph._json_schema import JSONSchema, parse_json, require_jsonschema, strip_code_fence
 from tpo_graph.errors import ConfigurationError
-from tpo_graph.run_parts import chat_model_inside
+from tpo_graph.policies.providers import is_openai_compatible
 
 StructuredMethod: TypeAlias = Literal["json_schema", "json_mode", "function_calling"]
 
@@ -126,7 +125,7 @@ class AnswerSchema:
         """Arguments that make the policy itself keep to the schema; none where it has no way to."""
         if self.method == "json_mode":
             return {"response_format": {"type": "json_object"}}
-        if self.method == "function_calling" or (self.method is None and not _is_openai_compatible(policy)):
+        if self.method == "function_calling" or (self.method is None and not is_openai_compatible(policy)):
             return {}
         told: dict[str, Any] = {"name": self.name, "schema": dict(self.json_schema)}
         if self.description:
@@ -172,9 +171,3 @@ def _json_schema(schema: Any) -> dict[str, Any]:  # Any: as for `AnswerSchema.of
             f"{schema!r} is no schema: {error}",
             hint="Give a pydantic class, a TypedDict, a JSON schema, or a tool.",
         ) from error
-
-
-def _is_openai_compatible(policy: object) -> bool:
-    module = sys.modules.get("langchain_openai.chat_models.base")
-    model = chat_model_inside(policy)
-    return module is not None and isinstance(model, module.BaseChatOpenAI)

@@ -6,11 +6,13 @@ httpx's own pool costs several times the CPU of aiohttp's.
 """
 
 import asyncio
-import sys
 import threading
 from collections.abc import AsyncGenerator
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
+
+from tpo_graph.policies.providers import is_openai_compatible
+from tpo_graph.types import Options
 
 if TYPE_CHECKING:
     import httpx2
@@ -33,29 +35,25 @@ def shared_http_client() -> "httpx2.AsyncClient":
             self._lock = threading.Lock()  # loops of several threads share this client
             self._clients: dict[asyncio.AbstractEventLoop, tuple[httpx2.AsyncClient, AsyncGenerator[None]]] = {}
 
-        async def send(self, request: "httpx2.Request", **options: Any) -> "httpx2.Response":  # Any: httpx's own
-            return await (await self._client_of_loop()).send(request, **options)
-
-        async def _client_of_loop(self) -> "httpx2.AsyncClient":
+        async def send(self, request: "httpx2.Request", **options: Options) -> "httpx2.Response":
             loop = asyncio.get_running_loop()
-            known = self._clients.get(loop)
-            if known is not None:
-                return known[0]
-            client = openai.DefaultAioHttpClient()
-            closer = _close_with_loop(client)
-            with self._lock:
-                for old in [each for each in self._clients if each.is_closed()]:
-                    del self._clients[old]
-                self._clients[loop] = (client, closer)
-            await anext(closer)
-            return client
+            client, closer = self._clients.get(loop, (None, None))
+            if client is None:
+                client = openai.DefaultAioHttpClient()
+                closer = _close_with_loop(client)
+                with self._lock:
+                    for closed in [other for other in self._clients if other.is_closed()]:
+                        del self._clients[closed]
+                    self._clients[loop] = (client, closer)
+                await anext(closer)
+            return await client.send(request, **options)
 
         async def aclose(self) -> None:
             """Close the running loop's connections; the client stays usable."""
             with self._lock:
-                known = self._clients.pop(asyncio.get_running_loop(), None)
-            if known is not None:
-                await known[1].aclose()
+                _, closer = self._clients.pop(asyncio.get_running_loop(), (None, None))
+            if closer is not None:
+                await closer.aclose()
 
     return LoopSafeClient()
 
@@ -73,16 +71,20 @@ def loop_safe(model: "BaseChatModel") -> "BaseChatModel":
 
     A client or proxy that a person has set is left alone.
     """
-    module = sys.modules.get("langchain_openai.chat_models.base")
-    theirs: Any = model  # Any: the class is known only when its module is loaded
-    if module is None or not isinstance(theirs, module.BaseChatOpenAI):
+    if not is_openai_compatible(model):
         return model
-    if theirs.root_async_client is None or theirs.http_async_client is not None or theirs.openai_proxy:
+    openai_model: Any = model  # the class is known only when its module is loaded
+    if (
+        openai_model.root_async_client is None
+        or openai_model.http_async_client is not None
+        or openai_model.openai_proxy
+    ):
         return model
-    root = theirs.root_async_client.copy(http_client=shared_http_client())
-    ours = {
-        "http_async_client": shared_http_client(),
-        "root_async_client": root,
-        "async_client": root.chat.completions,
-    }
-    return model.model_copy(update=ours)
+    client = openai_model.root_async_client.copy(http_client=shared_http_client())
+    return model.model_copy(
+        update={
+            "http_async_client": shared_http_client(),
+            "root_async_client": client,
+            "async_client": client.chat.completions,
+        }
+    )

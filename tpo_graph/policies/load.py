@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from tpo_graph.errors import ConfigurationError, MissingDependencyError, PolicyError
-from tpo_graph.policies.providers import one_line
+from tpo_graph.policies.providers import ProviderFailure
 
 if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel
@@ -126,12 +126,12 @@ def _only_model(url: str, key: str) -> str:
             models = [model.id for model in client.models.list()]
     except openai.AuthenticationError as error:
         raise PolicyError(
-            f"The server at {url} does not accept the key: {one_line(error)}.",
+            f"The server at {url} does not accept the key: {ProviderFailure.of(error).summary}.",
             hint="Give its key as api_key=, or in the variable TPO_POLICY_API_KEY.",
         ) from error
     except openai.OpenAIError as error:
         raise PolicyError(
-            f"The server at {url} does not tell its models: {one_line(error)}.",
+            f"The server at {url} does not tell its models: {ProviderFailure.of(error).summary}.",
             hint="Is it running, and does the address end as its documentation says (often /v1)?",
         ) from error
     if len(models) != 1:
@@ -176,7 +176,7 @@ def _build(name: str, make: "Callable[[], BaseChatModel]") -> "BaseChatModel":
         return make()
     except ImportError as error:
         raise MissingDependencyError(
-            f"The policy {name!r} needs a package that is missing: {one_line(error)}.",
+            f"The policy {name!r} needs a package that is missing: {ProviderFailure.of(error).summary}.",
             hint="Install the package that it names, or use another policy.",
         ) from error
     except Exception as error:  # each integration has errors of its own for a missing key or a bad option

@@ -5,111 +5,42 @@ which sampling knobs it refuses.
 """
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
-from typing import Any
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, LLMResult
-from langchain_core.runnables import Runnable, RunnableBinding, RunnableConfig
+from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import ensure_config, merge_configs
+from langgraph.constants import TAG_NOSTREAM
 
+from tpo_graph._bounded_cache import BoundedCache
 from tpo_graph.accounting import Stopwatch, no_usage
 from tpo_graph.errors import ConfigurationError, PolicyError
 from tpo_graph.policies.http import loop_safe
 from tpo_graph.policies.providers import (
     Policy,
+    ProviderFailure,
     change_models,
     completion_fields,
-    hint_for,
     knob_fields,
-    may_refuse_n,
-    names_n,
-    one_line,
-    refused_knob,
-    result_inside,
-    smaller_n,
+    partial_completions,
+    policy_failed,
     takes,
-    usable_knobs,
+    unbind,
 )
 from tpo_graph.settings import Sampling
-from tpo_graph.types import PhaseUsage
-
-# How many completions one request may ask for: found out as a provider refuses them or returns fewer.
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """A request for several completions that the provider refused, maybe for their number.
-
-    Attributes:
-        asked: how many it asked for.
-        smaller: how many to ask for next.
-        is_sure: the error says that it is about their number.
-    """
-
-    asked: int
-    smaller: int
-    is_sure: bool
-
-    @classmethod
-    def of(cls, error: Exception, asked: int) -> "Refusal":
-        """What a refused request for `asked` completions tells."""
-        return cls(asked, smaller_n(error, asked), names_n(error, asked))
-
-
-class RequestSize:
-    """What one provider is known to take.
-
-    Args:
-        most: completions a request, at most; None when no limit is known.
-    """
-
-    def __init__(self, most: int | None) -> None:
-        self.most = most
-        self._doubted = 0  # refused once without a word about the number, while fewer were taken
-
-    def took(self, asked: int, came: int, after: Refusal | None) -> None:
-        """Learn from a request that was answered.
-
-        A limit is remembered when fewer came, when the refusal before was about the number, or when the same number
-        was refused before: any other refusal may have been about this one text.
-
-        Args:
-            asked: completions that it asked for.
-            came: those that came.
-            after: the refusal that made it ask for fewer.
-        """
-        if came < asked or (after and (after.is_sure or after.asked == self._doubted)):
-            self.most = min(self.most or came, came)
-        elif after:
-            self._doubted = after.asked
-        elif asked >= self._doubted:
-            self._doubted = 0
-
-
-def pieces(places: Sequence[int], most: int | None) -> list[list[int]]:
-    """Ascending `places` as requests: runs without a gap, of at most `most`."""
-    runs: list[list[int]] = []
-    for place in places:
-        if runs and runs[-1][-1] + 1 == place and (most is None or len(runs[-1]) < most):
-            runs[-1].append(place)
-        else:
-            runs.append([place])
-    return runs
-
+from tpo_graph.types import JSONObject, Options, PhaseUsage
 
 _log = logging.getLogger(__name__)
 
 _CUT_SHORT = frozenset({"length", "max_tokens", "max_output_tokens"})
+_KNOBS = ("temperature", "top_p", "max_new_tokens")
 _MOST_SEEDS = 2**31 - 1
 _MOST_COPIES = 64
 _OWN_ARGUMENTS = frozenset({"n", "stop", "stream", "callbacks", "tags", "metadata"})
-_NOSTREAM = "nostream"  # LangGraph's tag: keeps drafts out of the message stream of the answer
 
 
 @dataclass(frozen=True)
@@ -119,22 +50,20 @@ class Completion:
     Attributes:
         text: what was written, "" where there was no text.
         truncated: the policy stopped at its token limit.
-        ended_by_stop: the provider ended it by itself or at a stop text.
         tool_calls: it calls a tool.
     """
 
     text: str
     truncated: bool
-    ended_by_stop: bool = True
     tool_calls: bool = False
 
 
 @dataclass
 class Draw:
-    """What came of asking for N completions.
+    """The result of asking for N completions.
 
     Attributes:
-        completions: those that came, at most N.
+        completions: at most N, in the order of their seeds.
         usage: what they cost.
         errors: one for each completion whose request failed for good.
     """
@@ -144,15 +73,62 @@ class Draw:
     errors: list[Exception] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Refusal:
+    """A refused request for several completions, maybe refused for their number.
+
+    Attributes:
+        asked: how many it asked for.
+        smaller: how many to ask for next.
+        is_sure: the error is about their number.
+    """
+
+    asked: int
+    smaller: int
+    is_sure: bool
+
+
+class ProviderLimits:
+    """What was found out about one provider.
+
+    Args:
+        most_completions: that a request may ask for; None while no limit is known.
+    """
+
+    def __init__(self, most_completions: int | None) -> None:
+        self.most_completions = most_completions
+        self.refused_knobs: set[str] = set()
+        self.warnings: set[str] = set()
+        self._doubtful = 0  # refused once without a word about the number, while fewer were taken
+
+    def learn(self, asked: int, returned: int, refusal: Refusal | None) -> None:
+        """Learn from a request that was answered.
+
+        A limit is remembered when fewer completions were returned, when the refusal before was about the number, or
+        when the same number was refused before: any other refusal may have been about this one text.
+
+        Args:
+            asked: completions that the request asked for.
+            returned: those that the answer has.
+            refusal: the refusal because of which it asked for fewer.
+        """
+        if returned < asked or (refusal and (refusal.is_sure or refusal.asked == self._doubtful)):
+            self.most_completions = min(self.most_completions or returned, returned)
+        elif refusal:
+            self._doubtful = refusal.asked
+        elif asked >= self._doubtful:
+            self._doubtful = 0
+
+
 class Sampler:
     """Draws completions from one policy, and remembers what its provider takes.
 
     Args:
         policy: a chat model, also bound (`bind`, `with_config`) or wrapped (`with_fallbacks`, `with_retry`).
-        like: a sampler of the same model with other arguments; what either of them finds out, both know.
+        like: a sampler of the same model with other arguments; the two share what they find out.
 
     Raises:
-        ConfigurationError: `policy` is neither.
+        ConfigurationError: `policy` is no LangChain chat model.
     """
 
     def __init__(self, policy: Policy, *, like: "Sampler | None" = None) -> None:
@@ -162,12 +138,15 @@ class Sampler:
                 hint='load_policy("openai:gpt-4o-mini") makes one.',
             )
         self.policy = change_models(policy, loop_safe)
-        self._model, self._bound, self._config = _unwrap(self.policy)
-        own = RequestSize(None if self._model is not None and takes(self._model, "n") else 1)
-        self._size: RequestSize = like._size if like is not None else own
-        self._refused: set[str] = like._refused if like is not None else set()  # knobs that the provider refuses
-        self._warned: set[str] = like._warned if like is not None else set()
-        self._copies: dict[tuple[tuple[str, Any], ...], BaseChatModel] = {}  # the latest ones, by their fields
+        inner, self._arguments, config = unbind(self.policy)
+        # a policy with retries or fallbacks is invoked as a whole, and then adds its config by itself
+        self._model = inner if isinstance(inner, BaseChatModel) else None
+        self._config: RunnableConfig = config if self._model is not None else {}
+        takes_n = self._model is not None and takes(self._model, "n")
+        own_limits = ProviderLimits(None if takes_n else 1)
+        self._limits: ProviderLimits = like._limits if like is not None else own_limits
+        # LangChain describes a model to callbacks once an instance, so the copies are kept
+        self._copies: BoundedCache[tuple[tuple[str, Options], ...], BaseChatModel] = BoundedCache(_MOST_COPIES)
 
     @property
     def tokenize(self) -> Callable[[str], list[int]] | None:
@@ -176,13 +155,13 @@ class Sampler:
 
     def warn_once(self, text: str) -> None:
         """Log a warning about this policy, unless it was logged before."""
-        if text not in self._warned:
-            self._warned.add(text)
+        if text not in self._limits.warnings:
+            self._limits.warnings.add(text)
             _log.warning(text)
 
     def requests_for(self, n: int) -> int:
         """The fewest requests that `n` completions take, as far as is known."""
-        return len(pieces(range(n), self._size.most))
+        return len(_split(range(n), self._limits.most_completions))
 
     async def draw(
         self,
@@ -201,117 +180,123 @@ class Sampler:
             sampling: temperature and the like.
             seed: of the first completion; the others count up from it, as servers do within a request. None sends
                 none.
-            most_requests: after this many, what came is all. Where every one was refused, they go on until one is
-                answered.
+            most_requests: no request is sent after this many, even if completions are missing. Where every one was
+                refused, requests go on until one is answered.
 
         Returns:
-            What came, in the order of its seeds. Some of N failing is no error; `errors` tells.
+            The completions, what they cost, and the errors of those that failed: some of N failing is no error.
 
         Raises:
-            PolicyError: nothing came; the cause is the last failure, and `usage` tells what was spent.
+            PolicyError: there is no completion; the cause is the last failure, and `usage` is what was spent.
             ConfigurationError: a knob was set that this policy has no way to take.
         """
         draw = Draw()
-        came: dict[int, Completion] = {}
+        completions: dict[int, Completion] = {}
         missing = list(range(n))  # places among the N: each has its seed, whichever request asks for it
-        most = self._size.most
+        most = self._limits.most_completions
         refusal: Refusal | None = None
         with Stopwatch() as watch:
             while missing:
                 left = n if most_requests is None else most_requests - draw.usage["requests"]
-                if left < 1 and (came or draw.errors):
+                if left < 1 and (completions or draw.errors):
                     break
-                # after a refusal one request tells whether it was n that was refused
-                places = pieces(missing, most)[: 1 if refusal else max(1, left)]
-                knobs = usable_knobs(sampling, self._refused)
+                # after a refusal, one request shows whether n was the reason
+                pieces = _split(missing, most)[: 1 if refusal else max(1, left)]
+                knobs = {
+                    knob: value
+                    for knob in _KNOBS
+                    if (value := getattr(sampling, knob)) is not None and knob not in self._limits.refused_knobs
+                }
                 requests = [
-                    self._request(list(messages), len(piece), knobs | _seed(seed, piece[0]), sampling, draw.usage)
-                    for piece in places
+                    self._request(
+                        messages,
+                        len(piece),
+                        knobs if seed is None else knobs | {"seed": (seed + piece[0]) % _MOST_SEEDS},
+                        sampling,
+                        draw.usage,
+                    )
+                    for piece in pieces
                 ]
                 refusals: list[Refusal] = []
-                for piece, outcome in zip(places, await asyncio.gather(*requests, return_exceptions=True), strict=True):
-                    done: Sequence[int] = piece
+                for piece, outcome in zip(pieces, await asyncio.gather(*requests, return_exceptions=True), strict=True):
+                    done: Sequence[int] = ()  # these places need no further request
                     if isinstance(outcome, list):
                         done = piece[: len(outcome)]
-                        came.update(zip(done, outcome, strict=False))
-                        self._size.took(len(piece), len(done), refusal)
+                        completions.update(zip(done, outcome, strict=False))
+                        self._limits.learn(len(piece), len(done), refusal)
                         if refusal or len(done) < len(piece):
                             most, refusal = min(most or n, len(piece), len(done)), None
-                    elif isinstance(outcome, Exception) and self._drops_knob(outcome, knobs.keys() - sampling.explicit):
-                        done = ()
-                    elif len(piece) > 1 and isinstance(outcome, Exception) and may_refuse_n(outcome):
-                        refusals.append(Refusal.of(outcome, len(piece)))
-                        done = ()
                     elif isinstance(outcome, ConfigurationError) or not isinstance(outcome, Exception):
                         raise outcome
                     else:
-                        # a probe of one that fails as well: it was not n, and nothing else will help
-                        done = missing if refusal else piece
-                        draw.errors += [outcome] * len(done)
+                        failure = ProviderFailure.of(outcome)
+                        knob = failure.refused_knob(knobs.keys() - sampling.explicit)
+                        if knob is not None:
+                            self._limits.refused_knobs.add(knob)
+                        elif len(piece) > 1 and failure.may_refuse_n:
+                            asked = len(piece)
+                            refusals.append(Refusal(asked, failure.smaller_n(asked), failure.names_n(asked)))
+                        else:
+                            # one completion, asked for after a refusal, fails as well: nothing else will help
+                            done = missing if refusal else piece
+                            draw.errors += [outcome] * len(done)
                     missing = [place for place in missing if place not in done]
                 if refusals:
-                    refusal = min(refusals, key=lambda each: each.smaller)
+                    refusal = min(refusals, key=lambda refusal: refusal.smaller)
                     most = refusal.smaller
-        draw.completions = [came[place] for place in sorted(came)]
+        draw.completions = [completions[place] for place in sorted(completions)]
         draw.usage["seconds"] = watch.seconds
         if not draw.completions:
-            raise _failed(draw, str(getattr(self._model, "openai_api_base", None) or "")) from draw.errors[-1]
+            cause = draw.errors[-1]
+            address = str(getattr(self._model, "openai_api_base", None) or "")
+            raise policy_failed(cause, address=address, usage=draw.usage) from cause
         return draw
 
-    def _drops_knob(self, error: Exception, knobs: AbstractSet[str]) -> bool:
-        """Whether the provider says that it does not take one of `knobs`, which is then never sent again."""
-        knob = refused_knob(error, knobs)
-        if knob is not None:
-            self._refused.add(knob)
-        return knob is not None
-
     async def _request(
-        self, messages: list[BaseMessage], n: int, knobs: Mapping[str, float], sampling: Sampling, usage: PhaseUsage
+        self,
+        messages: Sequence[BaseMessage],
+        n: int,
+        knobs: Mapping[str, float],
+        sampling: Sampling,
+        usage: PhaseUsage,
     ) -> list[Completion]:
+        """One request for `n` completions, whose cost is added to `usage`."""
         usage["requests"] += 1
-        config = merge_configs(ensure_config(), self._config, {"tags": [_NOSTREAM]})
+        config = merge_configs(ensure_config(), self._config, {"tags": [TAG_NOSTREAM]})
+        stop = list(sampling.stop)
 
-        def told(model: BaseChatModel) -> BaseChatModel:
-            return self._copy(model, knob_fields(model, knobs, sampling.explicit) | completion_fields(model, n))
+        def fields(model: BaseChatModel) -> dict[str, Options]:
+            return knob_fields(model, knobs, sampling.explicit) | completion_fields(model, n)
 
         if self._model is None:
-            stop = {"stop": list(sampling.stop)} if sampling.stop else {}
-            message = await change_models(self.policy, told).ainvoke(messages, config, **stop)
+            policy = change_models(self.policy, lambda model: model.model_copy(update=fields(model)))
+            message = await policy.ainvoke(list(messages), config, **({"stop": stop} if stop else {}))
             if not isinstance(message, AIMessage):
                 raise ConfigurationError(f"The policy returned {type(message).__name__!r}, not a message.")
-            _count(usage, [message], None)
-            return [_completion(ChatGeneration(message=message))]
-        result: LLMResult | None
-        try:
-            result = await told(self._model).agenerate(
-                [messages],
-                stop=list(sampling.stop) or self._bound.get("stop"),
-                callbacks=config.get("callbacks"),
-                tags=config.get("tags"),
-                metadata=config.get("metadata"),
-                **{name: value for name, value in self._bound.items() if name not in _OWN_ARGUMENTS},
-            )
-        except Exception as error:
-            result = result_inside(error)
-            if result is None:
-                raise
-        generations = [made for made in result.generations[0] if isinstance(made, ChatGeneration)]
-        _count(usage, [made.message for made in generations], result.llm_output)
+            result = LLMResult(generations=[[ChatGeneration(message=message)]])
+        else:
+            own = fields(self._model)
+            key = tuple(own.items())
+            model = self._copies.get(key) or self._copies.setdefault(key, self._model.model_copy(update=own))
+            try:
+                result = await model.agenerate(
+                    [list(messages)],
+                    stop=stop or self._arguments.get("stop"),
+                    callbacks=config.get("callbacks"),
+                    tags=config.get("tags"),
+                    metadata=config.get("metadata"),
+                    **{name: value for name, value in self._arguments.items() if name not in _OWN_ARGUMENTS},
+                )
+            except Exception as error:
+                partial = partial_completions(error)
+                if partial is None:
+                    raise
+                result = partial
+        generations = [generation for generation in result.generations[0] if isinstance(generation, ChatGeneration)]
+        _add_tokens(usage, [generation.message for generation in generations], result.llm_output)
         if not generations:
             raise PolicyError("The provider returned no completion.")
-        return [_completion(made) for made in generations]
-
-    def _copy(self, model: BaseChatModel, fields: dict[str, Any]) -> BaseChatModel:  # Any: values of any field
-        """A copy of the model with these fields, kept: LangChain describes a model to callbacks once an instance."""
-        if model is not self._model:
-            return model.model_copy(update=fields)
-        key = tuple(fields.items())
-        copy = self._copies.pop(key, None) or model.model_copy(update=fields)
-        self._copies[key] = copy
-        if len(self._copies) > _MOST_COPIES:
-            with contextlib.suppress(StopIteration, KeyError):
-                del self._copies[next(iter(self._copies))]
-        return copy
+        return [_completion(generation) for generation in generations]
 
 
 def as_sampler(policy: Policy | Sampler) -> Sampler:
@@ -327,58 +312,40 @@ def as_sampler(policy: Policy | Sampler) -> Sampler:
     return policy if isinstance(policy, Sampler) else Sampler(policy)
 
 
-def _failed(draw: Draw, address: str) -> PolicyError:
-    cause = draw.errors[-1]
-    if isinstance(cause, PolicyError):
-        cause.usage = draw.usage
-        return cause
-    return PolicyError(f"The policy failed: {one_line(cause)}.", hint=hint_for(cause, address), usage=draw.usage)
-
-
-def _unwrap(policy: Policy) -> tuple[BaseChatModel | None, dict[str, Any], RunnableConfig]:  # Any: bound arguments
-    """The chat model inside `bind` and `with_config`, its bound arguments, and its config; None when it is not one."""
-    bound: dict[str, Any] = {}
-    config: RunnableConfig = {}
-    inner: Any = policy  # Any: RunnableBinding.bound is a Runnable of any kind
-    while isinstance(inner, RunnableBinding):
-        bound = {**inner.kwargs, **bound}
-        config = merge_configs(inner.config, config)
-        inner = inner.bound
-    return (inner, bound, config) if isinstance(inner, BaseChatModel) else (None, {}, {})
-
-
-def _seed(first: int | None, place: int) -> dict[str, int]:
-    """The knob `seed` of a request whose first completion has this place among the N."""
-    return {} if first is None else {"seed": (first + place) % _MOST_SEEDS}
+def _split(places: Sequence[int], most: int | None) -> list[list[int]]:
+    """Ascending `places` as requests: runs without a gap, of at most `most`."""
+    runs: list[list[int]] = []
+    for place in places:
+        if runs and runs[-1][-1] + 1 == place and (most is None or len(runs[-1]) < most):
+            runs[-1].append(place)
+        else:
+            runs.append([place])
+    return runs
 
 
 def _completion(generation: ChatGeneration) -> Completion:
     message = generation.message
-    told = {**(generation.generation_info or {}), **message.response_metadata}
-    finish = str(told.get("finish_reason") or told.get("stop_reason") or told.get("done_reason") or "").lower()
+    details = {**(generation.generation_info or {}), **message.response_metadata}
+    finish = details.get("finish_reason") or details.get("stop_reason") or details.get("done_reason") or ""
     return Completion(
-        text=_whole_characters(message.text),
-        truncated=finish in _CUT_SHORT,
-        ended_by_stop=finish not in _CUT_SHORT,
+        # servers that cut at a token may send half a character, which no later request could hold: U+FFFD instead
+        text=message.text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"),
+        truncated=str(finish).lower() in _CUT_SHORT,
         tool_calls=bool(getattr(message, "tool_calls", None)),
     )
 
 
-def _whole_characters(text: str) -> str:
-    """The text with U+FFFD for half a character, as servers that cut at a token may send: no request can hold one."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def _count(usage: PhaseUsage, messages: Sequence[BaseMessage], llm_output: Mapping[str, Any] | None) -> None:
+def _add_tokens(usage: PhaseUsage, messages: Sequence[BaseMessage], llm_output: JSONObject | None) -> None:
     """Add a request's tokens. With n > 1 each message repeats the usage of all; `llm_output` has it once."""
-    told = (llm_output or {}).get("token_usage") or {}
-    if told.get("prompt_tokens") is not None or told.get("completion_tokens") is not None:
-        usage["input_tokens"] += told.get("prompt_tokens") or 0
-        usage["output_tokens"] += told.get("completion_tokens") or 0
+    whole = (llm_output or {}).get("token_usage") or {}
+    if whole.get("prompt_tokens") is not None or whole.get("completion_tokens") is not None:
+        usage["input_tokens"] += whole.get("prompt_tokens") or 0
+        usage["output_tokens"] += whole.get("completion_tokens") or 0
         return
-    each = [message.usage_metadata for message in messages if isinstance(message, AIMessage) and message.usage_metadata]
-    if not each:
-        return
-    usage["input_tokens"] += each[0]["input_tokens"]
-    repeated = len(each) > 1 and all(one == each[0] for one in each)
-    usage["output_tokens"] += each[0]["output_tokens"] if repeated else sum(one["output_tokens"] for one in each)
+    counts = [message.usage_metadata for message in messages if isinstance(message, AIMessage)]
+    counted = [count for count in counts if count]
+    if counted:
+        first = counted[0]
+        usage["input_tokens"] += first["input_tokens"]
+        is_repeated = len(counted) > 1 and all(count == first for count in counted)
+        usage["output_tokens"] += sum(count["output_tokens"] for count in (counted[:1] if is_repeated else counted))

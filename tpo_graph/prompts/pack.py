@@ -1,41 +1,83 @@
 """Finds, checks and renders prompt packs.
 
-A pack is a folder with a `pack.toml` (tags, how a preference and a conversation are worded) and one TOML file for
-each phase: `sample`, `loss`, `gradient`, `update`, and with `_revision` behind the name what is different in mode
-`revision`. `critique` is loss and gradient in one, for the variant `fused-critique`. A file has a `user` part, maybe a
-`system` part, and maybe a `[sampling]` table.
+A pack is a folder with a `pack.toml` (tags, and how a preference and a conversation are worded) and one TOML file for
+each phase: `sample`, `loss`, `gradient`, `update`, and with `_revision` appended what differs in mode `revision`.
+`critique` is loss and gradient in one, for the fused critique. A file has a `user` part, and may have a `system` part
+and a `[sampling]` table.
 """
 
 import dataclasses
+import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import get_args
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar, get_args
 
 from langchain_core.messages import BaseMessage, HumanMessage, SystemMessage
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tpo_graph.errors import PromptError
-from tpo_graph.prompts.conversation import ConversationFormat
-from tpo_graph.prompts.files import (
-    PROMPT_NAMES,
-    ConversationTable,
-    PackFile,
-    PhasePrompt,
-    PromptFile,
-    PromptName,
-    needed_variables,
-    parse_conversation,
-    parse_preference,
-    parse_prompt,
-    parse_table,
-    read_file,
-)
-from tpo_graph.prompts.template import Syntax, Template
+from tpo_graph.prompts.template import ConversationFormat, Syntax, Template
 from tpo_graph.settings import PolicyPhase, TPOSettings
 from tpo_graph.types import Mode
 
+PromptName: TypeAlias = Literal[
+    "sample",
+    "sample_revision",
+    "loss",
+    "loss_revision",
+    "gradient",
+    "gradient_revision",
+    "critique",
+    "critique_revision",
+    "update",
+    "update_revision",
+]
+PROMPT_NAMES: tuple[PromptName, ...] = get_args(PromptName)
+
 _PHASES: tuple[PolicyPhase, ...] = get_args(PolicyPhase)
+_ALWAYS = frozenset({"query", "conversation", "preference"})
+_ALLOWED: Mapping[str, frozenset[str]] = {
+    "sample": _ALWAYS,
+    "loss": _ALWAYS | {"best", "worst", "open_tag", "close_tag"},
+    "critique": _ALWAYS | {"best", "worst", "open_tag", "close_tag", "critique_divider"},
+    "gradient": _ALWAYS | {"best", "worst", "loss", "loss_prompt", "open_tag", "close_tag"},
+    "update": _ALWAYS | {"best", "worst", "loss", "loss_prompt", "gradient", "open_tag", "close_tag"},
+}
+# a prompt needs one variable of each set; in mode revision `worst` is neither needed nor allowed
+_NEEDED: Mapping[str, tuple[frozenset[str], ...]] = {
+    "sample": (frozenset({"query", "conversation"}),),
+    "loss": (frozenset({"query", "conversation"}), frozenset({"best"}), frozenset({"worst"})),
+    "critique": (frozenset({"query", "conversation"}), frozenset({"best"}), frozenset({"worst"})),
+    "gradient": (frozenset({"loss"}),),
+    "update": (frozenset({"gradient"}),),
+}
+
+
+@dataclass(frozen=True)
+class PhasePrompt:
+    """What a model is asked in one phase.
+
+    Attributes:
+        user: the user message.
+        system: the system message, or None for none.
+        sampling: the pack's recommended `temperature`, `top_p`, `max_new_tokens` and `stop` for the phase.
+    """
+
+    user: Template
+    system: Template | None
+    sampling: Mapping[str, Any]
+
+    @property
+    def variables(self) -> frozenset[str]:
+        """Variables of both parts."""
+        return self.user.variables | (self.system.variables if self.system else frozenset())
+
+    @property
+    def literal(self) -> str:
+        """The text of both parts without their variables."""
+        return self.user.literal + (self.system.literal if self.system else "")
 
 
 @dataclass(frozen=True)
@@ -45,12 +87,12 @@ class PromptPack:
     Attributes:
         name: the folder's name.
         description: one line for people.
-        prompts: by name: a phase, or a phase with `_revision` behind it.
+        prompts: by name: a phase, or a phase with `_revision` appended.
         open_tag: text before a revised response, unless the settings have another.
         close_tag: text after it.
-        critique_divider: text between the loss and the gradient of a fused critique; "" when the pack has none.
-        preference: how a preference is worded; "" when there is none.
+        preference: how a preference is worded.
         conversation: how `$conversation` is written.
+        critique_divider: text between the loss and the gradient of a fused critique; "" when the pack has none.
         syntax: which marks are variables in this pack.
     """
 
@@ -59,27 +101,30 @@ class PromptPack:
     prompts: Mapping[str, PhasePrompt]
     open_tag: str
     close_tag: str
-    preference: Template
-    conversation: ConversationFormat
+    preference: Template = field(default_factory=lambda: Template(("", "preference", "")))
+    conversation: ConversationFormat = field(default_factory=ConversationFormat)
     critique_divider: str = ""
     syntax: Syntax = "both"
 
     @classmethod
     def load(cls, name: str | Path) -> "PromptPack":
-        """Read a pack by name (`tpo`, `base`) or from a folder.
+        """Read a pack.
+
+        Args:
+            name: the name of a pack that comes with the package (`tpo`, `base`), or a folder.
 
         Raises:
-            PromptError: no such pack, or a part that is missing, unknown or not as it must be.
+            PromptError: there is no such pack, or a file, key or variable of it is missing, unknown or wrong.
         """
         return _read_pack(pack_folder(name))
 
     def replace(self, prompt: PromptName, *, user: str | None = None, system: str | None = None) -> "PromptPack":
-        """A copy of the pack with parts of one prompt in other words.
+        """A copy of the pack in which one prompt is worded differently.
 
         Args:
             prompt: which one, as in `loss` or `loss_revision`.
-            user: the new user part; None keeps it.
-            system: the new system part; None keeps it, "" takes it away.
+            user: the new user message; None keeps the present one.
+            system: the new system message; None keeps the present one, "" removes it.
 
         Raises:
             PromptError: the name is unknown, or the text is not a valid template.
@@ -88,13 +133,12 @@ class PromptPack:
             raise PromptError(f"Unknown prompt {prompt!r}; allowed: {', '.join(PROMPT_NAMES)}.")
         old = self.prompts.get(prompt)
         if user is None and old is None:
-            raise PromptError(f"Prompt pack {self.name!r} has no {prompt!r} yet: give its user part.")
-        file = parse_table({"user": user or "", "system": system}, PromptFile, prompt)
-        new = parse_prompt(prompt, file, self.syntax, prompt)
+            raise PromptError(f"Prompt pack {self.name!r} has no {prompt!r} yet: its user message is needed.")
+        new = _parse_prompt(prompt, _PromptFile(user=user or "", system=system), self.syntax, where=prompt)
         if old is not None:
             new = PhasePrompt(
-                user=new.user if user is not None else old.user,
-                system=new.system if system is not None else old.system,
+                user=old.user if user is None else new.user,
+                system=old.system if system is None else new.system,
                 sampling=old.sampling,
             )
         return _checked(dataclasses.replace(self, prompts={**self.prompts, prompt: new}))
@@ -102,7 +146,9 @@ class PromptPack:
     def prompt(self, phase: str, mode: Mode) -> PhasePrompt | None:
         """The prompt of a phase; None for `sample` where the conversation itself goes to the policy.
 
-        `critique` is loss and gradient in one.
+        Args:
+            phase: which phase, or `critique` for loss and gradient in one.
+            mode: the mode of the run.
 
         Raises:
             PromptError: the pack has no such prompt in this mode.
@@ -127,64 +173,57 @@ class PromptPack:
             critique: name of the prompt for the textual loss.
 
         Raises:
-            PromptError: the pack can't do it.
+            PromptError: a prompt is missing or shows what its mode must not show, or a tag or the preference of the
+                settings would not reach the model.
         """
-        if settings.mode == "bon":
-            self.prompt("sample", settings.mode)
+        mode = settings.mode
+        if mode == "bon":
+            self.prompt("sample", mode)
             return
-        for phase in (*_PHASES, critique):
-            self.prompt(phase, settings.mode)
-        self._check_setting_of_tags(settings)
-        self._check_preference(settings, critique)
-
-    def check_mode(self, mode: Mode) -> None:
-        """Make sure that the pack can run `mode`.
-
-        Raises:
-            PromptError: it can't.
-        """
-        self.check(TPOSettings(mode=mode))
-
-    def _check_setting_of_tags(self, settings: TPOSettings) -> None:
-        """A tag of the settings reaches the policy only where the prompt has it as a variable."""
-        update = self.prompt("update", settings.mode)
-        used = update.variables if update else frozenset()
+        prompts = {phase: self.prompt(phase, mode) for phase in (*_PHASES, critique)}
+        update, loss = prompts["update"], prompts["loss"]
         for name, tag, own in (
             ("open_tag", settings.open_tag, self.open_tag),
             ("close_tag", settings.close_tag, self.close_tag),
         ):
-            if tag not in (None, own) and name not in used:
+            if update and tag not in (None, own) and name not in update.variables:
                 raise PromptError(
                     f"Prompt pack {self.name!r} asks for the tag {own!r} in its own words, so the setting "
                     f"{name}={tag!r} would find nothing.",
                     hint="Leave the setting out, or use $open_tag and $close_tag in the update prompt.",
                 )
-
-    def _check_preference(self, settings: TPOSettings, critique: str) -> None:
-        """A preference must reach loss, gradient and update, each by itself or inside the loss prompt that it shows."""
-        if not settings.preference:
-            return
-        shown = {phase: self.prompt(phase, settings.mode) for phase in (critique, "gradient", "update")}
-        loss = self.prompt("loss", settings.mode)
+        # a prompt has the preference by itself or inside the loss prompt that it shows
         carriers = {"preference"} | ({"loss_prompt"} if loss and "preference" in loss.user.variables else set())
-        without = [f"{phase!r}" for phase, prompt in shown.items() if prompt and not carriers & prompt.variables]
-        if without:
+        lacking = [
+            f"{phase!r}"
+            for phase in (critique, "gradient", "update")
+            if (prompt := prompts[phase]) and not carriers & prompt.variables
+        ]
+        if settings.preference and lacking:
             raise PromptError(
-                f"Prompt pack {self.name!r} does not use 'preference' in {' and '.join(without)}: "
+                f"Prompt pack {self.name!r} does not use 'preference' in {' and '.join(lacking)}: "
                 f"the preference {settings.preference!r} would be lost there.",
                 hint="Put $preference into its loss, gradient and update prompts, or use another pack.",
             )
 
     def render(self, prompt: PhasePrompt, values: Mapping[str, str]) -> list[BaseMessage]:
-        """The messages of one request."""
-        messages: list[BaseMessage] = []
-        if prompt.system is not None:
-            messages.append(SystemMessage(prompt.system.render(values)))
-        messages.append(HumanMessage(prompt.user.render(values)))
-        return messages
+        """The messages of one request.
+
+        Args:
+            prompt: one of this pack's prompts.
+            values: a text for each variable that it uses.
+        """
+        system: list[BaseMessage] = [SystemMessage(prompt.system.render(values))] if prompt.system else []
+        return [*system, HumanMessage(prompt.user.render(values))]
 
     def values(self, conversation: Sequence[BaseMessage], *, query: str, preference: str) -> dict[str, str]:
-        """The variables that every phase has."""
+        """The variables that every phase has.
+
+        Args:
+            conversation: all messages of it.
+            query: text of its last user message.
+            preference: what the answer is to satisfy; "" for nothing in particular.
+        """
         return {
             "query": query,
             "conversation": self.conversation.render(conversation),
@@ -192,27 +231,22 @@ class PromptPack:
         }
 
 
-def pack_roots() -> list[Path]:
-    """Where packs are: in the installed package, or beside it in a source tree."""
-    package = Path(str(resources.files("tpo_graph")))
-    return [root for root in (package / "prompts", package.parent / "prompts") if root.is_dir()]
-
-
 def available_packs() -> list[str]:
     """Names of the packs that come with the package."""
-    return sorted(
-        {folder.name for root in pack_roots() for folder in root.iterdir() if (folder / "pack.toml").is_file()}
-    )
+    return sorted({file.parent.name for root in _pack_roots() for file in root.glob("*/pack.toml")})
 
 
 def pack_folder(name: str | Path) -> Path:
-    """The folder of a pack: one that comes with the package, or a path.
+    """The folder of a pack.
+
+    Args:
+        name: the name of a pack that comes with the package, or a folder.
 
     Raises:
-        PromptError: there is none.
+        PromptError: there is no such pack.
     """
     if isinstance(name, str) and name in available_packs():
-        return next(root / name for root in pack_roots() if (root / name / "pack.toml").is_file())
+        return next(root / name for root in _pack_roots() if (root / name / "pack.toml").is_file())
     folder = Path(name).expanduser()
     if (folder / "pack.toml").is_file():
         return folder
@@ -222,89 +256,162 @@ def pack_folder(name: str | Path) -> Path:
     )
 
 
+def _pack_roots() -> list[Path]:
+    """Where packs are: in the installed package, or beside it in a source tree."""
+    package = Path(str(resources.files("tpo_graph")))
+    return [package / "prompts", package.parent / "prompts"]
+
+
+# The files of a pack, as they may be written.
+
+_NotBlank = Annotated[str, Field(pattern=r"\S")]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
+
+
+class _Sampling(_Table):
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    max_new_tokens: Annotated[int, Field(ge=1)] | None = None
+    stop: list[Annotated[str, Field(min_length=1)]] | None = None
+
+
+class _PromptFile(_Table):
+    user: str
+    system: str | None = None
+    sampling: _Sampling = _Sampling()
+
+
+class _Conversation(_Table):
+    single: str | None = None
+    turn: str | None = None
+    separator: str | None = None
+    roles: dict[Literal["system", "user", "assistant", "tool"], str] = {}
+
+
+class _PackFile(_Table):
+    """`pack.toml`; what is None comes from the pack that this one extends."""
+
+    description: str | None = None
+    extends: str | None = None
+    syntax: Syntax | None = None
+    open_tag: _NotBlank | None = None
+    close_tag: _NotBlank | None = None
+    critique_divider: _NotBlank | None = None
+    preference: str | None = None
+    conversation: _Conversation | None = None
+
+
+_File = TypeVar("_File", bound=_Table)
+
+
+def _read_file(path: Path, kind: type[_File]) -> _File:
+    try:
+        return kind.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            inner: dict[str, type[_Table]] = {"sampling": _Sampling, "conversation": _Conversation}
+            allowed = inner.get(str(problem["loc"][0]), kind).model_fields
+            raise PromptError(f"{path.name}: unknown key {key!r}; allowed: {', '.join(allowed)}.") from error
+        if problem["type"] == "missing":
+            raise PromptError(f"{path.name} has no {key!r}.") from error
+        raise PromptError(f"{path.name}: {key} = {problem['input']!r}: {problem['msg']}.") from error
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise PromptError(f"{path} can't be read: {error}.") from error
+
+
 def _read_pack(folder: Path, extending: tuple[Path, ...] = ()) -> PromptPack:
-    head = read_file(folder / "pack.toml", PackFile)
-    base = _base_pack(head.extends, folder, (*extending, folder.resolve())) if head.extends else None
-    syntax = head.syntax or (base.syntax if base else "both")
-    prompts = dict(base.prompts) if base else {}
+    """Read a pack and those that it extends.
+
+    Args:
+        folder: of the pack.
+        extending: folders of the packs that extend this one, to find a circle.
+    """
+    head = _read_file(folder / "pack.toml", _PackFile)
+    base = PromptPack(name="", description="", prompts={}, open_tag="", close_tag="")
+    if head.extends:
+        beside = folder.parent / head.extends
+        # a folder with the name of a pack of ours may extend that one
+        is_itself = beside.resolve() == folder.resolve() and head.extends in available_packs()
+        other = beside if (beside / "pack.toml").is_file() and not is_itself else pack_folder(head.extends)
+        if other.resolve() in (*extending, folder.resolve()):
+            raise PromptError(f"Prompt pack {folder.name!r} extends itself.")
+        base = _read_pack(other, (*extending, folder.resolve()))
+    syntax = head.syntax or base.syntax
+    prompts = dict(base.prompts)
     for file in sorted(folder.glob("*.toml")):
         if file.name == "pack.toml":
             continue
         if file.stem not in PROMPT_NAMES:
             raise PromptError(
-                f"{file.name} in prompt pack {folder.name!r} is no phase; allowed: {', '.join(PROMPT_NAMES)}."
+                f"{file.name} in prompt pack {folder.name!r} is not a phase; allowed: {', '.join(PROMPT_NAMES)}."
             )
-        prompts[file.stem] = parse_prompt(file.stem, read_file(file, PromptFile), syntax, file.name)
-    open_tag, close_tag = head.open_tag or (base and base.open_tag), head.close_tag or (base and base.close_tag)
-    if not open_tag or not close_tag:
-        raise PromptError(f"pack.toml of prompt pack {folder.name!r} must have open_tag and close_tag.")
-    inherits_preference = base is not None and head.preference is None
-    inherits_conversation = base is not None and head.conversation is None
-    return _checked(
-        PromptPack(
-            name=folder.name,
-            description=head.description or (base.description if base else ""),
-            prompts=prompts,
-            open_tag=open_tag,
-            close_tag=close_tag,
-            preference=base.preference if base and inherits_preference else parse_preference(head.preference, syntax),
-            critique_divider=head.critique_divider or (base.critique_divider if base else ""),
-            conversation=base.conversation
-            if base and inherits_conversation
-            else parse_conversation(head.conversation or ConversationTable(), syntax),
-            syntax=syntax,
-        )
+        prompts[file.stem] = _parse_prompt(file.stem, _read_file(file, _PromptFile), syntax, where=file.name)
+    own: dict[str, Any] = head.model_dump(
+        exclude_none=True, include={"description", "open_tag", "close_tag", "critique_divider"}
     )
+    if head.preference is not None:
+        own["preference"] = Template.parse(
+            head.preference, allowed={"preference"}, where="pack.toml (preference)", syntax=syntax
+        )
+    if head.conversation is not None:
+        own["conversation"] = _parse_conversation(head.conversation, syntax)
+    pack = dataclasses.replace(base, name=folder.name, prompts=prompts, syntax=syntax, **own)
+    if not pack.open_tag or not pack.close_tag:
+        raise PromptError(f"pack.toml of prompt pack {folder.name!r} must have open_tag and close_tag.")
+    return _checked(pack)
 
 
-def _base_pack(name: str, folder: Path, extending: tuple[Path, ...]) -> PromptPack:
-    """The pack that the one in `folder` extends: a folder beside it, or one that comes with the package."""
-    beside = folder.parent / name
-    # a folder that is called like a pack of ours may extend that one
-    is_itself = beside.resolve() == folder.resolve() and name in available_packs()
-    other = beside if (beside / "pack.toml").is_file() and not is_itself else pack_folder(name)
-    if other.resolve() in extending:
-        raise PromptError(f"Prompt pack {folder.name!r} extends itself.")
-    return _read_pack(other, extending)
+def _parse_prompt(name: str, file: _PromptFile, syntax: Syntax, *, where: str) -> PhasePrompt:
+    phase = name.removesuffix("_revision")
+    allowed = _ALLOWED[phase] - ({"worst"} if name != phase else set())
+    user = Template.parse(file.user, allowed=allowed, where=f"{where} (user)", syntax=syntax)
+    system = None
+    if file.system:
+        system = Template.parse(file.system, allowed=allowed, where=f"{where} (system)", syntax=syntax)
+    sampling = file.sampling.model_dump(exclude_none=True)
+    if "stop" in sampling:
+        sampling["stop"] = tuple(sampling["stop"])
+    return PhasePrompt(user=user, system=system, sampling=sampling)
+
+
+def _parse_conversation(table: _Conversation, syntax: Syntax) -> ConversationFormat:
+    default = ConversationFormat()
+    own: dict[str, Any] = {"roles": {**default.roles, **table.roles}}
+    if table.separator is not None:
+        own["separator"] = table.separator
+    for name, text, allowed in (("single", table.single, ["content"]), ("turn", table.turn, ["role", "content"])):
+        if text is not None:
+            own[name] = Template.parse(text, allowed=allowed, where="pack.toml [conversation]", syntax=syntax)
+    return dataclasses.replace(default, **own)
 
 
 def _checked(pack: PromptPack) -> PromptPack:
-    for phase in ("loss", "gradient", "update"):
-        if phase not in pack.prompts:
-            raise PromptError(f"Prompt pack {pack.name!r} has no {phase}.toml.")
+    """The pack itself, once its prompts are found to use and to say what they must."""
+    for required in ("loss", "gradient", "update"):
+        if required not in pack.prompts:
+            raise PromptError(f"Prompt pack {pack.name!r} has no {required}.toml.")
     for name, prompt in pack.prompts.items():
-        for choice in needed_variables(name):
-            if not choice & prompt.variables:
-                raise PromptError(f"{name}.toml of prompt pack {pack.name!r} must use {' or '.join(sorted(choice))}.")
-        if name.startswith("update"):
-            _check_tags(pack, name, prompt)
-        if name.startswith("critique"):
-            _check_divider(pack, name, prompt)
+        where = f"{name}.toml of prompt pack {pack.name!r}"
+        phase = name.removesuffix("_revision")
+        for choice in _NEEDED[phase]:
+            if not choice & prompt.variables and (name == phase or choice != {"worst"}):
+                raise PromptError(f"{where} must use {' or '.join(sorted(choice))}.")
+        # the model has to see these, as a variable or in the pack's own words
+        shown = {}
+        if phase == "update":
+            shown = {"open_tag": pack.open_tag, "close_tag": pack.close_tag}
+        elif phase == "critique":
+            if not pack.critique_divider:
+                raise PromptError(f"Prompt pack {pack.name!r} has {name}.toml, but no critique_divider in pack.toml.")
+            shown = {"critique_divider": pack.critique_divider}
+        for variable, text in shown.items():
+            # a stop text may be the closing tag
+            ended = variable == "close_tag" and any(text.startswith(stop) for stop in prompt.sampling.get("stop", ()))
+            if variable not in prompt.variables and text not in prompt.literal and not ended:
+                raise PromptError(f"{where} must use {variable} or contain the text {text!r} itself.")
     return pack
-
-
-def _check_divider(pack: PromptPack, name: str, prompt: PhasePrompt) -> None:
-    """The critic must be told what to put between the two parts: by variable, or in the pack's own words."""
-    if not pack.critique_divider:
-        raise PromptError(f"Prompt pack {pack.name!r} has {name}.toml, but no critique_divider in pack.toml.")
-    if "critique_divider" not in prompt.variables and pack.critique_divider not in _written(prompt):
-        raise PromptError(
-            f"{name}.toml of prompt pack {pack.name!r} must use critique_divider or hold the text "
-            f"{pack.critique_divider!r} itself."
-        )
-
-
-def _written(prompt: PhasePrompt) -> str:
-    """What a prompt says besides its variables."""
-    return prompt.user.literal + (prompt.system.literal if prompt.system else "")
-
-
-def _check_tags(pack: PromptPack, name: str, prompt: PhasePrompt) -> None:
-    """The policy must be told both tags, by variable or in the pack's own words; a stop text may be the closing one."""
-    stops = prompt.sampling.get("stop", ())
-    for variable, tag in (("open_tag", pack.open_tag), ("close_tag", pack.close_tag)):
-        ended = variable == "close_tag" and any(tag.startswith(stop) for stop in stops)
-        if variable not in prompt.variables and tag not in _written(prompt) and not ended:
-            raise PromptError(
-                f"{name}.toml of prompt pack {pack.name!r} must use {variable} or hold the tag {tag!r} itself."
-            )

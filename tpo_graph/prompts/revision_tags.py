@@ -1,4 +1,4 @@
-"""Cutting a response out of a completion: its blank edges, and the tags that fence a revised one."""
+"""Cutting a response out of a completion: its blank edges, and the tags that fence a revised response."""
 
 import re
 from typing import NamedTuple
@@ -13,8 +13,8 @@ class Extraction(NamedTuple):
 
     Attributes:
         text: what stood between the tags, without blank edges.
-        problem: None when the text can be a candidate.
-        is_closed: a closing tag ends the text; False where it is taken although nothing does.
+        problem: why the text can't be a candidate; None when it can.
+        is_closed: a closing tag ends the text; False where the text was kept although nothing closes it.
     """
 
     text: str
@@ -23,9 +23,9 @@ class Extraction(NamedTuple):
 
 
 def without_blank_edges(text: str) -> str:
-    """The text without blank lines before it and white space behind it; the first line keeps its indentation.
+    """The text without blank lines before it and white space after it; the first line keeps its indentation.
 
-    One space is none: tokenizers put it before a word.
+    A single leading space does not count as indentation: tokenizers put one before a word.
     """
     blank = _BLANK_LINES.match(text)
     text = text[blank.end() if blank else 0 :].rstrip()
@@ -44,9 +44,9 @@ def extract_revision(
 ) -> Extraction:
     """The text between the tags of a completion.
 
-    Of several fenced blocks the last counts: models quote the tags, or draft, before they answer. Tags inside a
-    block belong to its text as long as they are balanced; a stray closing tag does not end a block when another
-    one follows.
+    Of several fenced blocks the last one counts, because models quote the tags, or write a draft, before they answer.
+    Tags inside a block belong to its text as long as they are balanced; a stray closing tag does not end a block when
+    another one follows.
 
     Args:
         completion: what the policy wrote.
@@ -54,44 +54,33 @@ def extract_revision(
         close_tag: text after it; may equal `open_tag`.
         opened: the prompt ended with the opening tag, so that the completion begins inside.
         closed: the provider ended the completion at the closing tag and left it out.
-        truncated: the completion ended at the token limit, so that a block that is still open then has no end.
-        keep_truncated: take what follows the opening tag although nothing closes it.
+        truncated: the completion ended at the token limit, so that a block that is still open has no end.
+        keep_truncated: keep what follows the opening tag although nothing closes it.
     """
     # a model may repeat the tag that the prompt ended with, and a server may keep the stop text
     text = f"{open_tag}{completion}" if opened and not completion.lstrip().startswith(open_tag) else completion
-    start = text.find(open_tag)
-    if start < 0:
-        return Extraction("", "empty" if not text.strip() else "no_tags")
+    if open_tag not in text:
+        return Extraction("", "no_tags" if text.strip() else "empty")
     text = f"{text}{close_tag}" if closed and not text.rstrip().endswith(close_tag) else text
-    block = _last_block(text, open_tag, close_tag, truncated=truncated)
-    inner = _inside(text[block.start : block.end])
-    is_closed = block.end is not None
+    start, end = _last_block(text, open_tag, close_tag, truncated=truncated)
+    inner = text[start:end]
+    # only what stands on a line of its own is indented on purpose
+    inner = without_blank_edges(inner) if _BLANK_LINES.match(inner) else inner.strip()
+    is_closed = end is not None
     if not is_closed and not keep_truncated:
         return Extraction(inner, "not_closed", is_closed)
     return Extraction(inner, None if inner else "empty", is_closed)
 
 
-def _inside(text: str) -> str:
-    """What stands behind a tag: indentation is only what stands on a line of its own."""
-    return without_blank_edges(text) if _BLANK_LINES.match(text) else text.strip()
-
-
-class _Block(NamedTuple):
-    """Where a fenced text begins and ends; no end when nothing closes it."""
-
-    start: int
-    end: int | None
-
-
-def _last_block(text: str, open_tag: str, close_tag: str, *, truncated: bool) -> _Block:
-    """The last outermost block."""
+def _last_block(text: str, open_tag: str, close_tag: str, *, truncated: bool) -> tuple[int, int | None]:
+    """Where the last outermost block begins and ends; no end when nothing closes it."""
     first, last = text.find(open_tag) + len(open_tag), text.rfind(close_tag)
     if open_tag == close_tag:
         is_open = last < first or (truncated and text.count(open_tag) % 2 == 1)
-        return _Block(first, None if is_open else last)
+        return first, None if is_open else last
     depth = position = 0
     start = first
-    block: _Block | None = None
+    block: tuple[int, int] | None = None
     while True:
         opening, closing = text.find(open_tag, position), text.find(close_tag, position)
         if opening >= 0 and (closing < 0 or opening < closing):
@@ -99,15 +88,15 @@ def _last_block(text: str, open_tag: str, close_tag: str, *, truncated: bool) ->
             depth += 1
             position = opening + len(open_tag)
         elif closing >= 0:
-            # a closing tag at depth 0 is a stray: the block before it goes on up to here
+            # a closing tag at depth 0 is a stray: the block before it extends to here
             depth = max(0, depth - 1)
             position = closing + len(close_tag)
-            block = _Block(start, closing) if depth == 0 and closing >= start else block
+            block = (start, closing) if depth == 0 and closing >= start else block
         else:
             break
     if depth and truncated:
-        return _Block(start, None)
+        return start, None
     if block is None:
         # tags were opened inside the text and not closed there: the last closing tag is the block's own
-        return _Block(first, last if last >= first else None)
+        return first, last if last >= first else None
     return block

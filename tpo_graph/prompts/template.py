@@ -1,18 +1,25 @@
-"""Prompt templates: `$name`, `${name}` or `{{name}}` from a fixed list, checked when they are read.
+"""Prompt templates, and what they are filled with: a conversation as text, and responses cut to length.
 
-What is put in is never parsed again, so a response may hold `$query`, `{{best}}` or any brace.
+A template has `$name`, `${name}` or `{{name}}` from a fixed list of variables, checked when it is read. Values are
+never parsed again, so a response may contain `$query`, `{{best}}` or any brace.
 """
 
 import difflib
+import json
 import re
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
+
+from langchain_core.messages import AIMessage, BaseMessage
 
 from tpo_graph.errors import PromptError
 
 Syntax: TypeAlias = Literal["both", "dollar", "braces"]
-"""Which marks are variables: `both`, or `dollar` or `braces` alone, the other then being plain text."""
+"""Which marks are variables: `both`, or only `dollar` or `braces`, the other mark then being plain text."""
+
+ROLES: Mapping[str, str] = {"human": "user", "ai": "assistant", "system": "system", "tool": "tool"}
+"""LangChain's message types and the roles that a prompt pack names."""
 
 _NAME = "[A-Za-z_][A-Za-z0-9_]*"
 _DOLLAR = rf"(?P<escape>\$\$)|\$(?P<plain>{_NAME})|\$\{{(?P<fenced>{_NAME})\}}"
@@ -22,6 +29,7 @@ _MARKS: dict[Syntax, re.Pattern[str]] = {
     "dollar": re.compile(_DOLLAR),
     "braces": re.compile(_BRACES),
 }
+_BYTES_PER_TOKEN = 4
 
 
 @dataclass(frozen=True)
@@ -56,10 +64,16 @@ class Template:
             variable = name.get("plain") or name.get("fenced") or name.get("braces")
             if variable is None:
                 pieces[-1] += "$"
-                continue
-            if variable not in allowed:
-                raise _unknown(mark.group(), variable, allowed, where)
-            pieces += [variable, ""]
+            elif variable in allowed:
+                pieces += [variable, ""]
+            else:
+                similar = difflib.get_close_matches(variable, allowed, n=1)
+                guess = f" Did you mean {similar[0]!r}?" if similar else ""
+                raise PromptError(
+                    f"Unknown variable {mark.group()!r} in {where}; allowed there: "
+                    f"{', '.join(sorted(allowed))}.{guess}",
+                    hint='Write $$ for a literal dollar sign, or set syntax = "braces" or "dollar" in pack.toml.',
+                )
         pieces[-1] += text[end:]
         return cls(tuple(pieces))
 
@@ -76,6 +90,9 @@ class Template:
     def render(self, values: Mapping[str, str]) -> str:
         """The text with every variable replaced, once.
 
+        Args:
+            values: a text for each variable; more than are used may be given.
+
         Raises:
             PromptError: a variable has no value.
         """
@@ -85,10 +102,66 @@ class Template:
         return "".join(values[piece] if place % 2 else piece for place, piece in enumerate(self.pieces))
 
 
-def _unknown(mark: str, variable: str, allowed: Collection[str], where: str) -> PromptError:
-    close = difflib.get_close_matches(variable, allowed, n=1)
-    guess = f" Did you mean {close[0]!r}?" if close else ""
-    return PromptError(
-        f"Unknown variable {mark!r} in {where}; allowed there: {', '.join(sorted(allowed))}.{guess}",
-        hint='Write $$ for a literal dollar sign, or set syntax = "braces" or "dollar" in pack.toml.',
-    )
+@dataclass(frozen=True)
+class ConversationFormat:
+    """How a prompt writes `$conversation`.
+
+    Attributes:
+        single: a conversation of one user message; may use `content`.
+        turn: one message of any other conversation; may use `role` and `content`.
+        separator: text between turns.
+        roles: words for system, user, assistant and tool; a role that is missing is written as it is.
+    """
+
+    single: Template = Template(("", "content", ""))
+    turn: Template = Template(("", "role", ": ", "content", ""))
+    separator: str = "\n\n"
+    roles: Mapping[str, str] = field(default_factory=lambda: {role: role.title() for role in ROLES.values()})
+
+    def render(self, messages: Sequence[BaseMessage]) -> str:
+        """The whole conversation as one text, oldest turn first."""
+        if len(messages) == 1 and messages[0].type == "human":
+            return self.single.render({"content": messages[0].text})
+        turns = []
+        for message in messages:
+            role = ROLES.get(message.type, message.type)
+            turns.append(self.turn.render({"role": self.roles.get(role, role), "content": _content(message)}))
+        return self.separator.join(turns)
+
+
+def _content(message: BaseMessage) -> str:
+    """A message's text, and below it each tool call, as in `weather({"city": "Turku"})`."""
+    calls = message.tool_calls if isinstance(message, AIMessage) else []
+    lines = [f"{call['name']}({json.dumps(call['args'], ensure_ascii=False, default=str)})" for call in calls]
+    return "\n".join([message.text, *lines] if message.text else lines)
+
+
+def last_query(messages: Sequence[BaseMessage]) -> str:
+    """Text of the last user message, or "" when there is none."""
+    return next((message.text for message in reversed(messages) if message.type == "human"), "")
+
+
+def cut_to_tokens(text: str, limit: int, tokenize: Callable[[str], Sequence[int]] | None = None) -> str:
+    """The longest beginning of `text` that has at most `limit` tokens.
+
+    Args:
+        text: any text.
+        limit: number of tokens, 1 or more.
+        tokenize: turns a text into token ids, where the policy has a tokenizer (LangChain's `custom_get_token_ids`).
+            Without it a token counts as four bytes of UTF-8, which is about right for English and generous elsewhere.
+    """
+    if tokenize is None:
+        data = text.encode("utf-8", errors="surrogatepass")
+        if len(data) <= limit * _BYTES_PER_TOKEN:
+            return text
+        return data[: limit * _BYTES_PER_TOKEN].decode("utf-8", errors="ignore")
+    if len(tokenize(text)) <= limit:
+        return text
+    low, high = 0, len(text)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if len(tokenize(text[:middle])) <= limit:
+            low = middle
+        else:
+            high = middle - 1
+    return text[:low]

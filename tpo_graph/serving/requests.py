@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from tpo_graph.errors import ConfigurationError, MissingDependencyError
 from tpo_graph.langchain.chat_model import ChatTPO
 from tpo_graph.langchain.schema import AnswerSchema
-from tpo_graph.policies.providers import models_inside, takes_knob
+from tpo_graph.policies.providers import is_openai_compatible, models_inside, takes_knob
 from tpo_graph.serving.responses import RequestRefusedError
 from tpo_graph.settings import PolicyPhase
 from tpo_graph.types import Mode
@@ -336,7 +336,7 @@ def check_policy(chat: ChatRequest, mode: Mode, model: ChatTPO) -> None:
         if not takes_knob(policy, knob):
             raise _refused_policy_fields(field, "the policy has no way to take it")
     for field in POLICY_FIELDS:
-        if getattr(chat, field) is not None and not _is_openai_compatible(model.policy):
+        if getattr(chat, field) is not None and not is_openai_compatible(model.policy):
             raise _refused_policy_fields(field, "the policy is not an OpenAI-compatible one")
     if chat.tools and not _takes_tools(model.policy):
         raise _refused_policy_fields("tools", "the policy takes none")
@@ -372,13 +372,6 @@ def _check_parts(chat: ChatRequest, mode: Mode, model: ChatTPO) -> None:
 def _takes_tools(policy: Any) -> bool:  # Any: a policy
     models = models_inside(policy)
     return bool(models) and all(type(model).bind_tools is not BaseChatModel.bind_tools for model in models)
-
-
-def _is_openai_compatible(policy: Any) -> bool:  # Any: a policy
-    from langchain_openai.chat_models.base import BaseChatOpenAI
-
-    models = models_inside(policy)
-    return bool(models) and all(isinstance(model, BaseChatOpenAI) for model in models)
 
 
 def _refused_policy_fields(field: str, why: str) -> RequestRefusedError:

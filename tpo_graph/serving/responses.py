@@ -20,14 +20,12 @@ from tpo_graph.errors import (
     TPOError,
 )
 from tpo_graph.langchain.answer import answer_chunks
-from tpo_graph.policies.providers import status_of
+from tpo_graph.policies.providers import ProviderFailure
 
 # Errors as the OpenAI API tells them: a status, and an object that names the field at fault.
 
 _INVALID = "invalid_request_error"
 _SERVER = "server_error"
-# what a provider says when the request itself is at fault: too long a context, an image that it can't see
-_REFUSED_BY_POLICY = frozenset({400, 413, 422})
 
 
 class RequestRefusedError(TPOError):
@@ -89,7 +87,9 @@ def _kind_of(error: TPOError) -> tuple[int, str, str | None]:
     """Status, type and code."""
     if isinstance(error, RequestRefusedError):
         return error.status, _type_of(error.status), error.code
-    if isinstance(error, PolicyError) and _cause_status(error) in _REFUSED_BY_POLICY:
+    # the request itself is at fault: too long a context, an image that the provider can't read
+    cause = error.__cause__
+    if isinstance(error, PolicyError) and cause is not None and ProviderFailure.of(cause).kind == "refused":
         return 400, _INVALID, "refused_by_policy"
     for kind, status, type_name, code in _KINDS:
         if isinstance(error, kind):
@@ -103,10 +103,6 @@ def _type_of(status: int) -> str:
     if status == 401:
         return "authentication_error"
     return _SERVER if status >= 500 else _INVALID
-
-
-def _cause_status(error: BaseException) -> int | None:
-    return status_of(error.__cause__) if error.__cause__ is not None else None
 
 
 _KINDS: tuple[tuple[type[TPOError], int, str, str], ...] = (

@@ -81,7 +81,7 @@ def _revision(completion: Completion, request: PhaseRequest, messages: list[Base
         open_tag=open_tag,
         close_tag=close_tag,
         opened=messages[-1].text.rstrip().endswith(open_tag.rstrip()),
-        closed=completion.ended_by_stop and any(close_tag.startswith(stop) for stop in stops),
+        closed=not completion.truncated and any(close_tag.startswith(stop) for stop in stops),
         truncated=completion.truncated,
         keep_truncated=request.settings.keep_truncated,
     )

@@ -11,8 +11,7 @@ from functools import cached_property
 
 from langchain_core.messages import BaseMessage, HumanMessage, SystemMessage
 
-from tpo_graph.prompts.conversation import ROLES, ConversationFormat
-from tpo_graph.prompts.template import Template
+from tpo_graph.prompts.template import ROLES, ConversationFormat, Template
 
 DEFAULT_RUBRIC = (
     "A good response does what the user asks for, in the way that they ask for it. What it states is correct, and "

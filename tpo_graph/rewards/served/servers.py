@@ -8,7 +8,7 @@ from typing import Any, ClassVar, TypedDict, TypeVar
 from langchain_core.messages import BaseMessage
 
 from tpo_graph.errors import ConfigurationError, RewardError
-from tpo_graph.prompts.conversation import last_query
+from tpo_graph.prompts.template import last_query
 from tpo_graph.rewards.base import ScoringReport
 from tpo_graph.rewards.served.rendering import Renderer
 from tpo_graph.rewards.served.reward import ActivationField, Endpoint, RawScores, ServedReward, score_of, unexpected

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tpo_graph.policies.providers import hint_for, may_refuse_n, names_n, smaller_n
+from tpo_graph.policies.providers import ProviderFailure, policy_failed
 
 
 class ProviderError(Exception):
@@ -30,8 +30,9 @@ LLAMA_CPP = "Value must be between 1 <= value <= 8, but got 20"
     ],
 )
 def test_what_a_refusal_of_20_completions_says(error, named, smaller):
-    assert may_refuse_n(error)
-    assert (names_n(error, 20), smaller_n(error, 20)) == (named, smaller)
+    failure = ProviderFailure.of(error)
+    assert failure.may_refuse_n
+    assert (failure.names_n(20), failure.smaller_n(20)) == (named, smaller)
 
 
 @pytest.mark.parametrize(
@@ -43,7 +44,7 @@ def test_what_a_refusal_of_20_completions_says(error, named, smaller):
     ],
 )
 def test_what_is_no_refusal_of_n(error):
-    assert not may_refuse_n(error)
+    assert not ProviderFailure.of(error).may_refuse_n
 
 
 @pytest.mark.parametrize(
@@ -60,11 +61,11 @@ def test_what_is_no_refusal_of_n(error):
     ],
 )
 def test_a_hint_says_what_to_change(error, hint):
-    assert hint in hint_for(error)
+    assert hint in policy_failed(error).hint
 
 
 @pytest.mark.parametrize(
     "error", [ProviderError(400, "The content was flagged"), ProviderError(500, "oops"), ValueError("context length")]
 )
 def test_no_hint_is_better_than_a_wrong_one(error):
-    assert hint_for(error) == ""
+    assert policy_failed(error).hint == ""

@@ -17,7 +17,7 @@ WHOLE = {
 
 @pytest.fixture
 def pack(tmp_path):
-    """Writes a pack that is whole but for the files that are given, and reads it; None leaves a file out."""
+    """Writes a complete pack with some files replaced, and reads it; None leaves a file out."""
 
     def write(files=None, *, name="mine"):
         folder = tmp_path / name
@@ -30,21 +30,8 @@ def pack(tmp_path):
     return write
 
 
-VALUES = {
-    name: f"<{name.upper()}>"
-    for name in (
-        "query",
-        "conversation",
-        "best",
-        "worst",
-        "loss",
-        "loss_prompt",
-        "gradient",
-        "open_tag",
-        "close_tag",
-        "preference",
-    )
-}
+VARIABLES = "query conversation best worst loss loss_prompt gradient open_tag close_tag preference"
+VALUES = {name: f"<{name.upper()}>" for name in VARIABLES.split()}
 
 
 def test_our_packs_can_be_loaded_and_have_a_description():
@@ -94,95 +81,65 @@ def test_a_rendered_prompt_is_system_and_user(pack):
     assert [message.type for message in messages] == ["human"]
 
 
+PACK = WHOLE["pack.toml"]
+LOSS = WHOLE["loss.toml"]
+
+
 @pytest.mark.parametrize(
-    ("files", "said"),
+    ("file", "text", "message"),
     [
-        ({"loss.toml": None}, r"has no loss\.toml"),
-        ({"update.toml": None}, r"has no update\.toml"),
-        ({"judge.toml": "user = 'x'"}, r"judge\.toml.* is no phase; allowed: sample"),
+        ("loss.toml", None, r"has no loss\.toml"),
+        ("judge.toml", "user = 'x'", r"judge\.toml.* is not a phase; allowed: sample"),
+        ("pack.toml", 'open_tag = "<r>"', "must have open_tag and close_tag"),
+        ("pack.toml", 'open_tag = " "\nclose_tag = "x"', "open_tag = ' '"),
+        ("pack.toml", "open_tag = ", "can't be read"),
+        ("pack.toml", PACK + "colour = 1", "unknown key 'colour'; allowed: description, extends"),
+        ("pack.toml", PACK + "syntax = 'jinja'", r"syntax = 'jinja': Input should be 'both', 'dollar' or 'braces'"),
+        ("pack.toml", PACK + "preference = '$query'", r"pack\.toml \(preference\); allowed there: preference"),
+        ("pack.toml", PACK + "[conversation]\nturn = '$name'", r"\[conversation\]; allowed there: content, role"),
+        ("pack.toml", PACK + "[conversation]\nseparator = 7", r"pack\.toml: conversation\.separator = 7"),
+        ("pack.toml", PACK + "[conversation.roles]\nuser = 7", r"pack\.toml: conversation\.roles\.user = 7"),
+        ("pack.toml", PACK + "extends = 'nobody'", "No prompt pack 'nobody'"),
+        ("pack.toml", PACK + "extends = 'mine'", "extends itself"),
+        ("loss.toml", "system = 'x'", r"loss\.toml has no 'user'"),
+        ("loss.toml", "user = 7", r"loss\.toml: user = 7"),
+        ("loss.toml", LOSS + "usr = 'x'", "unknown key 'usr'; allowed: user, system, sampling"),
+        ("loss.toml", LOSS + "[sampling]\ntop_k = 1", "unknown key 'sampling.top_k'; allowed: temperature"),
+        ("loss.toml", LOSS + "[sampling]\ntemperature = 'hot'", "sampling.temperature = 'hot'"),
+        ("loss.toml", LOSS + "[sampling]\ntemperature = -3", "sampling.temperature = -3"),
+        ("loss.toml", LOSS + "[sampling]\nmax_new_tokens = true", "sampling.max_new_tokens = True"),
+        ("loss.toml", LOSS + "[sampling]\nstop = [1]", r"sampling\.stop\.0 = 1"),
         (
-            {"critique.toml": "user = '$query $best $worst'"},
-            r"has critique\.toml, but no critique_divider in pack\.toml",
-        ),
-        (
-            {
-                "pack.toml": WHOLE["pack.toml"] + "critique_divider = '==='",
-                "critique.toml": "user = '$query $best $worst'",
-            },
-            r"critique\.toml .* must use critique_divider or hold the text '===' itself",
-        ),
-        (
-            {"pack.toml": WHOLE["pack.toml"] + "critique_divider = '=='", "critique.toml": "user = '$query $best =='"},
-            r"critique\.toml .* must use worst",
-        ),
-        ({"pack.toml": 'open_tag = "<r>"'}, "must have open_tag and close_tag"),
-        ({"pack.toml": 'open_tag = " "\nclose_tag = "x"'}, "open_tag = ' '"),
-        ({"pack.toml": WHOLE["pack.toml"] + "colour = 1"}, "unknown key 'colour'; allowed: description, extends"),
-        ({"pack.toml": "open_tag = "}, "can't be read"),
-        (
-            {"pack.toml": WHOLE["pack.toml"] + "syntax = 'jinja'"},
-            r"syntax = 'jinja': Input should be 'both', 'dollar' or 'braces'",
-        ),
-        (
-            {"loss.toml": "user = '$query $best $worst $gradient'"},
+            "loss.toml",
+            "user = '$query $best $worst $gradient'",
             r"'\$gradient' in loss\.toml \(user\); allowed there: best",
         ),
-        (
-            {"loss.toml": "user = '$query $best $worst'\nsystem = '{{oops}}'"},
-            r"'\{\{oops\}\}' in loss\.toml \(system\)",
-        ),
-        ({"loss.toml": "system = 'x'"}, r"loss\.toml has no 'user'"),
-        ({"loss.toml": "user = 7"}, r"loss\.toml: user = 7"),
-        (
-            {"loss.toml": "user = '$query $best $worst'\nusr = 'x'"},
-            "unknown key 'usr'; allowed: user, system, sampling",
-        ),
-        ({"loss.toml": "user = '$query $best'"}, r"loss\.toml of prompt pack 'mine' must use worst"),
-        ({"loss.toml": "user = '$best $worst'"}, "must use conversation or query"),
-        ({"gradient.toml": "user = 'advice please'"}, r"gradient\.toml of prompt pack 'mine' must use loss"),
-        ({"update.toml": "user = '$gradient'"}, "must use open_tag or hold the tag '<r>'"),
-        ({"update.toml": "user = '$gradient $open_tag'"}, "must use close_tag or hold the tag '</r>'"),
-        ({"update.toml": "user = '$open_tag'"}, "must use gradient"),
-        ({"loss_revision.toml": "user = '$query $best $worst'"}, r"'\$worst' in loss_revision\.toml"),
-        ({"loss.toml": WHOLE["loss.toml"] + "[sampling]\ntop_k = 1"}, "unknown key 'sampling.top_k'"),
-        ({"loss.toml": WHOLE["loss.toml"] + "[sampling]\ntemperature = 'hot'"}, "sampling.temperature = 'hot'"),
-        ({"loss.toml": WHOLE["loss.toml"] + "[sampling]\nmax_new_tokens = true"}, "sampling.max_new_tokens = True"),
-        (
-            {"pack.toml": WHOLE["pack.toml"] + "preference = '$query'"},
-            r"pack\.toml \(preference\); allowed there: preference",
-        ),
-        (
-            {"pack.toml": WHOLE["pack.toml"] + "[conversation]\nturn = '$name'"},
-            r"\[conversation\]; allowed there: content, role",
-        ),
-        ({"pack.toml": WHOLE["pack.toml"] + "extends = 'nobody'"}, "No prompt pack 'nobody'"),
-        ({"pack.toml": WHOLE["pack.toml"] + "extends = 'mine'"}, "extends itself"),
+        ("loss.toml", LOSS + "system = '{{oops}}'", r"'\{\{oops\}\}' in loss\.toml \(system\)"),
+        ("loss.toml", "user = '$query $best'", r"loss\.toml of prompt pack 'mine' must use worst"),
+        ("loss.toml", "user = '$best $worst'", "must use conversation or query"),
+        ("loss_revision.toml", "user = '$query $best $worst'", r"'\$worst' in loss_revision\.toml"),
+        ("gradient.toml", "user = 'advice please'", r"gradient\.toml of prompt pack 'mine' must use loss"),
+        ("update.toml", "user = '$gradient'", "must use open_tag or contain the text '<r>'"),
+        ("update.toml", "user = '$gradient $open_tag'", "must use close_tag or contain the text '</r>'"),
+        ("update.toml", "user = '$open_tag'", "must use gradient"),
+        ("critique.toml", LOSS, r"has critique\.toml, but no critique_divider in pack\.toml"),
     ],
 )
-def test_a_mistake_in_a_pack_is_named(pack, files, said):
-    with pytest.raises(PromptError, match=said):
-        pack(files)
+def test_a_mistake_in_a_pack_is_named(pack, file, text, message):
+    with pytest.raises(PromptError, match=message):
+        pack({file: text})
 
 
 @pytest.mark.parametrize(
-    "files",
+    ("critique", "message"),
     [
-        {"loss.toml": WHOLE["loss.toml"] + "system = 7"},
-        {"loss.toml": WHOLE["loss.toml"] + "sampling = 7"},
-        {"loss.toml": WHOLE["loss.toml"] + "[sampling]\ntemperature = -3"},
-        {"loss.toml": WHOLE["loss.toml"] + "[sampling]\nstop = [1]"},
-        {"pack.toml": WHOLE["pack.toml"] + "preference = 7"},
-        {"pack.toml": WHOLE["pack.toml"] + "conversation = 7"},
-        {"pack.toml": WHOLE["pack.toml"] + "[conversation]\nseparator = 7"},
-        {"pack.toml": WHOLE["pack.toml"] + "[conversation]\nturn = 7"},
-        {"pack.toml": WHOLE["pack.toml"] + "[conversation]\nroles = 7"},
-        {"pack.toml": WHOLE["pack.toml"] + "[conversation.roles]\nuser = 7"},
+        ("user = '$query $best $worst'", "must use critique_divider or contain the text '===' itself"),
+        ("user = '$query $best ==='", "must use worst"),
     ],
-    ids=lambda files: next(iter(files.values())).splitlines()[-1],
 )
-def test_a_value_of_the_wrong_type_is_named(pack, files):
-    with pytest.raises(PromptError):
-        pack(files)
+def test_a_prompt_for_a_fused_critique_needs_the_divider_and_the_responses(pack, critique, message):
+    with pytest.raises(PromptError, match=message):
+        pack({"pack.toml": PACK + "critique_divider = '==='", "critique.toml": critique})
 
 
 def test_packs_that_extend_each_other_are_an_error(pack, tmp_path):
@@ -230,39 +187,37 @@ def test_one_prompt_can_be_put_in_other_words():
 
 
 @pytest.mark.parametrize(
-    ("name", "parts", "said"),
+    ("name", "parts", "message"),
     [
         ("judge", {"user": "x"}, "Unknown prompt 'judge'; allowed: sample"),
         ("loss", {"user": "$oops"}, "allowed there"),
         ("loss", {"user": "no variables"}, "must use"),
-        ("gradient_revision", {"system": "x"}, "give its user part"),
+        ("gradient_revision", {"system": "x"}, "its user message is needed"),
     ],
 )
-def test_a_replacement_is_checked_too(name, parts, said):
-    with pytest.raises(PromptError, match=said):
+def test_a_replacement_is_checked_too(name, parts, message):
+    with pytest.raises(PromptError, match=message):
         PromptPack.load("tpo").replace(name, **parts)
 
 
 def test_a_pack_that_shows_the_worst_can_not_run_revision(pack):
     mine = pack()
     with pytest.raises(PromptError, match="can't run mode 'revision': its 'loss' prompt") as caught:
-        mine.check_mode("revision")
+        mine.check(TPOSettings(mode="revision"))
     assert "loss_revision.toml" in caught.value.hint
-    pack({"loss_revision.toml": "user = '$query $best'"}).check_mode("revision")
+    pack({"loss_revision.toml": "user = '$query $best'"}).check(TPOSettings(mode="revision"))
 
 
 @pytest.mark.parametrize(
     ("lacking", "named"),
     [
-        (["loss"], "'loss'"),
-        (["gradient"], "'gradient'"),
         (["update"], "'update'"),
         (["loss", "gradient", "update"], "'loss' and 'gradient' and 'update'"),
     ],
 )
 def test_a_preference_that_would_be_lost_is_an_error(pack, lacking, named):
     mine = pack({f"{name}.toml": WHOLE[f"{name}.toml"].replace(" $preference", "") for name in lacking})
-    mine.check_mode("tpo")
+    mine.check(TPOSettings())
     with pytest.raises(PromptError, match=f"does not use 'preference' in {named}: the preference 'be kind' would be"):
         mine.check(TPOSettings(preference="be kind"))
     mine.check(TPOSettings(preference="be kind", mode="bon"))
