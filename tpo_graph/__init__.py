@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from tpo_graph.errors import (
     BudgetError,
     ConfigurationError,
-    JournalError,
     MissingDependencyError,
     PolicyError,
     PromptError,
@@ -39,7 +38,6 @@ __all__ = [
     "Candidate",
     "ChatTPO",
     "ConfigurationError",
-    "JournalError",
     "MissingDependencyError",
     "PolicyError",
     "PromptError",

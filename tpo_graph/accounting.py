@@ -1,4 +1,4 @@
-"""What a run uses: requests, tokens and seconds by phase, and the floating point operations behind them."""
+"""What a run uses: requests, tokens and seconds by phase."""
 
 import time
 from collections.abc import Mapping
@@ -37,20 +37,6 @@ def total(usage: Mapping[str, PhaseUsage]) -> PhaseUsage:
     for used in usage.values():
         result = plus(result, used)
     return result
-
-
-def flops(usage: Mapping[str, PhaseUsage], *, parameters: float) -> float:
-    """Floating point operations of the policy for a run, by the rule of 2 per parameter and token.
-
-    The rule leaves out attention over the context, and counts a prompt once for each request, N completions
-    or one.
-
-    Args:
-        usage: requests and tokens by phase.
-        parameters: parameters of the policy, for a mixture of experts the active ones.
-    """
-    used = total(usage)
-    return 2.0 * parameters * (used["input_tokens"] + used["output_tokens"])
 
 
 class Stopwatch:

@@ -6,11 +6,10 @@
     ├── PromptError          a prompt pack that is not complete, or a text that can't be rendered
     ├── PolicyError          the policy (or critic) gave no usable response
     ├── RewardError          the reward model could not be loaded or could not score
-    ├── BudgetError          a budget that does not allow what was asked for
-    └── JournalError         a batch journal that can't be read or continued
+    └── BudgetError          a budget that does not allow what was asked for
 
 Every message names the value that was at fault and what was allowed; `hint` says what to do next. What may end a run
-is one of Python's own kinds as well: LangGraph's server tells the messages of those alone.
+is one of Python's own kinds as well, because LangGraph's server shows the messages of those alone.
 Exceptions of other libraries are mapped to these in one place each, with `raise ... from`.
 """
 
@@ -85,7 +84,3 @@ class RewardError(TPOError, RuntimeError):
 
 class BudgetError(TPOError, ValueError):
     """A budget does not allow what was asked for."""
-
-
-class JournalError(TPOError):
-    """A batch journal can't be read or continued."""

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from tpo_graph.errors import ConfigurationError
-from tpo_graph.types import Mode
+from tpo_graph.errors import ConfigurationError, TPOError
+from tpo_graph.types import JSONObject, Mode, Options
 
 PolicyPhase: TypeAlias = Literal["sample", "loss", "gradient", "update"]
 """The phases in which the policy (or the critic) is asked."""
@@ -42,27 +42,27 @@ class Sampling:
     explicit: frozenset[str] = field(default_factory=frozenset)
 
 
-def _knob(default: Any, description: str, *nodes: str, **bounds: Any) -> Any:  # Any: pydantic's Field is typed so
+def _knob(default: Any, description: str, *nodes: str, **bounds: Any) -> Any:
     """A field that LangGraph Studio shows beside the nodes that it belongs to."""
     return Field(default, description=description, json_schema_extra={"langgraph_nodes": list(nodes)}, **bounds)
 
 
-def _temperature(node: str) -> Any:  # Any: pydantic's Field is typed so
+def _temperature(node: str) -> Any:
     text = f"Sampling temperature of the {node} phase; none leaves it to the provider."
     return _knob(0.7, text, node, ge=0, le=2)
 
 
-def _top_p(node: str, default: float) -> Any:  # Any: pydantic's Field is typed so
+def _top_p(node: str, default: float) -> Any:
     text = f"Nucleus sampling mass of the {node} phase; none leaves it to the provider."
     return _knob(default, text, node, gt=0, le=1)
 
 
-def _max_new_tokens(node: str) -> Any:  # Any: pydantic's Field is typed so
+def _max_new_tokens(node: str) -> Any:
     text = f"Completion tokens of the {node} phase at most; none leaves it to the provider."
     return _knob(2048, text, node, ge=1)
 
 
-def _stop(node: str) -> Any:  # Any: pydantic's Field is typed so
+def _stop(node: str) -> Any:
     return _knob((), f"Texts at which a completion of the {node} phase ends.", node)
 
 
@@ -113,8 +113,8 @@ class TPOSettings(BaseModel):
     target_reward: float | None = _knob(None, "Stop as soon as the best reward is at least this.", "select")
     budget_requests: int | None = _knob(
         None,
-        "No step begins that would take the requests of the run over this, a judge's included; when a phase takes more "
-        "than was foreseen, it ends with what came.",
+        "No step begins that would take the requests of the run over this, a judge's included; a phase that turns out "
+        "to need more ends with the completions it has.",
         "select",
         ge=1,
     )
@@ -179,7 +179,7 @@ class TPOSettings(BaseModel):
 
     @field_validator("sample_stop", "loss_stop", "gradient_stop", "update_stop", mode="before")
     @classmethod
-    def _stop_may_be_one_text(cls, value: Any) -> Any:  # Any: this is the raw input, before validation
+    def _stop_may_be_one_text(cls, value: Any) -> Any:
         """Take `END` and `["END", "STOP"]` where text is all there is."""
         if not isinstance(value, str):
             return value
@@ -194,15 +194,18 @@ class TPOSettings(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _none_as_a_word(cls, data: Any) -> Any:  # Any: this is the raw input, before validation
+    def _none_as_a_word(cls, data: Any) -> Any:
         """Let `none` stand for None where text is all there is: flags, variables, Studio's fields."""
         if not isinstance(data, Mapping):
             return data
-        optional = {name for name, info in cls.model_fields.items() if _takes_none(info.annotation)}
-        return {name: _from_word(value, name in optional) for name, value in data.items()}
+        fields = cls.model_fields
+        optional = {name for name in fields if type(None) in getattr(fields[name].annotation, "__args__", ())}
+        words = ("none", "null")
+        is_none = {name for name in data if name in optional and str(data[name]).lower() in words}
+        return {name: None if name in is_none else value for name, value in data.items()}
 
     @classmethod
-    def load(cls, path: str | Path | None = None, **explicit: Any) -> Self:  # Any: values are what validation is for
+    def load(cls, path: str | Path | None = None, **explicit: Options) -> Self:
         """Settings from all sources: `explicit` beats `TPO_*` variables, which beat the TOML file.
 
         Args:
@@ -212,7 +215,7 @@ class TPOSettings(BaseModel):
         Raises:
             ConfigurationError: a value or a name that can't be used, or a file that can't be read.
         """
-        merged: dict[str, Any] = {} if path is None else _read_toml(Path(path))
+        merged: dict[str, Any] = {} if path is None else read_toml(Path(path), title="Settings file")
         merged |= _environment()().model_dump(exclude_unset=True)
         return cls(**(merged | explicit))
 
@@ -257,21 +260,23 @@ def _environment() -> type[TPOSettings]:
     return Environment
 
 
-def _from_word(value: Any, optional: bool) -> Any:  # Any: as above
-    return None if optional and isinstance(value, str) and value.lower() in ("none", "null") else value
+def read_toml(path: Path, *, title: str, error: type[TPOError] = ConfigurationError) -> JSONObject:
+    """The tables of a TOML file.
 
+    Args:
+        path: the file.
+        title: what the file is, to begin an error message with, as in "Settings file".
+        error: the kind of error to raise.
 
-def _takes_none(annotation: Any) -> bool:  # Any: an annotation is any type form
-    return type(None) in getattr(annotation, "__args__", ())
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
+    Raises:
+        TPOError: the file can't be read, or is not TOML in UTF-8; of the kind `error`.
+    """
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigurationError(f"Settings file {str(path)!r} can't be read: {error.strerror}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"Settings file {str(path)!r} is not valid TOML: {error}.") from error
+    except OSError as problem:
+        raise error(f"{title} {str(path)!r} can't be read: {problem.strerror}.") from problem
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
+        raise error(f"{title} {str(path)!r} is not valid TOML: {problem}.") from problem
 
 
 def _explain(error: ValidationError, cls: type[TPOSettings]) -> ConfigurationError:

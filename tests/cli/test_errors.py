@@ -12,7 +12,6 @@ from tpo_graph.cli.failures import EXIT_CODES_HELP, describe, exit_code_of, repo
 from tpo_graph.errors import (
     BudgetError,
     ConfigurationError,
-    JournalError,
     MissingDependencyError,
     PolicyError,
     PromptError,
@@ -224,7 +223,6 @@ def test_an_error_of_several_lines_is_told_in_one(tpo, tmp_path):
         (PolicyError("x"), 3),
         (RewardError("x"), 4),
         (BudgetError("x"), 5),
-        (JournalError("x"), 6),
         (ZeroDivisionError("x"), 1),
     ],
 )

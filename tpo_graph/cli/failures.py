@@ -15,7 +15,6 @@ from tpo_graph.cli.display import one_line
 from tpo_graph.errors import (
     BudgetError,
     ConfigurationError,
-    JournalError,
     MissingDependencyError,
     PolicyError,
     PromptError,
@@ -35,7 +34,6 @@ class ExitCode(IntEnum):
     POLICY = 3
     REWARD = 4
     BUDGET = 5
-    JOURNAL = 6
     INTERRUPTED = 130
 
 
@@ -45,12 +43,11 @@ _BY_ERROR: tuple[tuple[type[Exception], ExitCode], ...] = (
     (PolicyError, ExitCode.POLICY),
     (RewardError, ExitCode.REWARD),
     (BudgetError, ExitCode.BUDGET),
-    (JournalError, ExitCode.JOURNAL),
 )
 
 EXIT_CODES_HELP = (
     "Exit codes: 0 an answer, also when a run stopped early; 1 an unexpected error; 2 a wrong option, setting, "
-    "name or prompt; 3 the policy failed; 4 the reward model failed; 5 a budget; 6 a journal; 130 interrupted."
+    "name or prompt; 3 the policy failed; 4 the reward model failed; 5 a budget; 130 interrupted."
 )
 """For the end of a help text."""
 
@@ -69,7 +66,6 @@ _DEFAULT_HINTS = {
     ExitCode.POLICY: "--debug shows the whole error.",
     ExitCode.REWARD: "--debug shows the whole error; --reward names another reward model.",
     ExitCode.BUDGET: "Raise the budget, or set it to none.",
-    ExitCode.JOURNAL: "--debug shows the whole error.",
 }
 
 

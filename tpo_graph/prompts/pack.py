@@ -7,7 +7,6 @@ and a `[sampling]` table.
 """
 
 import dataclasses
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -19,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tpo_graph.errors import PromptError
 from tpo_graph.prompts.template import ConversationFormat, Syntax, Template
-from tpo_graph.settings import PolicyPhase, TPOSettings
+from tpo_graph.settings import PolicyPhase, TPOSettings, read_toml
 from tpo_graph.types import Mode
 
 PromptName: TypeAlias = Literal[
@@ -309,7 +308,7 @@ _File = TypeVar("_File", bound=_Table)
 
 def _read_file(path: Path, kind: type[_File]) -> _File:
     try:
-        return kind.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+        return kind.model_validate(read_toml(path, title="Prompt file", error=PromptError))
     except ValidationError as error:
         problem = error.errors()[0]
         key = ".".join(str(part) for part in problem["loc"])
@@ -320,8 +319,6 @@ def _read_file(path: Path, kind: type[_File]) -> _File:
         if problem["type"] == "missing":
             raise PromptError(f"{path.name} has no {key!r}.") from error
         raise PromptError(f"{path.name}: {key} = {problem['input']!r}: {problem['msg']}.") from error
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise PromptError(f"{path} can't be read: {error}.") from error
 
 
 def _read_pack(folder: Path, extending: tuple[Path, ...] = ()) -> PromptPack:
