@@ -92,7 +92,7 @@ LOSS = WHOLE["loss.toml"]
         ("judge.toml", "user = 'x'", r"judge\.toml.* is not a phase; allowed: sample"),
         ("pack.toml", 'open_tag = "<r>"', "must have open_tag and close_tag"),
         ("pack.toml", 'open_tag = " "\nclose_tag = "x"', "open_tag = ' '"),
-        ("pack.toml", "open_tag = ", "can't be read"),
+        ("pack.toml", "open_tag = ", "is not valid TOML"),
         ("pack.toml", PACK + "colour = 1", "unknown key 'colour'; allowed: description, extends"),
         ("pack.toml", PACK + "syntax = 'jinja'", r"syntax = 'jinja': Input should be 'both', 'dollar' or 'braces'"),
         ("pack.toml", PACK + "preference = '$query'", r"pack\.toml \(preference\); allowed there: preference"),
