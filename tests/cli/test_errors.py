@@ -63,7 +63,7 @@ def test_no_server_to_ask_for_its_model(tpo, unused_tcp_port):
     code, error, hint = told(tpo("run", QUESTION, "--policy", f"server:{url}", "--reward", "number"))
     assert code == 3
     assert url in error
-    assert error.endswith("does not tell its models: the connection was refused.")
+    assert error.endswith("does not list its models: the connection was refused.")
     assert "running" in hint
 
 
