@@ -315,6 +315,10 @@ def _work(request: RunRequest, tell: Callable[[_Told], None]) -> None:
         tell(_Prompts(request.prompts.name if request.prompts else suited))
         parts: dict[str, Any] = {"prompts": request.prompts, "settings": request.settings}  # Any: keyword arguments
         critic = models.get("critic")
+        if "second reward model" in models:
+            from tpo_graph.rewards.warnings import WatchedReward
+
+            models["reward model"] = WatchedReward(models["reward model"], models["second reward model"])
         asking: dict[str, Any] = {}  # Any: keyword arguments
         if request.ask or request.person_rates:
             from langgraph.checkpoint.memory import InMemorySaver
@@ -329,7 +333,6 @@ def _work(request: RunRequest, tell: Callable[[_Told], None]) -> None:
             policy,
             models["reward model"],
             critic=critic,
-            second_reward=models.get("second reward model"),
             **parts,
             **asking,
         )

@@ -15,7 +15,7 @@ from tpo_graph.graph.state import TPOInput, TPOState
 from tpo_graph.policies.providers import Policy
 from tpo_graph.policies.sampling import Sampler
 from tpo_graph.prompts.pack import PromptPack
-from tpo_graph.rewards.base import RewardModel
+from tpo_graph.rewards.base import RewardModel, require_reward_model
 from tpo_graph.settings import TPOSettings
 from tpo_graph.types import Node, Options
 
@@ -51,7 +51,6 @@ def build_tpo_graph(
     prompts: PromptPack | str | Path | None = None,
     nodes: Mapping[str, Node] | None = None,
     settings: TPOSettings | None = None,
-    second_reward: RewardModel | None = None,
 ) -> TPOStateGraph:
     """The TPO loop as a graph that is not compiled yet, so that nodes can be put beside its own.
 
@@ -70,23 +69,13 @@ def build_tpo_graph(
             `(state, runtime) -> partial state`, objects that can be called so, or any Runnable.
         settings: defaults for every run; None reads the `TPO_*` variables. A call's `context` overrides what it
             names.
-        second_reward: another reward model that watches: the result has a warning when its reward of the best
-            candidate fell while the first one rose. Nothing is selected by it, and its failures end no run. The node
-            `score` asks it, so that it can't watch a run in which that one is replaced.
 
     Raises:
-        ConfigurationError: the policy is no chat model, a reward model has no `score`, a name in `nodes` is not a
-            node, or nobody would ask the second reward model.
+        ConfigurationError: the policy is no chat model, the reward model has no `score`, or a name in `nodes` is not
+            a node.
         PromptError: the pack is incomplete or can't run the mode.
     """
-    defaults = make_nodes(
-        policy, reward_model, critic=critic, prompts=prompts, settings=settings, second_reward=second_reward
-    )
-    if second_reward is not None and "score" in (nodes or {}):
-        raise ConfigurationError(
-            "A second reward model is asked by the node 'score', which nodes= replaces here.",
-            hint="Leave second_reward out, or ask it in your own node and write `second_rewards` and `warnings`.",
-        )
+    defaults = make_nodes(policy, reward_model, critic=critic, prompts=prompts, settings=settings)
     return wire(replace_nodes(defaults, nodes), context_schema=TPOSettings)
 
 
@@ -97,7 +86,6 @@ def make_nodes(
     critic: Policy | Sampler | None = None,
     prompts: PromptPack | str | Path | None = None,
     settings: TPOSettings | None = None,
-    second_reward: RewardModel | None = None,
 ) -> dict[str, Node]:
     """The six nodes of the loop by name, to be wrapped, replaced, or put into a graph of your own.
 
@@ -113,7 +101,6 @@ def make_nodes(
         critic: writes loss and gradient; the policy when None.
         prompts: a pack, its name or its folder; None takes the one that suits the policy.
         settings: defaults for every run; None reads the `TPO_*` variables.
-        second_reward: another reward model that watches.
 
     Returns:
         The nodes, in the order in which a step runs. Each can be awaited as `node(state, runtime)`, and LangGraph runs
@@ -124,12 +111,7 @@ def make_nodes(
         PromptError: the pack is incomplete or can't run the mode.
     """
     settings = TPOSettings.load() if settings is None else settings
-    for model in (reward_model, second_reward):
-        if model is not None and not callable(getattr(model, "score", None)):
-            raise ConfigurationError(
-                f"A reward model has a method score(messages, responses), and {type(model).__name__!r} has none.",
-                hint='load_reward("local") makes one.',
-            )
+    require_reward_model(reward_model)
     # policy and critic share what their provider is found to take
     actor = policy if isinstance(policy, Sampler) else Sampler(policy)
     pack = pack_for(prompts, actor.policy)
@@ -138,7 +120,7 @@ def make_nodes(
     judge = judge if isinstance(judge, Sampler) else Sampler(judge)
     return {
         "sample": sample_node(actor, prompts=pack, settings=settings),
-        "score": score_node(reward_model, settings=settings, second_reward=second_reward),
+        "score": score_node(reward_model, settings=settings),
         "select": select_node(settings=settings),
         "loss": loss_node(judge, prompts=pack, settings=settings),
         "gradient": gradient_node(judge, prompts=pack, settings=settings),
@@ -187,7 +169,6 @@ def create_tpo_graph(
     prompts: PromptPack | str | Path | None = None,
     nodes: Mapping[str, Node] | None = None,
     settings: TPOSettings | None = None,
-    second_reward: RewardModel | None = None,
     **compile_options: Options,
 ) -> TPOGraph:
     """The TPO loop, compiled and ready to run.
@@ -211,13 +192,12 @@ def create_tpo_graph(
             return {"messages": result["messages"][-1:]}
 
     Args:
-        policy: see `build_tpo_graph`, as for all others up to `second_reward`.
+        policy: see `build_tpo_graph`, as for all others up to `settings`.
         reward_model: see there.
         critic: see there.
         prompts: see there.
         nodes: see there.
         settings: see there.
-        second_reward: see there.
         **compile_options: go to `StateGraph.compile`, as in `checkpointer=InMemorySaver()`.
 
     Raises:
@@ -231,6 +211,5 @@ def create_tpo_graph(
         prompts=prompts,
         nodes=nodes,
         settings=settings,
-        second_reward=second_reward,
     )
     return graph.compile(**{"name": "tpo", **compile_options})

@@ -27,7 +27,7 @@ from tpo_graph.rewards.base import RewardModel
 from tpo_graph.run_parts import RunParts, policy_name
 from tpo_graph.settings import TPOSettings
 
-_PARTS = ("policy", "reward", "critic", "prompts", "nodes", "settings", "second_reward")
+_PARTS = ("policy", "reward", "critic", "prompts", "nodes", "settings")
 
 
 class ChatTPO(OneBodyChatModel):
@@ -71,7 +71,6 @@ class ChatTPO(OneBodyChatModel):
         prompts: see `build_tpo_graph`.
         nodes: see `build_tpo_graph`, and above.
         settings: defaults for every call; None reads the `TPO_*` variables.
-        second_reward: watches for a warning, see `build_tpo_graph`: a reward model or a name.
         stop: texts at which every answer ends.
         **options: settings by name, which beat `settings`; LangChain's standard arguments as in a call; and the
             fields of every chat model, as in `cache=True`.
@@ -86,7 +85,6 @@ class ChatTPO(OneBodyChatModel):
     prompts: Any = None  # Any: `PromptPack | str | Path | None`, the same
     nodes: Any = Field(None, repr=False)  # Any: as for `build_tpo_graph`
     settings: TPOSettings
-    second_reward: Any = Field(None, repr=False)  # Any: as for `reward`
     stop: list[str] | None = None
     streaming: bool = False
     """Whether `invoke` goes through `stream` as well, as other chat models have it."""
@@ -104,7 +102,6 @@ class ChatTPO(OneBodyChatModel):
         prompts: PromptPack | str | Path | None = None,
         nodes: Mapping[str, Any] | None = None,  # Any: whatever LangGraph takes as a node
         settings: TPOSettings | None = None,
-        second_reward: RewardModel | str | None = None,
         stop: Sequence[str] | None = None,
         **options: Any,  # Any: values of any setting
     ) -> None:
@@ -118,7 +115,6 @@ class ChatTPO(OneBodyChatModel):
             "prompts": prompts,
             "nodes": nodes,
             "settings": settings,
-            "second_reward": second_reward,
             "stop": list(stop) if stop else None,
         }
         super().__init__(**given, **options)
@@ -211,7 +207,7 @@ class ChatTPO(OneBodyChatModel):
     def _identifying_params(self) -> Mapping[str, Any]:  # Any: LangChain's own
         # the stop texts too: LangChain puts those of the call over a parameter of that name
         texts = (self.settings.model_dump_json(), repr(self.stop))
-        parts = (self.policy, self.reward, self.critic, self.prompts, self.nodes, self.second_reward, *texts)
+        parts = (self.policy, self.reward, self.critic, self.prompts, self.nodes, *texts)
         return {
             "policy": policy_name(self.policy),
             "reward": self.reward if isinstance(self.reward, str) else type(self.reward).__name__,

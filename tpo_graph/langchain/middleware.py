@@ -67,11 +67,10 @@ class TPOMiddleware(AgentMiddleware[TPOAgentState, Any, Any]):  # Any: any conte
     Args:
         reward: a reward model, or a name that `load_reward` takes.
         policy: draws and revises: a chat model or a name; the agent's model when None. Only that one gets the tools.
-        critic: see `ChatTPO`, as for all others down to `second_reward`.
+        critic: see `ChatTPO`, as for all others down to `settings`.
         prompts: see there.
         nodes: see there.
         settings: see there.
-        second_reward: see there.
         when: which final answers are worth it, from the message and the request; None is all.
         **options: settings by name, as for `ChatTPO`.
 
@@ -91,7 +90,6 @@ class TPOMiddleware(AgentMiddleware[TPOAgentState, Any, Any]):  # Any: any conte
         prompts: PromptPack | str | Path | None = None,
         nodes: Mapping[str, Any] | None = None,  # Any: whatever LangGraph takes as a node
         settings: TPOSettings | None = None,
-        second_reward: RewardModel | str | None = None,
         when: Callable[[AIMessage, Request], bool] | None = None,
         **options: Any,  # Any: values of any setting
     ) -> None:
@@ -106,7 +104,6 @@ class TPOMiddleware(AgentMiddleware[TPOAgentState, Any, Any]):  # Any: any conte
             "prompts": prompts,
             "nodes": nodes,
             "settings": settings,
-            "second_reward": second_reward,
             **options,
         }
         # checked now: a wrong name should not wait for the agent's first answer

@@ -107,7 +107,7 @@ def load_reward(name: str, **options: Any) -> RewardModel:  # options depend on 
 
         if options:
             raise ConfigurationError(f"A recipe takes no options, but {', '.join(options)} was given.")
-        return load_recipe(name)
+        return load_recipe(name, load=load_reward)
     scheme, _, rest = name.partition(":")
     loader = SCHEMES.get(scheme)
     if loader is None:

@@ -10,7 +10,7 @@ import pytest
 
 from tests.rewards.served.conftest import CONVERSATION
 from tpo_graph.errors import ConfigurationError, RewardError
-from tpo_graph.rewards.base import RunContext, part_scores
+from tpo_graph.rewards.base import RunContext, score_responses
 from tpo_graph.rewards.served import (
     load_nim,
     load_openrlhf,
@@ -172,8 +172,8 @@ async def test_max_length_is_the_local_setting(llama, serve, tiny):
 
 async def told(reward, responses):
     """Scores and the report of one call."""
-    run = RunContext()
-    return await part_scores(reward, CONVERSATION, responses, run), run.report
+    scoring = await score_responses(reward, CONVERSATION, responses, RunContext())
+    return scoring.scores, scoring
 
 
 async def test_what_is_cut_here_is_reported(llama, serve, tmp_path, tiny, capfd):

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import BaseMessage
 
+from tpo_graph.accounting import no_usage
 from tpo_graph.errors import ConfigurationError
-from tpo_graph.rewards.base import PartialRewardModel, PartialScores, RunContext, RunExtremes, gather, run_key
+from tpo_graph.rewards.base import DetailedReward, RunContext, RunExtremes, Scoring, charge_errors, gather, run_key
 from tpo_graph.rewards.judge.pointwise import JudgeReward, Verdicts
 from tpo_graph.rewards.judge.prompts import PAIRWISE, JudgePrompt, joined_rubric, render_conversation
 from tpo_graph.types import PhaseUsage
@@ -110,7 +111,7 @@ _REMEMBERED = 1024  # runs
 _Key: TypeAlias = tuple[bytes, str]  # of a run, and the rubric
 
 
-class PairwiseJudgeReward(PartialRewardModel):
+class PairwiseJudgeReward(DetailedReward):
     """Compares responses with any chat model, each pair in both orders, whose mean counts.
 
     The rewards are places and not grades: the best and the worst have the highest and the lowest, the others lie
@@ -160,9 +161,9 @@ class PairwiseJudgeReward(PartialRewardModel):
         """Requests and tokens of all calls so far; its seconds stay 0."""
         return self._verdicts.usage
 
-    async def score_part(
+    async def score_in_detail(
         self, messages: Sequence[BaseMessage], responses: Sequence[str], run: RunContext
-    ) -> PartialScores:
+    ) -> Scoring:
         """Rewards by which the best and the worst of all responses of the run can be told.
 
         Raises:
@@ -170,28 +171,31 @@ class PairwiseJudgeReward(PartialRewardModel):
         """
         texts = list(dict.fromkeys(responses))
         if not texts:
-            return []
+            return Scoring([])
+        used = no_usage()
         rubric = joined_rubric(self.preference, run.preference)
         shared = {"rubric": rubric, "conversation": render_conversation(messages)}
 
         async def compare(left: str, right: str) -> float:
             if left == right:
                 return 0.5
-            orders = [self._share(shared, left, right, run), self._share(shared, right, left, run)]
+            orders = [self._share(shared, left, right, used), self._share(shared, right, left, used)]
             forward, backward = await gather(orders)
             # rounded, so that a judge that always prefers what stands first gives an exact tie
             return round((forward + 1 - backward) / 2, 6)
 
-        if run.extremes is not None:
-            rewards, _ = await _placed(texts, await hold_tournament(texts, compare), run.extremes, compare)
-        else:
-            rewards = await self._remembered((run_key(messages, run.anchors), rubric), texts, run.anchors, compare)
-        return [rewards[response] for response in responses]
+        with charge_errors(used):
+            if run.extremes is not None:
+                rewards, _ = await _placed(texts, await hold_tournament(texts, compare), run.extremes, compare)
+            else:
+                key = run_key(messages, run.anchors), rubric
+                rewards = await self._remembered(key, texts, run.anchors, compare)
+        return Scoring([rewards[response] for response in responses], usage=used)
 
-    async def _share(self, shared: dict[str, str], first: str, second: str, run: RunContext) -> float:
+    async def _share(self, shared: dict[str, str], first: str, second: str, used: PhaseUsage) -> float:
         """How likely the judge is to prefer what it is shown first."""
         request = self._prompt.render({**shared, "first": first, "second": second})
-        return (await self._verdicts.ask(request, run.report.used))["A"]
+        return (await self._verdicts.ask(request, used))["A"]
 
     async def _remembered(
         self, key: _Key, texts: Sequence[str], anchors: tuple[str, ...] | None, compare: Compare

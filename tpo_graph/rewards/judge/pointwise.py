@@ -12,7 +12,7 @@ from langchain_core.messages import AIMessage, BaseMessage
 from tpo_graph.accounting import no_usage
 from tpo_graph.errors import ConfigurationError, RewardError
 from tpo_graph.policies.http import loop_safe
-from tpo_graph.rewards.base import ConcurrencyLimit, PartialRewardModel, PartialScores, RunContext, gather
+from tpo_graph.rewards.base import ConcurrencyLimit, DetailedReward, RunContext, Scoring, charge_errors, gather
 from tpo_graph.rewards.judge.prompts import POINTWISE, JudgePrompt, joined_rubric, render_conversation
 from tpo_graph.types import PhaseUsage
 
@@ -315,7 +315,7 @@ class Verdicts:
 _GRADES = tuple("123456789")
 
 
-class JudgeReward(PartialRewardModel):
+class JudgeReward(DetailedReward):
     """Grades with any chat model, in one request a response.
 
     The judge writes no reasoning: its grade is the expectation over the digits that it might write next, weighted with
@@ -362,10 +362,10 @@ class JudgeReward(PartialRewardModel):
         """Requests and tokens of all calls so far; its seconds stay 0."""
         return self._verdicts.usage
 
-    async def score_part(
+    async def score_in_detail(
         self, messages: Sequence[BaseMessage], responses: Sequence[str], run: RunContext
-    ) -> PartialScores:
-        """Grade every response as the next assistant turn of the conversation; see `PartialRewardModel.score_part`.
+    ) -> Scoring:
+        """Grade every response as the next assistant turn of the conversation; see `DetailedReward.score_in_detail`.
 
         Returns:
             A float from 1 to 9 for each response; NaN where the judge gave no grade.
@@ -378,20 +378,23 @@ class JudgeReward(PartialRewardModel):
             "conversation": render_conversation(messages),
         }
         texts = list(dict.fromkeys(responses))
+        used = no_usage()
+        reasons: dict[str, str] = {}
         failures: list[RewardError] = []
 
         async def grade(text: str) -> float:
             request = self._prompt.render({**shared, "response": text})
             try:
-                verdict = await self._verdicts.ask(request, run.report.used)
+                verdict = await self._verdicts.ask(request, used)
             except RewardError as error:
                 failures.append(error)
-                run.report.reasons[text] = error.message
+                reasons[text] = error.message
                 return math.nan
             return sum(int(label) * share for label, share in verdict.items())
 
-        grades = await gather(grade(text) for text in texts)
-        if texts and len(failures) == len(texts):
-            raise failures[-1]
+        with charge_errors(used):
+            grades = await gather(grade(text) for text in texts)
+            if texts and len(failures) == len(texts):
+                raise failures[-1]
         by_text = dict(zip(texts, grades, strict=True))
-        return [by_text[response] for response in responses]
+        return Scoring([by_text[response] for response in responses], usage=used, reasons=reasons)

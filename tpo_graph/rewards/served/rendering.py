@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from langchain_core.messages import BaseMessage
 
 from tpo_graph.errors import ConfigurationError, RewardError
-from tpo_graph.rewards.base import ScoringReport
 from tpo_graph.rewards.local.encoding import TRUNCATIONS, Truncation
 
 if TYPE_CHECKING:
@@ -63,14 +62,14 @@ class Renderer:
         self._loaded: tuple[PreTrainedTokenizerBase, ConversationEncoder] | None = None
 
     async def ids(
-        self, messages: Sequence[BaseMessage], responses: Sequence[str], report: ScoringReport
+        self, messages: Sequence[BaseMessage], responses: Sequence[str], truncated: set[str]
     ) -> list[list[int] | RewardError]:
         """Token ids of the conversation with each response, begin and end tokens included once.
 
         Args:
             messages: the conversation.
             responses: its possible next turns.
-            report: told which of them were cut.
+            truncated: those that are cut are added here.
 
         Returns:
             For each response its ids, or the error that says why it is too long.
@@ -85,7 +84,7 @@ class Renderer:
                 ids.append(one)
                 continue
             if one.dropped_prompt or one.dropped_response:
-                report.truncated.add(response)
+                truncated.add(response)
             ids.append(list(one.ids))
         return ids
 

@@ -14,10 +14,9 @@ from tpo_graph.errors import ConfigurationError, RewardError
 from tpo_graph.policies.http import shared_http_client
 from tpo_graph.rewards.base import (
     ConcurrencyLimit,
-    PartialRewardModel,
-    PartialScores,
+    DetailedReward,
     RunContext,
-    ScoringReport,
+    Scoring,
     gather,
 )
 
@@ -327,7 +326,7 @@ class Endpoint:
 Input = TypeVar("Input")
 
 
-class ServedReward(PartialRewardModel, Generic[Input]):
+class ServedReward(DetailedReward, Generic[Input]):
     """A reward model behind a server.
 
     A subclass says what the server is sent for a response (`Input`: token ids, text or messages) and how its answer
@@ -351,10 +350,13 @@ class ServedReward(PartialRewardModel, Generic[Input]):
         self._endpoint = endpoint
         self._batch_size = batch_size
 
-    async def score_part(
-        self, messages: Sequence[BaseMessage], responses: Sequence[str], run: RunContext
-    ) -> PartialScores:
-        """Score every response as the next assistant turn of the conversation; see `PartialRewardModel.score_part`.
+    async def score_in_detail(
+        self,
+        messages: Sequence[BaseMessage],
+        responses: Sequence[str],
+        run: RunContext,  # noqa: ARG002  # a served reward model scores each response by itself
+    ) -> Scoring:
+        """Score every response as the next assistant turn of the conversation; see `DetailedReward.score_in_detail`.
 
         Returns:
             One float for each response; NaN where it is too long, or the server refused it or gave no number.
@@ -364,8 +366,9 @@ class ServedReward(PartialRewardModel, Generic[Input]):
         """
         texts = list(dict.fromkeys(responses))
         if not texts:
-            return []
-        encoded = await self._encode(messages, texts, run.report)
+            return Scoring([])
+        truncated: set[str] = set()
+        encoded = await self._encode(messages, texts, truncated)
         found: dict[str, float | RewardError] = {
             text: one for text, one in zip(texts, encoded, strict=True) if isinstance(one, RewardError)
         }
@@ -377,16 +380,12 @@ class ServedReward(PartialRewardModel, Generic[Input]):
         errors = [one for one in found.values() if isinstance(one, RewardError)]
         if len(errors) == len(texts):
             raise errors[0]
-        return [self._noted(response, found[response], run.report) for response in responses]
-
-    def _noted(self, response: str, found: float | RewardError, report: ScoringReport) -> float:
-        """The score; NaN where there is none, and why goes into the report."""
-        if isinstance(found, RewardError):
-            report.reasons[response] = found.message
-            return math.nan
-        if not math.isfinite(found):
-            report.reasons[response] = f"The {self.server} server gave no finite number for it."
-        return found
+        reasons = {text: one.message for text, one in found.items() if isinstance(one, RewardError)}
+        scores = {text: math.nan if isinstance(one, RewardError) else one for text, one in found.items()}
+        for text, score in scores.items():
+            if not math.isfinite(score):
+                reasons.setdefault(text, f"The {self.server} server gave no finite number for it.")
+        return Scoring([scores[text] for text in responses], truncated=frozenset(truncated), reasons=reasons)
 
     async def _score_or_split(self, batch: Sequence[Input]) -> list[float | RewardError]:
         try:
@@ -401,9 +400,9 @@ class ServedReward(PartialRewardModel, Generic[Input]):
 
     @abstractmethod
     async def _encode(
-        self, messages: Sequence[BaseMessage], responses: Sequence[str], report: ScoringReport
+        self, messages: Sequence[BaseMessage], responses: Sequence[str], truncated: set[str]
     ) -> Sequence[Input | RewardError]:
-        """What the server is sent for each response, or why it can't be; the report is told which are cut."""
+        """What the server is sent for each response, or why it can't be; texts that are cut go into `truncated`."""
 
     @abstractmethod
     async def _score_batch(self, batch: Sequence[Input]) -> list[float]:

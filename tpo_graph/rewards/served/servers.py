@@ -9,7 +9,6 @@ from langchain_core.messages import BaseMessage
 
 from tpo_graph.errors import ConfigurationError, RewardError
 from tpo_graph.prompts.template import last_query
-from tpo_graph.rewards.base import ScoringReport
 from tpo_graph.rewards.served.rendering import Renderer
 from tpo_graph.rewards.served.reward import ActivationField, Endpoint, RawScores, ServedReward, score_of, unexpected
 
@@ -40,7 +39,7 @@ class NIMReward(ServedReward[list[dict[str, Any]]]):  # Any: a message in OpenAI
         self,
         messages: Sequence[BaseMessage],
         responses: Sequence[str],
-        report: ScoringReport,  # noqa: ARG002  # the server renders, and cuts if it does
+        truncated: set[str],  # noqa: ARG002  # the server renders, and cuts if it does
     ) -> list[list[dict[str, Any]]]:  # Any: as above
         from tpo_graph.rewards.local.encoding import chat_turns
 
@@ -118,7 +117,7 @@ class OpenRLHFReward(ServedReward[tuple[str, str]]):
         self,
         messages: Sequence[BaseMessage],
         responses: Sequence[str],
-        report: ScoringReport,  # noqa: ARG002  # the server cuts at its own --max_len, which it does not tell
+        truncated: set[str],  # noqa: ARG002  # the server cuts at its own --max_len, which it does not tell
     ) -> list[tuple[str, str]]:
         # its tokenizer is told to add no begin token, so the template's own stays in the text
         texts = await self._renderer.texts(messages, responses, server_adds_special_tokens=False)
@@ -167,9 +166,9 @@ class SGLangReward(ServedReward[list[int]]):
         self._fixed = {} if model is None else {"model": model}
 
     async def _encode(
-        self, messages: Sequence[BaseMessage], responses: Sequence[str], report: ScoringReport
+        self, messages: Sequence[BaseMessage], responses: Sequence[str], truncated: set[str]
     ) -> list[list[int] | RewardError]:
-        return await self._renderer.ids(messages, responses, report)
+        return await self._renderer.ids(messages, responses, truncated)
 
     async def _score_batch(self, batch: Sequence[list[int]]) -> list[float]:
         answer = await self._endpoint.post("/classify", {**self._fixed, "input_ids": list(batch)})
@@ -210,14 +209,12 @@ class TEIReward(ServedReward[str]):
         self._info: Mapping[str, Any] | None = None  # Any: JSON
 
     async def _encode(
-        self, messages: Sequence[BaseMessage], responses: Sequence[str], report: ScoringReport
+        self, messages: Sequence[BaseMessage], responses: Sequence[str], truncated: set[str]
     ) -> list[str]:
         texts = await self._renderer.texts(messages, responses, server_adds_special_tokens=True)
         if self._truncate and (longest := await self._longest()) is not None:
             lengths = await self._renderer.lengths(texts)
-            report.truncated |= {
-                response for response, length in zip(responses, lengths, strict=True) if length > longest
-            }
+            truncated |= {response for response, length in zip(responses, lengths, strict=True) if length > longest}
         return texts
 
     async def _longest(self) -> int | None:
@@ -284,9 +281,9 @@ class _VLLM(ServedReward[list[int]]):
         self._raw = RawScores(activation_field)
 
     async def _encode(
-        self, messages: Sequence[BaseMessage], responses: Sequence[str], report: ScoringReport
+        self, messages: Sequence[BaseMessage], responses: Sequence[str], truncated: set[str]
     ) -> list[list[int] | RewardError]:
-        return await self._renderer.ids(messages, responses, report)
+        return await self._renderer.ids(messages, responses, truncated)
 
     async def _score_batch(self, batch: Sequence[list[int]]) -> list[float]:
         return await self._raw(self._ask, {**self._fixed, "input": list(batch)})
