@@ -12,7 +12,7 @@ from tpo_graph import create_tpo_graph
 from tpo_graph.errors import ConfigurationError, RewardError
 from tpo_graph.rewards.base import RunContext, RunExtremes, score_responses
 from tpo_graph.rewards.judge import JudgePrompt, PairwiseJudgeReward, load_pairwise_judge
-from tpo_graph.rewards.judge.pairwise import hold_tournament
+from tpo_graph.rewards.judge.pairwise import best_and_worst
 from tpo_graph.testing import ScriptedChatModel
 
 
@@ -140,19 +140,19 @@ async def test_tournament_of_every_order(count):
             compared += 1
             return 1.0 if int(left) > int(right) else 0.0
 
-        standing = await hold_tournament([str(number) for number in order], compare)
-        assert (order[standing.best], order[standing.worst]) == (count - 1, 0)
+        result = await best_and_worst([str(number) for number in order], compare)
+        assert (order[result.best], order[result.worst]) == (count - 1, 0)
         assert compared <= max(3 * count // 2, 0)
-        assert standing.levels[standing.best] == max(standing.levels)
-        assert standing.levels[standing.worst] == min(standing.levels)
+        assert result.levels[result.best] == max(result.levels)
+        assert result.levels[result.worst] == min(result.levels)
 
 
 async def test_ties_go_to_the_earliest():
     async def compare(left: str, right: str) -> float:
         return 0.5
 
-    standing = await hold_tournament(["a", "b", "c", "d", "e"], compare)
-    assert (standing.best, standing.tied) == (0, True)
+    result = await best_and_worst(["a", "b", "c", "d", "e"], compare)
+    assert (result.best, result.tied) == (0, True)
 
 
 async def test_a_second_run_of_the_same_question_starts_anew(serve):

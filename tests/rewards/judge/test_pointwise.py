@@ -79,7 +79,7 @@ async def test_the_way_is_found_once_and_remembered(options, asked, way, serve):
     await judge.score(CONVERSATION, ["again 4"])
     assert _kind(server.bodies[-1]) == asked[-1]
     assert len(server.bodies) == len(asked_now) + 1
-    assert judge._verdicts.way == way
+    assert judge._model.method == way
 
 
 def _kind(body):
@@ -110,7 +110,7 @@ async def test_one_failed_request_is_nan(serve):
 
 
 @pytest.mark.parametrize(
-    ("status", "hint"), [(401, "API key"), (404, "model's name"), (429, "max_concurrency"), (500, "")]
+    ("status", "hint"), [(401, "API key"), (404, "model name"), (429, "max_concurrency"), (500, "")]
 )
 async def test_a_provider_that_fails(status, hint, serve):
     server, model = serve(by_last_digit, status=status)
@@ -157,7 +157,7 @@ async def test_one_garbled_answer_is_no_refusal(passing, way):
     error = ValueError("Expecting value: line 1 column 1 (char 0)")
     judge = JudgeReward(Garbled([error] * passing + [AIMessage("7", response_metadata={"logprobs": tops})]))
     assert await judge.score(CONVERSATION, ["x"]) == [7.0]
-    assert judge._verdicts.way == way
+    assert judge._model.method == way
 
 
 async def test_a_failure_tells_what_it_cost(serve):
@@ -205,7 +205,7 @@ async def test_why_a_response_has_no_grade_is_told(serve):
 @pytest.mark.parametrize("schema", ["wrong"])
 async def test_structured_output_that_is_no_verdict(schema, serve):
     _, model = serve(by_last_digit, logprobs="refuse", schema=schema)
-    with pytest.raises(RewardError, match="no verdict from 1 to 9"):
+    with pytest.raises(RewardError, match="not a verdict from 1 to 9"):
         await JudgeReward(model).score(CONVERSATION, ["text 1"])
 
 
@@ -285,7 +285,7 @@ async def test_plain_answers(text, grade):
 
 @pytest.mark.parametrize("text", ["10", "0", "7 of 9", "seven", ""])
 async def test_plain_answers_that_are_no_grade(text):
-    with pytest.raises(RewardError, match="no verdict"):
+    with pytest.raises(RewardError, match="not a verdict"):
         await JudgeReward(ScriptedChatModel([text])).score(CONVERSATION, ["x"])
 
 
@@ -311,5 +311,11 @@ def test_names(serve):
         load_judge("")
     with pytest.raises(ConfigurationError, match="samples"):
         JudgeReward(ScriptedChatModel([]), samples=0)
-    with pytest.raises(ConfigurationError, match="chat model"):
-        JudgeReward("openai:gpt-4o-mini")
+    with pytest.raises(ConfigurationError, match="must be a LangChain chat model, not 'object'"):
+        JudgeReward(object())
+
+
+def test_a_judge_takes_the_name_of_a_chat_model(serve):
+    server, _ = serve(by_last_digit)
+    judge = JudgeReward(f"vllm:{server.url}#judge")
+    assert asyncio.run(judge.score(CONVERSATION, ["text 9"]))[0] > 8
