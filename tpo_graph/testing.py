@@ -38,16 +38,16 @@ class ScriptedChatModel(BaseChatModel):
         temperature: what the last copy of the model was told; recorded in `knobs` by request.
     """
 
-    script: Any = Field(repr=False)  # Any: `Script`, which pydantic can't validate
+    script: Any = Field(repr=False)
     temperature: float | None = None
     top_p: float | None = None
     max_tokens: int | None = None
     seed: int | None = None
     requests: list[list[BaseMessage]] = Field(default_factory=list, repr=False)
-    knobs: list[dict[str, Any]] = Field(default_factory=list, repr=False)  # Any: knob values
-    _lock: Any = PrivateAttr(default_factory=threading.Lock)  # Any: a lock's type is private in threading
+    knobs: list[dict[str, Any]] = Field(default_factory=list, repr=False)
+    _lock: Any = PrivateAttr(default_factory=threading.Lock)
 
-    def __init__(self, script: Script, **fields: Any) -> None:  # Any: pydantic's
+    def __init__(self, script: Script, **fields: Any) -> None:
         super().__init__(**{"script": script, **fields})
 
     @property
@@ -59,7 +59,7 @@ class ScriptedChatModel(BaseChatModel):
         messages: list[BaseMessage],
         stop: list[str] | None = None,
         run_manager: CallbackManagerForLLMRun | None = None,  # noqa: ARG002  # LangChain's signature
-        **kwargs: Any,  # Any: LangChain's own
+        **kwargs: Any,
     ) -> ChatResult:
         # copies of the model share these lists, so a script goes on across them
         with self._lock:
@@ -79,10 +79,10 @@ class ScriptedChatModel(BaseChatModel):
 
     def bind_tools(
         self,
-        tools: Sequence[Any],  # Any: whatever LangChain takes as a tool
+        tools: Sequence[Any],
         *,
         tool_choice: str | None = None,
-        **kwargs: Any,  # Any: LangChain's own
+        **kwargs: Any,
     ) -> Runnable[LanguageModelInput, AIMessage]:
         """Bind tools; the script decides whether they are called, and `knobs` records them."""
         formatted = [convert_to_openai_tool(tool) for tool in tools]
