@@ -380,18 +380,6 @@ def test_a_call_may_name_the_budget_of_tokens(budget, steps):
     assert (answer.response_metadata["tpo"]["steps"], policy.knobs[0]["max_tokens"]) == (steps, 50)
 
 
-def test_settings_in_tpo_are_the_same_as_beside_it():
-    policy = scripted_policy()
-    chat(policy).invoke("q", n=7, tpo={"n": 2, "mode": "bon"})
-    assert len(policy.requests) == 2
-
-
-@pytest.mark.parametrize(("wrong", "says"), [({"depht": 1}, "depht"), ("d2", "must be settings by name")])
-def test_what_is_no_setting_in_tpo_is_named(wrong, says):
-    with pytest.raises(ConfigurationError, match=says):
-        chat().invoke("q", tpo=wrong)
-
-
 @pytest.mark.parametrize("takes_less", [{"most_n": 2}, {"refused_knobs": ["top_p"]}], ids=["completions", "knobs"])
 def test_what_the_policy_was_found_to_take_is_known_to_every_call(chat_server, chat_openai, takes_less):
     server = chat_server(answer=server_reply, **takes_less)

@@ -19,7 +19,7 @@ from tpo_graph.errors import (
     RewardError,
     TPOError,
 )
-from tpo_graph.langchain.answer import answer_chunks
+from tpo_graph.langchain.async_base import answer_chunks
 from tpo_graph.policies.providers import ProviderFailure
 
 # Errors as the OpenAI API tells them: a status, and an object that names the field at fault.
