@@ -12,7 +12,7 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.text import Text
 
-from tpo_graph.cli.display import clean
+from tpo_graph.cli.output import clean
 
 Read = Callable[[], str]
 Question = Mapping[str, Any]  # Any: JSON
@@ -33,7 +33,7 @@ def ask(question: Question, *, read: Read | None = None, out: TextIO | None = No
         The value to resume the run with.
 
     Raises:
-        KeyboardInterrupt: the input ended where a rating is needed, and a run without one can't go on.
+        EOFError: the input ended where a rating is needed, and a run without one can't go on.
     """
     read, out = read or sys.stdin.readline, out or sys.stderr
     print(file=out)
@@ -78,7 +78,7 @@ def _rating(question: Question, read: Read, out: TextIO) -> Any:  # Any: JSON
         return {"ratings": dict(zip(names, ratings, strict=True)) if len(ratings) == len(names) else told}
     chosen = _line("Best: ", read, out) if told is not None else None
     if chosen is None:
-        raise KeyboardInterrupt
+        raise EOFError
     rejected = _line("Worst [none]: ", read, out)
     answer = {"best": ids.get(chosen, chosen)}
     return answer | ({"worst": ids.get(rejected, rejected)} if rejected else {})
