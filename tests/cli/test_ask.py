@@ -175,7 +175,7 @@ def test_a_person_edits_the_critique_in_their_editor(run_with):
 def test_what_can_not_be_understood_is_asked_again(run_with):
     ended, _ = run_with("9\n\n\nstop\n", "--ask")
     assert (ended.code, ended.out) == (0, "cand 2\n")
-    assert "best='9' is no candidate; candidates are 0-0, 0-1, 0-2." in ended.err
+    assert "best='9' is not a candidate to choose; these are: 0-0, 0-1, 0-2." in ended.err
     assert "person: you stopped it\nbest +2.000" in ended.err
 
 

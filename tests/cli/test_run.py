@@ -45,7 +45,7 @@ def test_json_is_the_whole_result(chat_server, tpo):
     ]
     assert (result["settings"]["n"], result["settings"]["depth"]) == (3, 1)
     assert result["models"] == {"policy": f"server:{server.url}#scripted", "reward model": "number"}
-    assert result["prompts"] == "tpo"
+    assert (result["prompts"], result["variant"]) == ("tpo", None)
     assert result["error"] is None
     assert result["interrupted"] is False
     roles = [(message["role"], message["content"]) for message in server.bodies[0]["messages"]]
@@ -66,6 +66,13 @@ def test_a_critic_with_the_policys_name_is_loaded_once(chat_server, tpo):
     ended = tpo("run", QUESTION, *at(server), "--critic", f"server:{server.url}#scripted", "--depth", "1")
     assert ended.code == 0
     assert "✓ policy  " in ended.err and "✓ critic  " not in ended.err
+
+
+def test_a_variant_asks_for_loss_and_gradient_at_once(chat_server, tpo):
+    server = chat_server()
+    ended = tpo("run", QUESTION, *at(server), "--depth", "1", "--variant", "fused-critique", "--json")
+    assert json.loads(ended.out)["variant"] == "fused-critique"
+    assert [phase_of(request.text) for request in server.requests] == ["sample", "critique", "update"]
 
 
 def test_a_dash_reads_standard_input(chat_server, tpo, monkeypatch):
@@ -212,6 +219,7 @@ class TestRefused:
             (["--policy", "server:http://127.0.0.1:9/v1#m", "--reward", "nunber"], "'nunber'", "number"),
             (["--reward", "person", "--second-reward", "local"], "--second-reward watches a reward model", ""),
             (["--prompts", "nope"], "'nope'", "prompts"),
+            (["--variant", "nope"], "'nope'; allowed: fused-critique", ""),
             (["--n", "0"], "n='0'", ""),
             (["-n", "many"], "n='many'", ""),
             (["--mode", "foo"], "mode='foo'", ""),

@@ -23,6 +23,7 @@ class Outcome:
     Attributes:
         models: the names of the models, by role; empty when the request could not be understood.
         settings: the settings of the run; None when the request could not be understood.
+        variant: the name of the nodes that take the place of the paper's; None for the paper's.
         prompts: the name of the prompt pack; "" while it is not decided.
         state: the last state of the graph; empty when the graph did not start.
         phase: the phase that started last; None before the first.
@@ -33,6 +34,7 @@ class Outcome:
 
     models: Mapping[Role, str] = field(default_factory=dict)
     settings: TPOSettings | None = None
+    variant: str | None = None
     prompts: str = ""
     state: State = field(default_factory=dict)
     phase: Phase | None = None
@@ -94,6 +96,7 @@ class Outcome:
                 for message in state.get("messages", [])
             ],
             "models": dict(self.models),
+            "variant": self.variant,
             "prompts": self.prompts or None,
             "settings": self.settings.model_dump(mode="json") if self.settings else None,
             "interrupted": self.interrupted,

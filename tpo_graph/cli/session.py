@@ -64,7 +64,7 @@ def answer(request: RunRequest, reporter: "Reporter") -> Outcome:
         reporter: shows the run while it goes on.
     """
     started = time.perf_counter()
-    outcome = Outcome(models=request.models, settings=request.settings)
+    outcome = Outcome(models=request.models, settings=request.settings, variant=request.variant)
     ended = threading.Event()
     work = (request, reporter, outcome, ended)
     worker = threading.Thread(target=_work, args=work, name=_WORKING_THREAD, daemon=True)
