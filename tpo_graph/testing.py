@@ -35,7 +35,8 @@ class ScriptedChatModel(BaseChatModel):
         script: replies in order (an exception is raised), or a function of the messages and the running number
             of the reply.
         requests: the messages of every request so far.
-        temperature: what the last copy of the model was told; recorded in `knobs` by request.
+        temperature: the sampling temperature of this copy of the model, as `top_p`, `max_tokens` and `seed` are its own;
+            `knobs` records them by request.
     """
 
     script: Any = Field(repr=False)
@@ -65,15 +66,15 @@ class ScriptedChatModel(BaseChatModel):
         with self._lock:
             number = len(self.requests)
             self.requests.append(messages)
-            told = {name: getattr(self, name) for name in ("temperature", "top_p", "max_tokens", "seed")}
-            self.knobs.append({**told, "stop": stop, **kwargs})
+            knobs = {name: getattr(self, name) for name in ("temperature", "top_p", "max_tokens", "seed")}
+            self.knobs.append({**knobs, "stop": stop, **kwargs})
         reply = self.script(messages, number) if callable(self.script) else self._next(number)
         if isinstance(reply, Exception):
             raise reply
         message = reply if isinstance(reply, AIMessage) else AIMessage(reply)
         if message.usage_metadata is None:
-            asked, wrote = sum(len(each.text.split()) for each in messages), len(message.text.split())
-            usage = {"input_tokens": asked, "output_tokens": wrote, "total_tokens": asked + wrote}
+            read, written = sum(len(turn.text.split()) for turn in messages), len(message.text.split())
+            usage = {"input_tokens": read, "output_tokens": written, "total_tokens": read + written}
             message = message.model_copy(update={"usage_metadata": usage})
         return ChatResult(generations=[ChatGeneration(message=message)])
 

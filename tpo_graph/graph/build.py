@@ -13,26 +13,24 @@ from tpo_graph.graph.nodes import gradient_node, loss_node, sample_node, score_n
 from tpo_graph.graph.request import pack_for
 from tpo_graph.graph.state import TPOInput, TPOState
 from tpo_graph.policies.providers import Policy
-from tpo_graph.policies.sampling import Sampler
+from tpo_graph.policies.sampling import Sampler, as_sampler
 from tpo_graph.prompts.pack import PromptPack
 from tpo_graph.rewards.base import RewardModel, require_reward_model
 from tpo_graph.settings import TPOSettings
 from tpo_graph.types import Node, Options
-
-# Where the graph goes after select.
 
 
 def route_after_select(state: TPOState) -> Literal["loss", "__end__"]:
     """To the end when `select` has written a stop reason, else into the next step.
 
     Raises:
-        ConfigurationError: an `update` of one's own does not count steps, so that the run would not end.
+        ConfigurationError: a replaced `update` does not count steps, so that the run would not end.
     """
     # twice may be a person's fork of the thread
     steps = [record["step"] for record in state.get("trajectory", [])[-3:]]
     if not state.get("stop_reason") and len(steps) == 3 and len(set(steps)) == 1:
         raise ConfigurationError(
-            f"Step {steps[-1]} comes again and again: the node that stands in for `update` does not write `step`.",
+            f"Step {steps[-1]} repeats without end: the node in place of `update` does not write `step`.",
             hint='It must return {"step": state["step"] + 1, "pending": [...]}.',
         )
     return "__end__" if state.get("stop_reason") else "loss"
@@ -66,12 +64,12 @@ def build_tpo_graph(
         critic: writes loss and gradient; the policy when None.
         prompts: a pack, its name or its folder; None takes the one that suits the policy.
         nodes: replacements by name, as in `{"loss": my_node}`: async or sync functions of
-            `(state, runtime) -> partial state`, objects that can be called so, or any Runnable.
+            `(state, runtime) -> partial state`, objects that are called like them, or any Runnable.
         settings: defaults for every run; None reads the `TPO_*` variables. A call's `context` overrides what it
             names.
 
     Raises:
-        ConfigurationError: the policy is no chat model, the reward model has no `score`, or a name in `nodes` is not
+        ConfigurationError: the policy is not a chat model, the reward model has no `score`, or a name in `nodes` is not
             a node.
         PromptError: the pack is incomplete or can't run the mode.
     """
@@ -113,11 +111,10 @@ def make_nodes(
     settings = TPOSettings.load() if settings is None else settings
     require_reward_model(reward_model)
     # policy and critic share what their provider is found to take
-    actor = policy if isinstance(policy, Sampler) else Sampler(policy)
+    actor = as_sampler(policy)
+    judge = actor if critic is None or critic is policy else as_sampler(critic)
     pack = pack_for(prompts, actor.policy)
     pack.check(settings)
-    judge = actor if critic is None or critic is policy else critic
-    judge = judge if isinstance(judge, Sampler) else Sampler(judge)
     return {
         "sample": sample_node(actor, prompts=pack, settings=settings),
         "score": score_node(reward_model, settings=settings),
@@ -192,17 +189,19 @@ def create_tpo_graph(
             return {"messages": result["messages"][-1:]}
 
     Args:
-        policy: see `build_tpo_graph`, as for all others up to `settings`.
-        reward_model: see there.
-        critic: see there.
-        prompts: see there.
-        nodes: see there.
-        settings: see there.
+        policy: the model that answers and revises (M in the paper).
+        reward_model: scores every candidate (R in the paper).
+        critic: writes loss and gradient; the policy when None.
+        prompts: a pack, its name or its folder; None takes the one that suits the policy.
+        nodes: replacements by name, as for `build_tpo_graph`.
+        settings: defaults for every run; None reads the `TPO_*` variables. A call's `context` overrides what it
+            names.
         **compile_options: go to `StateGraph.compile`, as in `checkpointer=InMemorySaver()`.
 
     Raises:
-        ConfigurationError: see `build_tpo_graph`.
-        PromptError: see there.
+        ConfigurationError: the policy is not a chat model, the reward model has no `score`, or a name in `nodes` is not
+            a node.
+        PromptError: the pack is incomplete or can't run the mode.
     """
     graph = build_tpo_graph(
         policy,

@@ -76,7 +76,7 @@ def score_node(reward_model: RewardModel, *, settings: TPOSettings | None = None
 
 
 def _run_context(state: TPOState, pending: Sequence[Candidate], preference: str) -> RunContext:
-    """What the reward model is told of the run."""
+    """The run as a reward model sees it."""
     cache = state["cache"]
     # the texts of step 0, those without a reward too: a resumed run then goes on with the scale that it had
     first = [candidate["text"] for candidate in cache if candidate["step"] == 0]
