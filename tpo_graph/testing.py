@@ -35,8 +35,8 @@ class ScriptedChatModel(BaseChatModel):
         script: replies in order (an exception is raised), or a function of the messages and the running number
             of the reply.
         requests: the messages of every request so far.
-        temperature: the sampling temperature of this copy of the model, as `top_p`, `max_tokens` and `seed` are its own;
-            `knobs` records them by request.
+        temperature: sampling temperature of this copy of the model; `knobs` records it, and `top_p`, `max_tokens` and
+            `seed`, by request.
     """
 
     script: Any = Field(repr=False)
