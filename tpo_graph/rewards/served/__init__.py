@@ -8,6 +8,12 @@ from tpo_graph.rewards.served.servers import (
     TEIReward,
     VLLMPoolingReward,
     VLLMReward,
+    load_nim,
+    load_openrlhf,
+    load_sglang,
+    load_tei,
+    load_vllm,
+    load_vllm_pooling,
 )
 
 __all__ = [
@@ -18,4 +24,10 @@ __all__ = [
     "TEIReward",
     "VLLMPoolingReward",
     "VLLMReward",
+    "load_nim",
+    "load_openrlhf",
+    "load_sglang",
+    "load_tei",
+    "load_vllm",
+    "load_vllm_pooling",
 ]
