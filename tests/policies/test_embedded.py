@@ -108,6 +108,7 @@ def test_without_the_extra_the_hint_says_what_to_install(monkeypatch):
 
 
 @pytest.mark.embedded
+@pytest.mark.subprocess
 def test_the_quickstart_answers_and_its_best_reward_never_falls(server):
     del server
     ended = subprocess.run(

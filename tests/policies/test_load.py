@@ -4,12 +4,16 @@ import asyncio
 import sys
 
 import pytest
+from langchain_core.messages import HumanMessage
 
 from tests.tpo_script import number_reward
 from tpo_graph import ConfigurationError, MissingDependencyError, PolicyError, create_tpo_graph, load_policy
+from tpo_graph.policies.load import policy_ids
+from tpo_graph.policies.sampling import Sampler
+from tpo_graph.settings import Sampling
 
 
-@pytest.mark.parametrize("scheme", ["vllm", "sglang", "llamacpp", "server"])
+@pytest.mark.parametrize("scheme", ["vllm", "llamacpp"])
 def test_a_server_and_a_model_by_name(chat_server, scheme):
     server = chat_server()
     model = load_policy(f"{scheme}:{server.url}#some/model:7b", max_retries=0)
@@ -46,13 +50,12 @@ def test_a_server_that_refuses_the_key_says_so(chat_server):
 @pytest.mark.parametrize(
     ("environment", "options", "sent"), [(None, {}, "none"), ("env", {}, "env"), ("env", {"api_key": "arg"}, "arg")]
 )
-@pytest.mark.parametrize("model", ["#m", ""])
-def test_the_key_of_a_server(chat_server, monkeypatch, environment, options, sent, model):
+def test_the_key_of_a_server(chat_server, monkeypatch, environment, options, sent):
     monkeypatch.setenv("OPENAI_API_KEY", "of another provider")
     if environment:
         monkeypatch.setenv("TPO_POLICY_API_KEY", environment)
     server = chat_server()
-    asyncio.run(load_policy(f"vllm:{server.url}{model}", **options).ainvoke("hi"))
+    asyncio.run(load_policy(f"vllm:{server.url}", **options).ainvoke("hi"))  # asks for the models, too
     assert {headers["authorization"] for headers in server.headers} == {f"Bearer {sent}"}
 
 
@@ -70,20 +73,7 @@ def test_openai_without_a_key_is_one_clear_error():
 
 
 @pytest.mark.parametrize(
-    "name",
-    [
-        "",
-        "  ",
-        ":",
-        ":x",
-        "vllm:",
-        "vllm:127.0.0.1:8000",
-        "vllm:ftp://x/v1#m",
-        "vllm:http://#m",
-        "openai:",
-        "no such model",
-        "nope:model",
-    ],
+    "name", ["  ", ":x", "vllm:", "vllm:127.0.0.1:8000", "vllm:ftp://x/v1#m", "openai:", "no model"]
 )
 def test_a_name_that_can_not_be_understood_lists_what_can(name):
     with pytest.raises(ConfigurationError) as caught:
@@ -131,3 +121,35 @@ def test_the_pack_that_suits_a_policy_is_noted_on_it(chat_server):
     model = load_policy(f"vllm:{server.url}#m", metadata={"tpo_prompts": "no-such-pack"})
     with pytest.raises(Exception, match="no-such-pack"):
         create_tpo_graph(model, number_reward())
+
+
+def test_the_ids_of_several_policies():
+    names = [
+        "local",
+        "openai:gpt-4o-mini",
+        "vllm:http://127.0.0.1:8000/v1#Qwen/Qwen3-8B",
+        "mine=server:http://h/v1?a=b",
+        "local:a=b.gguf",
+        "server:http://h/v1?a=b",
+    ]
+    ids = ["local", "gpt-4o-mini", "Qwen/Qwen3-8B", "mine", "a=b.gguf", "server"]
+    assert policy_ids(names) == dict(zip(ids, [name.removeprefix("mine=") for name in names], strict=True))
+    with pytest.raises(ConfigurationError, match="Two policies are called 'm'"):
+        policy_ids(["vllm:http://a/v1#m", "vllm:http://b/v1#m"])
+
+
+@pytest.mark.parametrize(
+    ("n", "server", "tokens"),
+    [
+        (3, {"counts_first_alone": True, "tokenizes": True}, 6),
+        (3, {"counts_first_alone": True, "tokenizes": False}, 2),
+        (1, {"counts_first_alone": True, "tokenizes": True}, 2),
+        (3, {"tells_usage": False, "tokenizes": True}, 0),
+    ],
+)
+async def test_every_completion_of_llama_cpp_counts_where_the_server_can_tokenize(chat_server, n, server, tokens):
+    policy = load_policy(f"llamacpp:{chat_server(**server).url}#scripted")
+    draw = await Sampler(policy).draw([HumanMessage("one two three")], n, Sampling())
+    assert (len(draw.completions), draw.usage["output_tokens"]) == (n, tokens)
+    assert draw.usage["input_tokens"] == (3 if server.get("tells_usage", True) else 0)
+    assert draw.usage["requests"] == 1

@@ -1,8 +1,11 @@
-"""What providers' errors mean: a table of what they say."""
+"""What providers' errors mean, and how the models inside wrappers are found."""
 
+import httpx
 import pytest
 
-from tpo_graph.policies.providers import ProviderFailure, policy_failed
+from tpo_graph.errors import PolicyError
+from tpo_graph.policies.providers import ProviderFailure, change_models, models_inside, policy_failed, unbind
+from tpo_graph.testing import ScriptedChatModel
 
 
 class ProviderError(Exception):
@@ -69,3 +72,65 @@ def test_a_hint_says_what_to_change(error, hint):
 )
 def test_no_hint_is_better_than_a_wrong_one(error):
     assert policy_failed(error).hint == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (ProviderError(400, "no"), "refused"),
+        (ValueError("no"), "unsupported"),
+        (PolicyError("The provider returned no completion."), "other"),
+        (ProviderError(403, "no"), "key"),
+        (ProviderError(404, "no"), "not_found"),
+        (ProviderError(529, "overloaded"), "transient"),
+        (TimeoutError(), "timeout"),
+        (ConnectionResetError("gone"), "unreachable"),
+        (httpx.ConnectTimeout("no route"), "unreachable"),
+        (httpx.ReadError("gone"), "unreachable"),
+        (httpx.ReadTimeout("slow"), "timeout"),
+        (ZeroDivisionError("1 / 0"), "other"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else f"{type(value).__name__}",
+)
+def test_what_kind_of_failure_an_error_is(error, kind):
+    assert ProviderFailure.of(error).kind == kind
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ('{"error": {"message": "too long", "code": 1}}', "too long"),
+        ('{"error": "too\\nlong"}', "too long"),
+        ('{"detail": [{"loc": ["body"]}]}', '[{"loc": ["body"]}]'),
+        ("<html>\nBad gateway</html>", "<html> Bad gateway</html>"),
+        ("x" * 400, "x" * 300 + "..."),
+        ("null", ""),
+    ],
+)
+def test_what_a_servers_answer_says(body, message):
+    failure = ProviderFailure.of_response(422, body)
+    assert (failure.kind, failure.status, failure.message) == ("refused", 422, message)
+
+
+def test_a_refused_connection_is_found_behind_what_it_caused():
+    timeout = TimeoutError("Request timed out.")
+    timeout.__cause__ = ConnectionRefusedError(111, "refused")
+    failure = ProviderFailure.of(timeout)
+    assert (failure.kind, failure.summary) == ("unreachable", "the connection was refused")
+    assert failure.hint("http://h/v1") == "Is the server at http://h/v1 running?"
+
+
+def test_the_models_inside_wrappers_are_found_and_changed():
+    first, second = ScriptedChatModel(["a"]), ScriptedChatModel(["b"])
+    policy = first.bind(user="me").with_retry().with_fallbacks([second.with_config(tags=["t"])])
+    assert models_inside(policy) == [first, second]
+    changed = change_models(policy, lambda model: model.model_copy(update={"temperature": 0.5}))
+    assert [model.temperature for model in models_inside(changed)] == [0.5, 0.5]
+    assert models_inside(policy | str) == models_inside(None) == []
+
+
+def test_outer_bindings_win():
+    model = ScriptedChatModel(["a"])
+    policy = model.bind(stop=["a"], user="me").with_config(tags=["inner"]).bind(stop=["b"])
+    inner, arguments, config = unbind(policy)
+    assert (inner, arguments, config["tags"]) == (model, {"stop": ["b"], "user": "me"}, ["inner"])
