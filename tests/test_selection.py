@@ -3,7 +3,7 @@
 import pytest
 
 from tpo_graph import TPOSettings
-from tpo_graph.selection import has_converged, preference_pair, step_was_lost, stop_reason
+from tpo_graph.selection import critique_failed, has_converged, preference_pair, stop_reason
 from tpo_graph.types import FailureRecord, PhaseUsage, ScoredCandidate, StepRecord
 
 
@@ -163,4 +163,4 @@ def test_a_step_without_candidates_ends_the_run(failures, reason):
     ],
 )
 def test_a_step_is_lost_with_its_loss_or_gradient(failures, lost):
-    assert step_was_lost(failures, 1) is lost
+    assert critique_failed(failures, 1) is lost

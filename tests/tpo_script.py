@@ -66,14 +66,10 @@ def number_reward() -> TableReward:
 class FailsAtACost:
     """A reward model that spends two requests before it fails, as a judge may."""
 
-    async def score_with_usage(self, messages, responses, *, preference=""):
-        """Fail, and tell what it cost."""
-        used = PhaseUsage(requests=2, input_tokens=300, output_tokens=2, seconds=0.0)
-        raise RewardError("The judge has left.", usage=used)
-
     async def score(self, messages, responses):
-        """Fail."""
-        await self.score_with_usage(messages, responses)
+        """Fail, and report what it cost."""
+        usage = PhaseUsage(requests=2, input_tokens=300, output_tokens=2, seconds=0.0)
+        raise RewardError("The judge has left.", usage=usage)
 
 
 def phases_asked(model: ScriptedChatModel) -> list[PhaseName]:

@@ -70,7 +70,7 @@ _LAZY = {
 }
 
 
-def __getattr__(name: str) -> Any:  # Any: a module attribute has any type
+def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(_LAZY[name]), name)

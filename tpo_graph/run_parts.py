@@ -101,7 +101,6 @@ class LoadedParts:
         prompts: the prompt pack.
         nodes: replacements by name, or the name of a variant.
         settings: defaults of every run.
-        second_reward: watches; None for none.
     """
 
     policy: Policy
@@ -110,7 +109,6 @@ class LoadedParts:
     prompts: PromptPack
     nodes: Mapping[str, Node] | str | None
     settings: TPOSettings
-    second_reward: RewardModel | None = None
 
     def make_nodes(
         self, *, policy: Policy | Sampler | None = None, critic: Policy | Sampler | None = None
@@ -128,7 +126,7 @@ class LoadedParts:
         actor = as_sampler(policy or self.policy)
         judge = as_sampler(critic or self.critic or actor)
         common: dict[str, Any] = {"prompts": self.prompts, "settings": self.settings}
-        nodes = make_nodes(actor, self.reward, critic=judge, second_reward=self.second_reward, **common)
+        nodes = make_nodes(actor, self.reward, critic=judge, **common)
         variant = self.nodes
         return replace_nodes(nodes, VARIANTS[variant](judge, **common) if isinstance(variant, str) else variant)
 
@@ -157,7 +155,6 @@ class RunParts:
         prompts: a prompt pack, its name or its folder; None takes the one that suits the policy.
         nodes: replacements by name, or the name of a variant (`VARIANTS`).
         settings: defaults of every run; None reads the `TPO_*` variables.
-        second_reward: watches; None for none.
         models: where models by name come from.
 
     Raises:
@@ -170,7 +167,6 @@ class RunParts:
     prompts: PromptPack | str | Path | None = None
     nodes: Mapping[str, Node] | str | None = None
     settings: TPOSettings = field(default_factory=TPOSettings.load)
-    second_reward: RewardModel | str | None = None
     models: ModelStore = field(default_factory=ModelStore, repr=False, compare=False)
     _loaded: list[LoadedParts] = field(default_factory=list, init=False, repr=False, compare=False)
     _loading: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False, compare=False)
@@ -218,7 +214,6 @@ class RunParts:
             wanted["critic"] = None  # the same name twice is one model
         models = self._load_models({role: name for role, name in wanted.items() if isinstance(name, str)}, on_load)
         policy, critic, reward = (models.get(role, part) for role, part in wanted.items())
-        second = self.second_reward
         return LoadedParts(
             policy=policy,
             reward=reward,
@@ -226,7 +221,6 @@ class RunParts:
             prompts=pack_for(self.prompts, policy),
             nodes=self.nodes,
             settings=self.settings,
-            second_reward=self.models.reward(second) if isinstance(second, str) else second,
         )
 
     def _load_models(self, names: Mapping[Role, str], on_load: OnLoad) -> dict[Role, Any]:

@@ -1,4 +1,4 @@
-"""Decisions of the loop, as pure functions: who is best and worst, and whether the run is over."""
+"""Decisions of the loop, as pure functions: which candidates are best and worst, and whether the run is over."""
 
 import itertools
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ def has_converged(trajectory: Sequence[StepRecord], *, tolerance: float, patienc
     return all(after - before < tolerance for before, after in itertools.pairwise(best))
 
 
-def step_was_lost(failures: Sequence[FailureRecord], step: int) -> bool:
+def critique_failed(failures: Sequence[FailureRecord], step: int) -> bool:
     """Whether loss or gradient of `step` failed, so that there is nothing to revise by."""
     return any(failure["step"] == step and failure["phase"] in ("loss", "gradient") for failure in failures)
 
@@ -64,14 +64,16 @@ def stop_reason(  # noqa: PLR0911  # one return for each reason, in the order in
     if settings.mode == "bon":
         return "bon"
     if step > 0 and last["candidates"] == 0:
-        return _why_nothing_came(failures, step)
+        return _reason_without_candidates(failures, step)
     if settings.target_reward is not None and last["best_reward"] >= settings.target_reward:
         return "target"
     if step >= settings.depth:
         return "depth"
     if settings.mode == "tpo" and last["best_reward"] == last["worst_reward"]:
         # a draft alone, because nothing could be drawn beside it
-        drawing_failed = any((lost["phase"], lost["reason"]) == ("sample", "request_failed") for lost in failures)
+        drawing_failed = any(
+            (failure["phase"], failure["reason"]) == ("sample", "request_failed") for failure in failures
+        )
         return "policy_failed" if drawing_failed else "no_preference"
     if has_converged(trajectory, tolerance=settings.tolerance, patience=settings.patience):
         return "converged"
@@ -80,11 +82,11 @@ def stop_reason(  # noqa: PLR0911  # one return for each reason, in the order in
     return None
 
 
-def _why_nothing_came(failures: Sequence[FailureRecord], step: int) -> StopReason:
+def _reason_without_candidates(failures: Sequence[FailureRecord], step: int) -> StopReason:
     mine = [failure for failure in failures if failure["step"] == step]
     if any(failure["reason"] == "scoring_failed" for failure in mine):
         return "reward_failed"
-    if step_was_lost(mine, step):
+    if critique_failed(mine, step):
         return "policy_failed"
     unusable = [failure for failure in mine if failure["reason"] != "request_failed"]
     return "updates_failed" if unusable or not mine else "policy_failed"

@@ -35,19 +35,20 @@ class ScriptedChatModel(BaseChatModel):
         script: replies in order (an exception is raised), or a function of the messages and the running number
             of the reply.
         requests: the messages of every request so far.
-        temperature: what the last copy of the model was told; recorded in `knobs` by request.
+        temperature: sampling temperature of this copy of the model; `knobs` records it, and `top_p`, `max_tokens` and
+            `seed`, by request.
     """
 
-    script: Any = Field(repr=False)  # Any: `Script`, which pydantic can't validate
+    script: Any = Field(repr=False)
     temperature: float | None = None
     top_p: float | None = None
     max_tokens: int | None = None
     seed: int | None = None
     requests: list[list[BaseMessage]] = Field(default_factory=list, repr=False)
-    knobs: list[dict[str, Any]] = Field(default_factory=list, repr=False)  # Any: knob values
-    _lock: Any = PrivateAttr(default_factory=threading.Lock)  # Any: a lock's type is private in threading
+    knobs: list[dict[str, Any]] = Field(default_factory=list, repr=False)
+    _lock: Any = PrivateAttr(default_factory=threading.Lock)
 
-    def __init__(self, script: Script, **fields: Any) -> None:  # Any: pydantic's
+    def __init__(self, script: Script, **fields: Any) -> None:
         super().__init__(**{"script": script, **fields})
 
     @property
@@ -59,30 +60,30 @@ class ScriptedChatModel(BaseChatModel):
         messages: list[BaseMessage],
         stop: list[str] | None = None,
         run_manager: CallbackManagerForLLMRun | None = None,  # noqa: ARG002  # LangChain's signature
-        **kwargs: Any,  # Any: LangChain's own
+        **kwargs: Any,
     ) -> ChatResult:
         # copies of the model share these lists, so a script goes on across them
         with self._lock:
             number = len(self.requests)
             self.requests.append(messages)
-            told = {name: getattr(self, name) for name in ("temperature", "top_p", "max_tokens", "seed")}
-            self.knobs.append({**told, "stop": stop, **kwargs})
+            knobs = {name: getattr(self, name) for name in ("temperature", "top_p", "max_tokens", "seed")}
+            self.knobs.append({**knobs, "stop": stop, **kwargs})
         reply = self.script(messages, number) if callable(self.script) else self._next(number)
         if isinstance(reply, Exception):
             raise reply
         message = reply if isinstance(reply, AIMessage) else AIMessage(reply)
         if message.usage_metadata is None:
-            asked, wrote = sum(len(each.text.split()) for each in messages), len(message.text.split())
-            usage = {"input_tokens": asked, "output_tokens": wrote, "total_tokens": asked + wrote}
+            read, written = sum(len(turn.text.split()) for turn in messages), len(message.text.split())
+            usage = {"input_tokens": read, "output_tokens": written, "total_tokens": read + written}
             message = message.model_copy(update={"usage_metadata": usage})
         return ChatResult(generations=[ChatGeneration(message=message)])
 
     def bind_tools(
         self,
-        tools: Sequence[Any],  # Any: whatever LangChain takes as a tool
+        tools: Sequence[Any],
         *,
         tool_choice: str | None = None,
-        **kwargs: Any,  # Any: LangChain's own
+        **kwargs: Any,
     ) -> Runnable[LanguageModelInput, AIMessage]:
         """Bind tools; the script decides whether they are called, and `knobs` records them."""
         formatted = [convert_to_openai_tool(tool) for tool in tools]

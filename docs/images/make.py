@@ -23,7 +23,8 @@ from rich.console import Console
 from rich.text import Text
 
 from tests.studio.development_server import DevelopmentServer
-from tpo_graph.cli.display import TerminalReporter, clean
+from tpo_graph.cli.display import Reporter
+from tpo_graph.cli.output import clean
 from tpo_graph.cli.session import RunRequest, answer
 from tpo_graph.settings import TPOSettings
 
@@ -78,7 +79,7 @@ def run_on_a_screen(name: str, command: str, request: RunRequest) -> dict[str, A
     console.print(Text(f"$ {command}", "bold"))
     with contextlib.redirect_stderr(Screen(console)):
         sys.stdin = Keyboard(console, list(TYPED))
-        outcome = answer(request, TerminalReporter(console))
+        outcome = answer(request, Reporter(console))
         sys.stdin = sys.__stdin__
     if outcome.error:
         raise outcome.error

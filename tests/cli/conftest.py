@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fcntl import ioctl
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -28,6 +29,14 @@ SNAPSHOTS = Path(__file__).with_name("snapshots")
 CONTROL_CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
+class Error(NamedTuple):
+    """The exit code of a command that failed, and its two lines."""
+
+    code: int
+    message: str
+    hint: str
+
+
 @dataclass
 class Ended:
     """How a command ended."""
@@ -37,9 +46,14 @@ class Ended:
     err: str
 
     @property
-    def error_lines(self) -> list[str]:
-        """What it says after its progress."""
-        return [line for line in self.err.splitlines() if not line.startswith("[")]
+    def error(self) -> Error:
+        """The error, which is all that stands behind the progress."""
+        assert "Traceback" not in self.err
+        _, found, after = f"\n{self.err}".rpartition("\nerror: ")
+        assert found, self.err
+        message, hint = after.splitlines()
+        assert hint.startswith("hint: ")
+        return Error(self.code, message, hint.removeprefix("hint: "))
 
 
 @pytest.fixture
@@ -63,19 +77,20 @@ def environment(**more: str) -> dict[str, str]:
     return {**kept, "PYTHONPATH": str(ROOT), "LANG": "C.UTF-8", "TERM": "xterm-256color", **more}
 
 
-def command(*arguments: str) -> list[str]:
+def command(*arguments: str | bytes) -> list[str | bytes]:
     """The command line of the launcher, warnings as errors."""
     return [sys.executable, "-W", "error", str(LAUNCHER), *arguments]
 
 
-def run_process(*arguments: str, given: str | None = None, **variables: str) -> Ended:
+def run_process(*arguments: str | bytes, stdin: str = "", **variables: str) -> Ended:
     """Run the command in a process, with pipes."""
     done = subprocess.run(
         command(*arguments),
-        input=given,
+        input=stdin,
         capture_output=True,
         text=True,
         encoding="utf-8",
+        errors="surrogateescape",
         timeout=120,
         env=environment(**variables),
         cwd=ROOT,
@@ -106,7 +121,7 @@ class Terminal:
         give_up = time.monotonic() + seconds
         while not until or until not in self.text:
             left = give_up - time.monotonic()
-            assert left > 0 and select.select([self._master], [], [], left)[0], f"nothing came in time:\n{self.text}"
+            assert left > 0 and select.select([self._master], [], [], left)[0], f"no output in time:\n{self.text}"
             try:
                 piece = os.read(self._master, 65536)
             except OSError:  # the other side is closed

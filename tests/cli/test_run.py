@@ -1,4 +1,4 @@
-"""The main job: a question in, the answer out, what happened beside it."""
+"""`tpo-graph run`: a question in, the answer out, and what happens when it goes wrong."""
 
 import io
 import json
@@ -8,33 +8,20 @@ import sys
 
 import pytest
 
-from tests.cli.conftest import ROOT, at, command, environment, run_process, snapshot
+from tests.cli.conftest import ROOT, at, command, environment, run_process
 from tests.fresh_process import run_script
-from tests.tpo_script import phase_of, server_reply
-from tpo_graph.cli.result import write_json
+from tests.tpo_script import FailsAtACost, phase_of, server_reply
+from tpo_graph.rewards.load import SCHEMES
 
 QUESTION = "Why is the sky blue?"
 
 
-def plain(err: str) -> str:
-    """Progress without what differs from run to run."""
-    text = re.sub(r"127\.0\.0\.1:\d+", "127.0.0.1:PORT", err)
-    text = re.sub(r"\[ *\d+\.\d+s\]", "[TIME]", text)
-    text = re.sub(r"\d+\.\d s\b", "TIME", text)
-    lines = text.splitlines()
-    # policy and reward model are loaded at the same time
-    ready = sorted(line for line in lines if line.endswith("ready (TIME)"))
-    rest = [line for line in lines if not line.endswith("ready (TIME)")]
-    return "\n".join([*rest[:3], *ready, *rest[3:], ""])
-
-
-def test_the_process_prints_the_answer_on_stdout_and_plain_progress_on_stderr(chat_server):
+@pytest.mark.subprocess
+def test_the_process_prints_the_answer_on_stdout_and_progress_without_control_codes_on_stderr(chat_server):
     ended = run_process("run", QUESTION, *at(chat_server()))
-    assert ended.code == 0
-    assert ended.out == "rev 18\n"
-    assert "\x1b" not in ended.err
-    assert "\r" not in ended.err
-    snapshot("plain_run.txt", plain(ended.err))
+    assert (ended.code, ended.out) == (0, "rev 18\n")
+    assert ended.err.startswith("tpo-graph  policy server:") and "depth: all steps are done" in ended.err
+    assert not {"\x1b", "\r"} & set(ended.err)
 
 
 def test_json_is_the_whole_result(chat_server, tpo):
@@ -46,7 +33,7 @@ def test_json_is_the_whole_result(chat_server, tpo):
     assert result["stop_reason"] == "depth"
     assert result["best"] == {"id": "1-2", "step": 1, "text": "rev 7", "truncated": False, "reward": 7.0}
     assert result["worst"]["text"] == "cand 0"
-    assert [each["reward"] for each in result["cache"]] == [0.0, 1.0, 2.0, 5.0, 6.0, 7.0]
+    assert [candidate["reward"] for candidate in result["cache"]] == [0.0, 1.0, 2.0, 5.0, 6.0, 7.0]
     assert [record["step"] for record in result["trajectory"]] == [0, 1]
     assert result["trajectory"][1]["loss"] == "the loss"
     assert result["usage"]["sample"]["requests"] == 1
@@ -56,19 +43,12 @@ def test_json_is_the_whole_result(chat_server, tpo):
         {"role": "user", "content": QUESTION},
         {"role": "assistant", "content": "rev 7"},
     ]
-    assert result["settings"]["n"] == 3
-    assert result["settings"]["depth"] == 1
+    assert (result["settings"]["n"], result["settings"]["depth"]) == (3, 1)
     assert result["models"] == {"policy": f"server:{server.url}#scripted", "reward model": "number"}
-    assert result["prompts"] == "tpo"
+    assert (result["prompts"], result["variant"]) == ("tpo", None)
     assert result["error"] is None
     assert result["interrupted"] is False
-    assert "step 1 update" in ended.err
-
-
-def test_the_policy_gets_the_question_and_the_system_message(chat_server, tpo):
-    server = chat_server()
-    tpo("run", QUESTION, *at(server), "--mode", "bon", "--system", "Be brief.")
-    roles = [(each["role"], each["content"]) for each in server.bodies[0]["messages"]]
+    roles = [(message["role"], message["content"]) for message in server.bodies[0]["messages"]]
     assert roles == [("system", "Be brief."), ("user", QUESTION)]
 
 
@@ -78,14 +58,21 @@ def test_a_critic_writes_loss_and_gradient(chat_server, tpo):
     assert ended.code == 0
     assert [phase_of(body["messages"][-1]["content"]) for body in policy.bodies] == ["sample", "update"]
     assert [phase_of(body["messages"][-1]["content"]) for body in critic.bodies] == ["loss", "gradient"]
-    assert "critic server:" in ended.err
+    assert "✓ critic  " in ended.err
 
 
-def test_a_critic_of_the_policys_name_is_loaded_once(chat_server, tpo):
+def test_a_critic_with_the_policys_name_is_loaded_once(chat_server, tpo):
     server = chat_server()
     ended = tpo("run", QUESTION, *at(server), "--critic", f"server:{server.url}#scripted", "--depth", "1")
     assert ended.code == 0
-    assert ended.err.count(": loading") == 2
+    assert "✓ policy  " in ended.err and "✓ critic  " not in ended.err
+
+
+def test_a_variant_asks_for_loss_and_gradient_at_once(chat_server, tpo):
+    server = chat_server()
+    ended = tpo("run", QUESTION, *at(server), "--depth", "1", "--variant", "fused-critique", "--json")
+    assert json.loads(ended.out)["variant"] == "fused-critique"
+    assert [phase_of(request.text) for request in server.requests] == ["sample", "critique", "update"]
 
 
 def test_a_dash_reads_standard_input(chat_server, tpo, monkeypatch):
@@ -95,29 +82,29 @@ def test_a_dash_reads_standard_input(chat_server, tpo, monkeypatch):
     assert server.bodies[0]["messages"][-1]["content"] == "Wie grün\nist das?"
 
 
-@pytest.mark.parametrize(
-    "arguments", [["-"], [b"caf\xe9"], [QUESTION, "--system", b"caf\xe9"], [QUESTION, "--preference", b"caf\xe9"]]
-)
-def test_bytes_that_are_no_text_are_refused_before_a_model_is_loaded(arguments):
-    done = subprocess.run(
-        [*command("run", "--policy", "server:nowhere"), *arguments],
-        input=b"caf\xe9?",
-        capture_output=True,
-        timeout=60,
-        env=environment(),
-        cwd=ROOT,
-    )
+@pytest.mark.parametrize("arguments", [["-"], ["caf\udce9"], ["q", "--system", "caf\udce9"]])
+def test_text_that_is_not_unicode_is_refused_before_a_model_is_loaded(tpo, monkeypatch, arguments):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("caf\udce9?"))
+    ended = tpo("run", "--policy", "server:nowhere", *arguments)
+    assert ended.code == 2
+    assert "is not valid UTF-8 after 'caf'" in ended.error.message
+    assert "tpo-graph  " not in ended.err
+
+
+@pytest.mark.subprocess
+def test_bytes_that_are_not_text_are_refused():
+    arguments = [*command("run", "--policy", "server:nowhere", "-", "--preference"), b"caf\xe9"]
+    done = subprocess.run(arguments, input=b"q", capture_output=True, timeout=60, env=environment(), cwd=ROOT)
     assert done.returncode == 2
-    assert b"is not valid UTF-8 after 'caf'" in done.stderr
-    assert b"loading" not in done.stderr
+    assert b"The preference is not valid UTF-8 after 'caf'" in done.stderr
 
 
-def test_quiet_says_nothing_but_the_answer(chat_server, tpo):
+def test_quiet_shows_nothing_but_the_answer(chat_server, tpo):
     ended = tpo("run", QUESTION, *at(chat_server()), "-q", "--mode", "bon")
     assert (ended.code, ended.out, ended.err) == (0, "cand 4\n", "")
 
 
-def test_a_pack_of_ones_own(chat_server, tpo, tmp_path):
+def test_a_prompt_pack_of_ones_own(chat_server, tpo, tmp_path):
     folder = tmp_path / "mine"
     assert tpo("prompts", "copy", "tpo", str(folder)).code == 0
     loss = folder / "loss.toml"
@@ -139,33 +126,14 @@ def test_text_of_the_policy_is_neither_markup_nor_control_codes(chat_server, tpo
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", raw.out)
 
 
-def test_the_demonstration_reward_is_named_as_such(tpo):
-    ended = tpo("run", QUESTION, "--policy", "openai:none", "--reward", "local")
-    warnings = [line for line in ended.err.splitlines() if "warning:" in line]
-    assert len(warnings) == 1
-    assert "demonstration" in warnings[0]
+@pytest.mark.subprocess
+def test_an_answer_that_the_terminals_encoding_has_no_letters_for(chat_server):
+    server = chat_server(answer=lambda request, number: "naïve → 1")
+    ended = run_process("run", QUESTION, *at(server), "--mode", "bon", "-q", PYTHONIOENCODING="ascii")
+    assert (ended.code, ended.out) == (0, "na\\xefve \\u2192 1\n")
 
 
-def test_signs_of_overoptimization_are_told(chat_server, tpo):
-    server = chat_server(answer=lambda request, number: server_reply(request, number % 2))
-    ended = tpo("run", QUESTION, *at(server), "--depth", "1", "--json")
-    kinds = [each["kind"] for each in json.loads(ended.out)["warnings"]]
-    assert "duplicate_candidates" in kinds
-    assert "warning: 6 of 10 candidates repeat an earlier one" in ended.err
-
-
-def test_a_second_reward_watches(chat_server, tpo, tmp_path):
-    (tmp_path / "second.py").write_text("def f(response):\n    return -float(response.split()[-1])\n")
-    name = f"python:{tmp_path / 'second.py'}:f"
-    ended = tpo("run", QUESTION, *at(chat_server()), "--depth", "1", "--second-reward", name, "--json")
-    assert ended.code == 0, ended.err
-    result = json.loads(ended.out)
-    assert result["models"]["second reward model"] == name
-    assert [each["kind"] for each in result["warnings"]] == ["second_scorer_falls"]
-    assert ended.err.count("warning:") == 1
-    assert "while the second scorer's fell" in ended.err
-
-
+@pytest.mark.subprocess
 def test_the_first_line_comes_before_anything_heavy_is_imported(chat_server):
     done = run_script(
         f"""
@@ -177,7 +145,7 @@ def test_the_first_line_comes_before_anything_heavy_is_imported(chat_server):
             flush = staticmethod(lambda: None)
             def write(self, text):
                 if self.heavy is None:
-                    self.heavy = {"torch", "langgraph", "langchain_core", "openai"} & sys.modules.keys()
+                    self.heavy = {{"torch", "langgraph", "langchain_core", "openai"}} & sys.modules.keys()
         sys.stderr = Watched()
         from tpo_graph.cli.app import execute
         execute(["run", "q", "--policy", "server:{chat_server().url}#scripted", "--reward", "none"])
@@ -187,28 +155,220 @@ def test_the_first_line_comes_before_anything_heavy_is_imported(chat_server):
     assert done.stdout == "set()\n"
 
 
-def test_a_reader_that_leaves_is_no_error():
-    shell = f"'{sys.executable}' -m tpo_graph prompts show tpo | head -1"
-    done = subprocess.run(
-        ["bash", "-c", shell], capture_output=True, text=True, env=environment(), cwd=ROOT, timeout=60
+@pytest.mark.subprocess
+@pytest.mark.embedded
+def test_a_question_alone_is_answered_and_nothing_leaves_the_machine():
+    done = run_script(
+        """
+        import sys
+
+        here = (None, "127.0.0.1", "::1", "localhost")
+        outside = []
+        def watch(event, arguments):
+            if event == "socket.connect" and isinstance(arguments[1], tuple):
+                outside.extend(host for host in arguments[1][:1] if host not in here)
+            if event == "socket.getaddrinfo":
+                outside.extend(host for host in arguments[:1] if host not in here)
+        sys.addaudithook(watch)
+
+        from tpo_graph.cli.app import execute
+        flags = ["-n", "2", "--depth", "1", "--json", "--seed", "1"]
+        for phase in ("sample", "loss", "gradient", "update"):
+            flags += [f"--{phase}-max-new-tokens", "24"]
+        code = execute(["run", "Why does warmth make you feel tired?", *flags])
+        print(code, outside, file=sys.stderr)
+        """
     )
-    assert done.stdout.startswith("# ---- pack.toml")
-    assert done.stderr == ""
+    assert done.stderr.splitlines()[-1] == "0 []", done.stderr
+    result = json.loads(done.stdout)
+    assert result["answer"]
+    assert result["prompts"] == "base"
+    assert result["models"] == {"policy": "local", "reward model": "local"}
+    best = [record["best_reward"] for record in result["trajectory"]]
+    assert best == sorted(best)
+    assert done.stderr.count("  ! the reward model `local` is a small demonstration") == 1
 
 
-def test_an_answer_that_the_terminals_encoding_has_no_letters_for(chat_server):
-    server = chat_server(answer=lambda request, number: "naïve → 1")
-    ended = run_process("run", QUESTION, *at(server), "--mode", "bon", "-q", PYTHONIOENCODING="ascii")
-    assert (ended.code, ended.out) == (0, "na\\xefve \\u2192 1\n")
+class TestWarnings:
+    def test_signs_of_overoptimization(self, chat_server, tpo):
+        server = chat_server(answer=lambda request, number: server_reply(request, number % 2))
+        ended = tpo("run", QUESTION, *at(server), "--depth", "1", "--json")
+        assert "duplicate_candidates" in [warning["kind"] for warning in json.loads(ended.out)["warnings"]]
+        assert "  ! 6 of 10 candidates repeat an earlier one" in ended.err
+
+    def test_a_second_reward_watches(self, chat_server, tpo, tmp_path):
+        (tmp_path / "second.py").write_text("def f(response):\n    return -float(response.split()[-1])\n")
+        name = f"python:{tmp_path / 'second.py'}:f"
+        ended = tpo("run", QUESTION, *at(chat_server()), "--depth", "1", "--second-reward", name, "--json")
+        assert ended.code == 0, ended.err
+        result = json.loads(ended.out)
+        assert result["models"]["second reward model"] == name
+        assert [warning["kind"] for warning in result["warnings"]] == ["second_scorer_falls"]
+        assert ended.err.count("  ! ") == 1
+        assert "while the second scorer's fell" in " ".join(ended.err.split())
 
 
-def test_json_in_any_encoding(monkeypatch):
-    document = {"answer": "naïve → \x7f\x9b \ud83d"}
-    for encoding in ("utf-8", "ascii", "latin-1"):
-        out = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
-        monkeypatch.setattr(sys, "stdout", out)
-        write_json(document)
-        written = out.buffer.getvalue().decode(encoding)
-        assert json.loads(written) == document
-        assert ("→" in written) == (encoding == "utf-8")
-        assert not {"\x7f", "\x9b"} & set(written)
+class TestRefused:
+    """What is refused before anything is paid for."""
+
+    @pytest.mark.parametrize(
+        ("arguments", "message", "hint"),
+        [
+            (["--policy", "openai:gpt-4o-mini", "--reward", "number"], "openai:gpt-4o-mini.*OPENAI_API_KEY", ""),
+            (["--policy", "vllm:nowhere", "--reward", "number"], "vllm:nowhere", ""),
+            (["--policy", "server:http://127.0.0.1:9/v1#m", "--reward", "nunber"], "'nunber'", "number"),
+            (["--reward", "person", "--second-reward", "local"], "--second-reward watches a reward model", ""),
+            (["--prompts", "nope"], "'nope'", "prompts"),
+            (["--variant", "nope"], "'nope'; allowed: fused-critique", ""),
+            (["--n", "0"], "n='0'", ""),
+            (["-n", "many"], "n='many'", ""),
+            (["--mode", "foo"], "mode='foo'", ""),
+            (["--depth", "none"], "depth='none'", ""),
+            (["--sample-top-p", "2"], "sample_top_p='2'", ""),
+            (["--close-tag", " "], "close_tag=' '", ""),
+            (["--config", "nowhere.toml"], "nowhere.toml", ""),
+        ],
+    )
+    def test_a_bad_option(self, tpo, arguments, message, hint):
+        error = tpo("run", QUESTION, *arguments).error
+        assert error.code == 2
+        assert re.search(message, error.message)
+        assert hint in error.hint
+
+    @pytest.mark.parametrize("question", ["", "  \n "])
+    def test_an_empty_question(self, tpo, question):
+        error = tpo("run", question).error
+        assert error.code == 2
+        assert "empty" in error.message and "quotes" in error.hint
+
+    def test_a_bad_variable(self, tpo, monkeypatch):
+        monkeypatch.setenv("TPO_DEPTH", "abc")
+        error = tpo("run", QUESTION).error
+        assert error.code == 2
+        assert "TPO_DEPTH='abc'" in error.message
+
+    @pytest.mark.parametrize(("text", "named"), [("n = ", "not valid TOML"), ("nn = 3", "'nn'"), ("n = -1", "n=-1")])
+    def test_a_bad_config_file(self, tpo, tmp_path, text, named):
+        file = tmp_path / "tpo.toml"
+        file.write_text(text)
+        error = tpo("run", QUESTION, "--config", str(file)).error
+        assert error.code == 2
+        assert named in error.message
+
+    def test_an_unknown_prompt_variable(self, tpo, tmp_path):
+        folder = tmp_path / "mine"
+        tpo("prompts", "copy", "tpo", str(folder))
+        loss = folder / "loss.toml"
+        loss.write_text(loss.read_text().replace("$best", "$bset"))
+        for arguments in (["prompts", "check", str(folder)], ["run", QUESTION, "--prompts", str(folder)]):
+            error = tpo(*arguments).error
+            assert error.code == 2
+            assert all(word in error.message for word in ("$bset", "loss.toml", "best"))
+
+    def test_errors_are_in_the_json_too(self, tpo):
+        ended = tpo("run", QUESTION, "--n", "0", "--json")
+        assert ended.code == 2
+        error = json.loads(ended.out)["error"]
+        assert (error["kind"], error["exit_code"]) == ("ConfigurationError", 2)
+        assert "n='0'" in error["message"]
+
+    @pytest.mark.subprocess
+    def test_the_local_extra_is_missing(self):
+        script = (
+            "import sys; sys.modules['xllamacpp'] = None; sys.argv = ['tpo-graph', 'run', 'q', '--policy', 'local']\n"
+            "from tpo_graph.cli import main; main()"
+        )
+        done = run_script(script)
+        assert done.returncode == 2
+        assert "\nerror: " in done.stderr and "tpo-graph[local]" in done.stderr and "Traceback" not in done.stderr
+
+
+class TestFailures:
+    """Runs that fail on the way: what was paid for is kept."""
+
+    def test_no_server(self, tpo, unused_tcp_port):
+        url = f"http://127.0.0.1:{unused_tcp_port}/v1"
+        error = tpo("run", QUESTION, "--policy", f"server:{url}#m", "--reward", "number").error
+        assert error.code == 3
+        assert "refused" in error.message and "running" in error.hint
+        error = tpo("run", QUESTION, "--policy", f"server:{url}", "--reward", "number").error
+        assert error.code == 3
+        assert url in error.message and "running" in error.hint
+
+    @pytest.mark.parametrize(
+        ("fault", "message", "hint"),
+        [("404", "The model does not exist", "model name"), ("401", "Incorrect API key", "API key")],
+    )
+    def test_a_policy_that_answers_nothing(self, chat_server, tpo, fault, message, hint):
+        error = tpo("run", QUESTION, *at(chat_server(always=fault))).error
+        assert error.code == 3
+        assert message in error.message and hint in error.hint
+
+    def test_candidates_that_could_not_be_scored_are_printed(self, chat_server, tpo):
+        ended = tpo("run", QUESTION, *at(chat_server(), reward="broken"))
+        assert ended.error.code == 4
+        assert ended.error.message == "The table has no reward for 'cand 0'."
+        assert ended.out == ""  # no program may take one of them for the answer
+        assert "failed: 5 candidates drawn, none scored" in ended.err
+        assert "candidate 0-0 (1 of 5, not scored):\ncand 0\n" in ended.err
+
+    def test_candidates_that_could_not_be_scored_are_in_the_json(self, chat_server, tpo):
+        ended = tpo("run", QUESTION, *at(chat_server(), reward="broken"), "--json", "--quiet")
+        result = json.loads(ended.out)
+        assert (ended.code, result["error"]["exit_code"]) == (4, 4)
+        assert [candidate["text"] for candidate in result["unscored"]] == [f"cand {number}" for number in range(5)]
+        assert result["answer"] is result["best"] is result["stop_reason"] is None
+        assert result["error"]["kind"] == "RewardError"
+        assert ended.err.startswith("error: ")
+
+    def test_the_cost_of_a_failed_scoring_is_in_the_json(self, chat_server, tpo, monkeypatch):
+        monkeypatch.setitem(SCHEMES, "costly", lambda name: FailsAtACost())
+        ended = tpo("run", QUESTION, *at(chat_server(), reward="costly"), "--json")
+        usage = json.loads(ended.out)["usage"]
+        assert (ended.code, usage["sample"]["requests"]) == (4, 1)
+        assert (usage["score"]["requests"], usage["score"]["input_tokens"]) == (2, 300)
+        assert "3 requests" in ended.err
+
+    def test_a_policy_that_fails_later_leaves_the_best_answer(self, chat_server, tpo):
+        ended = tpo("run", QUESTION, *at(chat_server(faults=[None, "401"])))
+        assert (ended.code, ended.out) == (0, "cand 4\n")
+        assert "  ✗ loss      no text" in ended.err and "    ✗ request failed: " in ended.err
+        assert "policy_failed: the policy failed; the best answer so far is kept" in ended.err
+
+    def test_a_policy_that_fails_later_with_on_failure_raise(self, chat_server, tpo):
+        ended = tpo("run", QUESTION, *at(chat_server(faults=[None, "401"])), "--on-failure", "raise")
+        assert (ended.error.code, ended.out) == (3, "cand 4\n")
+        assert "failed: the answer is the best candidate so far" in ended.err
+        assert "401" in ended.error.message
+        assert ended.error.hint == "Check the API key: the provider does not accept it."
+
+    def test_revisions_that_could_not_be_scored(self, chat_server, tpo):
+        ended = tpo("run", QUESTION, *at(chat_server(), reward="patchy"), "--on-failure", "raise", "--json")
+        result = json.loads(ended.out)
+        assert ended.code == 4
+        assert result["answer"] == "cand 4"
+        assert [candidate["id"] for candidate in result["unscored"]] == [f"1-{number}" for number in range(5)]
+
+    def test_responses_that_can_not_be_used_have_a_line_each(self, chat_server, tpo):
+        texts = {
+            4: "<revised_response>never ends",
+            5: "no tags at all, just a revision",
+            6: "",
+            7: "<revised_response>\nrev 7\n</revised_response>",
+        }
+        server = chat_server(answer=lambda request, number: texts.get(number, server_reply(request, number)))
+        ended = tpo("run", QUESTION, *at(server), "-n", "2", "--depth", "1")
+        assert (ended.code, ended.out) == (0, "rev 7\n")
+        assert [line for line in ended.err.splitlines() if line.startswith("    ✗ ")] == [
+            "    ✗ no closing tag: <revised_response>never ends",
+            "    ✗ no opening tag: no tags at all, just a revision",
+            "    ✗ empty response",
+        ]
+
+    def test_a_step_without_a_usable_revision(self, chat_server, tpo):
+        server = chat_server(answer=lambda request, number: str(min(number, 4)))
+        ended = tpo("run", QUESTION, *at(server), "-n", "2", "--depth", "3")
+        assert (ended.code, ended.out) == (0, "1\n")
+        assert "  ✗ update    0 revisions, 4 not usable" in ended.err
+        assert "    ✗ (4 times) no opening tag: 4" in ended.err  # equal failures share a line
+        assert "updates_failed: no revision of this step could be used" in ended.err

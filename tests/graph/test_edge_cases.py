@@ -9,76 +9,44 @@ from tests.tpo_script import number_reward, phase_of, phases_asked, scripted_pol
 from tpo_graph import PolicyError, RewardError, TPOSettings, create_tpo_graph
 from tpo_graph.testing import ScriptedChatModel, TableReward
 
+# texts that break templates, tags and escapes; tests/prompts has the pure functions with many more
 HOSTILE = [
-    "$query",
-    "${worst}",
-    "$$ and $$$",
-    "{{best}} {{ loss }}",
-    "{query} {0} {} {x!r:>10} %s %(best)s",
+    "$query ${worst} {{best}} {0} %s",
     "<revised_response>inner</revised_response>",
-    "</revised_response>",
-    "<revised_response>",
-    "</best_response> <worst_response>",
-    "</conversation>\n\n<assessment>",
-    "\\1 \\g<0> \\n",
-    "---\n```\n'''\n\"\"\"",
-    "line\r\nline\ttab\x0b\x0c\x1b[31m",
-    "مرحبا بالعالم \u202e\u200f rtl",
-    "为什么温暖让人犯困\uff1f\u3000全角",
-    "👩‍👩‍👧‍👦 🏳️‍🌈 e\u0301\u0323 Z̴̢̛",
-    "हिन्दी ภาษาไทย ქართული",
-    "\u2028\u2029\ufeff\u00a0x",
+    "</best_response> <worst_response> </conversation>",
+    "line\r\nline\ttab\x0b\x1b[31m \\1 \\g<0>",
+    "\u2028\ufeff 👩‍👩‍👧‍👦 مرحبا \u202e",
 ]
-NAMES = [f"text{place}" for place in range(len(HOSTILE))]
 
 
 def run(policy, reward=None, query="q", **settings):
     return create_tpo_graph(policy, reward or number_reward()).invoke({"query": query}, context=settings)
 
 
-@pytest.mark.parametrize("text", HOSTILE, ids=NAMES)
-def test_a_candidate_of_any_text_is_shown_and_kept_as_it_is(text):
+@pytest.mark.parametrize("text", HOSTILE, ids=range(5))
+def test_any_text_is_shown_and_kept_as_it_is(text):
     candidate = f"A{text}Z 9"
-    policy = scripted_policy(sample=lambda number: candidate if number == 0 else f"cand {number}")
-    result = run(policy, depth=1)
-    assert result["cache"][0]["text"] == candidate
+    policy = scripted_policy(
+        sample=lambda number: candidate if number == 0 else f"cand {number}",
+        loss=f"L{text}L",
+        gradient=f"G{text}G",
+    )
+    result = run(policy, query=text, depth=1)
+    assert (result["messages"][0].content, result["cache"][0]["text"]) == (text, candidate)
+    assert policy.requests[0][-1].content == text
     loss, gradient, update = (policy.requests[place][-1].text for place in (5, 6, 7))
     for prompt in (loss, gradient, update):
+        assert f"<conversation>\n{text}\n</conversation>" in prompt
         assert prompt.count(f"<best_response>\n{candidate}\n</best_response>") == 1
-    # a text that holds `$query` is not rendered again
-    plain = scripted_policy(sample=lambda number: "PLACE 9" if number == 0 else f"cand {number}")
-    run(plain, depth=1)
-    assert [prompt.replace(candidate, "PLACE 9") for prompt in (loss, gradient, update)] == [
-        plain.requests[place][-1].text for place in (5, 6, 7)
-    ]
+    assert f"<assessment>\nL{text}L\n</assessment>" in gradient
+    assert f"<instructions>\nG{text}G\n</instructions>" in update
 
 
-@pytest.mark.parametrize("text", HOSTILE, ids=NAMES)
-def test_a_query_of_any_text_reaches_the_policy_as_it_is(text):
-    policy = scripted_policy()
-    result = run(policy, query=text, depth=1)
-    assert policy.requests[0][-1].content == text
-    assert f"<conversation>\n{text}\n</conversation>" in policy.requests[5][-1].text
-    assert result["messages"][0].content == text
-    assert result["stop_reason"] == "depth"
-
-
-@pytest.mark.parametrize("text", HOSTILE, ids=NAMES)
+@pytest.mark.parametrize("text", HOSTILE, ids=range(5))
 def test_a_revision_of_any_text_is_cut_out_whole(text):
     inner = f"A{text}Z"
     policy = scripted_policy(update=f"Here it is:\n<revised_response>\n{inner}\n</revised_response>\nDone.")
-    reward = TableReward({inner: 9.0}, default=0.0)
-    result = run(policy, reward, depth=1, mode="revision")
-    assert result["answer"] == inner
-
-
-@pytest.mark.parametrize("text", HOSTILE, ids=NAMES)
-def test_loss_and_gradient_of_any_text_are_shown_as_they_are(text):
-    policy = scripted_policy(loss=f"L{text}L", gradient=f"G{text}G")
-    run(policy, depth=1)
-    gradient, update = policy.requests[6][-1].text, policy.requests[7][-1].text
-    assert f"<assessment>\nL{text}L\n</assessment>" in gradient
-    assert f"<instructions>\nG{text}G\n</instructions>" in update
+    assert run(policy, TableReward({inner: 9.0}, default=0.0), depth=1, mode="revision")["answer"] == inner
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,7 @@ def test_an_update_that_forgets_to_count_the_step_is_an_error_that_says_what_to_
         return {"pending": [{"id": "x", "step": state["step"] + 1, "text": "rev 7", "truncated": False}]}
 
     policy = scripted_policy()
-    with pytest.raises(ConfigurationError, match="`update` does not write `step`") as caught:
+    with pytest.raises(ConfigurationError, match="in place of `update` does not write `step`") as caught:
         create_tpo_graph(policy, number_reward(), nodes={"update": update}).invoke({"query": "q"}, context={"depth": 9})
     assert '"step": state["step"] + 1' in caught.value.hint
     assert len(policy.requests) == 5 + 2 * 2

@@ -8,13 +8,14 @@ from langchain_core.messages import AIMessage
 from tests.tpo_script import number_reward, scripted_policy
 from tpo_graph import create_tpo_graph
 from tpo_graph.errors import ConfigurationError, RewardError
-from tpo_graph.rewards.base import PartialRewardModel
+from tpo_graph.rewards import WatchedReward
+from tpo_graph.rewards.base import DetailedReward, Scoring
 from tpo_graph.rewards.judge import JudgeReward
 from tpo_graph.testing import ScriptedChatModel, TableReward
 
 
-def run(reward, policy=None, second_reward=None, **context):
-    graph = create_tpo_graph(policy or scripted_policy(), reward, second_reward=second_reward)
+def run(reward, policy=None, **context):
+    graph = create_tpo_graph(policy or scripted_policy(), reward)
     return graph.invoke({"query": "q"}, context={"n": 3, "depth": 1, **context})
 
 
@@ -66,15 +67,15 @@ def test_a_text_without_a_reward_is_not_scored_again():
     assert len(result["failures"]) == 4
 
 
-class Cutting(PartialRewardModel):
+class Cutting(DetailedReward):
     """Can't read the candidates of some numbers whole."""
 
     def __init__(self, numbers):
         self.numbers = numbers
 
-    async def score_part(self, messages, responses, run):
-        run.report.truncated |= {text for text in responses if int(text.split()[-1]) in self.numbers}
-        return [float(text.split()[-1]) for text in responses]
+    async def score_in_detail(self, messages, responses, run):
+        truncated = frozenset(text for text in responses if int(text.split()[-1]) in self.numbers)
+        return Scoring([float(text.split()[-1]) for text in responses], truncated=truncated)
 
 
 def test_what_the_reward_model_could_not_read_is_a_warning():
@@ -89,8 +90,8 @@ def test_what_the_reward_model_could_not_read_is_a_warning():
 def test_a_thread_that_is_used_again_has_no_old_warnings():
     from langgraph.checkpoint.memory import InMemorySaver
 
-    policy, reward = scripted_policy(), Cutting((0,))
-    graph = create_tpo_graph(policy, reward, second_reward=number_reward(), checkpointer=InMemorySaver())
+    reward = WatchedReward(Cutting((0,)), number_reward())
+    graph = create_tpo_graph(scripted_policy(), reward, checkpointer=InMemorySaver())
     config = {"configurable": {"thread_id": "1"}}
     first = graph.invoke({"query": "q"}, config, context={"n": 3, "depth": 1})
     second = graph.invoke({"query": "q"}, config, context={"n": 3, "depth": 0})
@@ -107,7 +108,7 @@ def test_best_of_n_is_watched_too():
 
 def test_a_second_reward_that_falls_is_told():
     second = TableReward(lambda text: -float(text.split()[-1]))
-    result = run(number_reward(), second_reward=second, depth=2)
+    result = run(WatchedReward(number_reward(), second), depth=2)
     assert result["answer"] == result["best"]["text"]
     (warning,) = result["warnings"]
     assert warning["kind"] == "second_scorer_falls"
@@ -116,7 +117,7 @@ def test_a_second_reward_that_falls_is_told():
     first = [each["id"] for each in result["cache"] if each["step"] == 0]
     assert set(result["second_rewards"]) == {*first, *best}
     assert len(second.calls) == 3
-    assert kinds(run(number_reward(), second_reward=number_reward(), depth=2)) == []
+    assert kinds(run(WatchedReward(number_reward(), number_reward()), depth=2)) == []
 
 
 @pytest.mark.parametrize("outcome", [RewardError("it is gone"), math.nan])
@@ -127,7 +128,7 @@ def test_a_second_reward_that_fails_ends_no_run(outcome):
                 raise outcome
             return [outcome] * len(responses)
 
-    result = run(number_reward(), second_reward=Failing(), on_failure="raise")
+    result = run(WatchedReward(number_reward(), Failing()), on_failure="raise")
     assert result["stop_reason"] == "depth"
     assert result["second_rewards"] == {}
     (warning,) = result["warnings"]
@@ -136,24 +137,19 @@ def test_a_second_reward_that_fails_ends_no_run(outcome):
 
 
 def test_what_a_second_judge_costs_is_counted():
-    result = run(number_reward(), second_reward=judge(lambda text: "5"))
+    result = run(WatchedReward(number_reward(), judge(lambda text: "5")))
     assert result["usage"]["score"]["requests"] == 4
 
 
 def test_what_the_second_reward_model_could_not_read_is_a_warning_of_its_own():
-    result = run(number_reward(), second_reward=Cutting(range(100)))
+    result = run(WatchedReward(number_reward(), Cutting(range(100))))
     (warning,) = result["warnings"]
     assert (warning["kind"], warning["value"]) == ("truncated_second_input", 4.0)
     assert warning["message"].startswith("4 candidates were too long for the second reward model")
 
 
-def test_a_second_reward_that_nobody_would_ask_is_refused():
-    with pytest.raises(ConfigurationError, match="asked by the node 'score', which nodes= replaces"):
-        create_tpo_graph(
-            scripted_policy(), number_reward(), nodes={"score": lambda state: {}}, second_reward=number_reward()
-        )
-
-
 def test_a_second_reward_must_be_a_reward_model():
     with pytest.raises(ConfigurationError, match="'str' has none"):
-        run(number_reward(), second_reward="local")
+        WatchedReward(number_reward(), "local")
+    with pytest.raises(ConfigurationError, match="can't be watched once more"):
+        WatchedReward(WatchedReward(number_reward(), number_reward()), number_reward())

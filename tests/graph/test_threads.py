@@ -204,17 +204,3 @@ def test_checkpoint_size_is_linear_in_the_text(tmp_path):
         with sqlite3.connect(file) as connection:
             sizes.append(connection.execute("select sum(length(checkpoint)) from checkpoints").fetchone()[0])
     assert sizes[1] < 8 * sizes[0]
-
-
-def test_memory_checkpoints_are_linear_in_the_text():
-    def size(depth):
-        policy = scripted_policy(update=lambda number: f"<revised_response>{'x' * 2000} {number}</revised_response>")
-        saver = InMemorySaver()
-        create_tpo_graph(policy, number_reward(), checkpointer=saver).invoke(
-            {"query": "q"}, THREAD, context={"depth": depth, "n": 1, "mode": "revision"}
-        )
-        blobs = sum(len(data) for _, data in saver.blobs.values())
-        writes = sum(len(value[2][1]) for thread in saver.writes.values() for value in thread.values())
-        return blobs + writes
-
-    assert size(32) < 8 * size(8)

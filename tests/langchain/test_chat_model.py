@@ -16,12 +16,13 @@ from langchain_core.runnables import ConfigurableField, RunnableLambda
 from tests.tpo_script import FailsAtACost, number_reward, phases_asked, scripted_policy, server_reply
 from tpo_graph import ConfigurationError, PolicyError, RewardError, TPOSettings
 from tpo_graph.langchain.chat_model import ChatTPO
+from tpo_graph.rewards import WatchedReward
 from tpo_graph.rewards.load import SCHEMES
 from tpo_graph.testing import ScriptedChatModel, TableReward
 
 
 def chat(policy=None, **options):
-    return ChatTPO(policy=policy or scripted_policy(), reward=number_reward(), **options)
+    return ChatTPO(**{"policy": policy or scripted_policy(), "reward": number_reward(), **options})
 
 
 def test_every_way_to_call_it_gives_the_same_answer():
@@ -85,14 +86,17 @@ def test_the_metadata_tells_the_run():
 
 def test_a_second_reward_model_watches_and_the_metadata_has_the_warning():
     second = TableReward(lambda text: -float(text.split()[-1]))
-    told = chat(depth=1, second_reward=second).invoke("q").response_metadata["tpo"]
+    told = chat(depth=1, reward=WatchedReward(number_reward(), second)).invoke("q").response_metadata["tpo"]
     assert [warning["kind"] for warning in told["warnings"]] == ["second_scorer_falls"]
     assert chat(depth=1).invoke("q").response_metadata["tpo"]["warnings"] == []
 
 
-def test_a_second_reward_model_by_name(monkeypatch):
+def test_a_second_reward_model_by_name(monkeypatch, tmp_path):
+    monkeypatch.setitem(SCHEMES, "number", lambda name: number_reward())
     monkeypatch.setitem(SCHEMES, "table", lambda name: TableReward({}))
-    told = chat(mode="bon", second_reward="table").invoke("q").response_metadata["tpo"]
+    recipe = tmp_path / "watched.toml"
+    recipe.write_text('combine = "watched"\nparts.first.reward = "number"\nwatch.second.reward = "table"')
+    told = chat(mode="bon", reward=str(recipe)).invoke("q").response_metadata["tpo"]
     assert [warning["kind"] for warning in told["warnings"]] == ["second_scorer_failed"]
 
 
@@ -205,7 +209,6 @@ def test_what_a_failed_scoring_cost_is_in_the_usage_of_a_draft_that_survives():
         ({"policy": 7}, "policy must be a LangChain chat model"),
         ({"critic": 7}, "critic must be a LangChain chat model"),
         ({"reward": 7}, "reward must be a reward model"),
-        ({"second_reward": 7}, "second reward must be a reward model"),
     ],
 )
 def test_a_wrong_argument_is_refused_by_name(options, message):
@@ -375,18 +378,6 @@ def test_a_call_may_name_the_budget_of_tokens(budget, steps):
     policy = scripted_policy()
     answer = chat(policy, n=2).invoke("q", max_tokens=50, budget_tokens=budget)
     assert (answer.response_metadata["tpo"]["steps"], policy.knobs[0]["max_tokens"]) == (steps, 50)
-
-
-def test_settings_in_tpo_are_the_same_as_beside_it():
-    policy = scripted_policy()
-    chat(policy).invoke("q", n=7, tpo={"n": 2, "mode": "bon"})
-    assert len(policy.requests) == 2
-
-
-@pytest.mark.parametrize(("wrong", "says"), [({"depht": 1}, "depht"), ("d2", "must be settings by name")])
-def test_what_is_no_setting_in_tpo_is_named(wrong, says):
-    with pytest.raises(ConfigurationError, match=says):
-        chat().invoke("q", tpo=wrong)
 
 
 @pytest.mark.parametrize("takes_less", [{"most_n": 2}, {"refused_knobs": ["top_p"]}], ids=["completions", "knobs"])

@@ -73,7 +73,6 @@ def test_equal_models_by_name_share_a_key():
         {"policy": openai().bind(seed=1)},
         {"reward": "hf:other"},
         {"reward": number_reward()},
-        {"second_reward": "local"},
         {"critic": "openai:m"},
         {"prompts": "base"},
         {"prompts": PromptPack.load("tpo")},

@@ -18,6 +18,7 @@ from tests.langchain.tool_policy import calling, tool_policy
 from tests.tpo_script import number_reward, phases_asked, scripted_policy
 from tpo_graph import ConfigurationError, TPOSettings
 from tpo_graph.langchain.middleware import TPOMiddleware
+from tpo_graph.rewards import WatchedReward
 from tpo_graph.testing import TableReward
 
 ASKED = {"messages": [("user", "q")]}
@@ -58,7 +59,9 @@ def test_the_state_has_the_trajectory(way):
 
 
 def test_a_second_reward_model_watches():
-    state = agent(tool_policy("draft 2"), options={"second_reward": TableReward({})}).invoke(ASKED)
+    reward = WatchedReward(number_reward(), TableReward({}))
+    middleware = TPOMiddleware(reward=reward, n=2, depth=1)
+    state = agent(tool_policy("draft 2"), middleware=middleware).invoke(ASKED)
     assert [warning["kind"] for warning in state["tpo"]["warnings"]] == ["second_scorer_failed"]
 
 

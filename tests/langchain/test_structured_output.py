@@ -228,9 +228,9 @@ def test_with_tools_beside_it():
 
 @pytest.mark.parametrize(
     ("schema", "method", "message"),
-    [(3, None, "is no schema"), ({"a": 1}, None, "is no schema"), (Joke, "xml", "Unknown method 'xml'")],
+    [(3, None, "is not a schema"), ({"a": 1}, None, "is not a schema"), (Joke, "xml", "Unknown method 'xml'")],
 )
-def test_what_is_no_schema_is_refused(schema, method, message):
+def test_a_wrong_schema_or_method_is_refused(schema, method, message):
     with pytest.raises(ConfigurationError, match=message):
         structured(playing(), schema, method=method)
 

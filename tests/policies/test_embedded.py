@@ -1,6 +1,7 @@
 """The embedded engine: its server, its refusals, its end; and the whole loop on real models."""
 
 import asyncio
+import struct
 import subprocess
 import sys
 from itertools import pairwise
@@ -93,6 +94,18 @@ def test_a_file_that_is_no_gguf_is_named(tmp_path):
     (tmp_path / "text.gguf").write_text("not a model, but long enough to hold a header of some kind", encoding="utf-8")
     with pytest.raises(ConfigurationError, match=r"text\.gguf"):
         start_embedded_server(tmp_path / "text.gguf")
+
+
+@pytest.mark.embedded
+@pytest.mark.parametrize(
+    ("key", "context"), [("tokenizer.chat_template", 24_576), ("tokenizer.chat_templates", 16_384)]
+)
+def test_a_model_that_can_not_be_loaded_is_a_policy_error_that_names_its_context(tmp_path, key, context):
+    pytest.importorskip("xllamacpp")
+    path = tmp_path / "half.gguf"
+    path.write_bytes(b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, len(key)) + key.encode() + struct.pack("<IQ", 8, 99))
+    with pytest.raises(PolicyError, match=f"could not load .*half.gguf with context_tokens={context}"):
+        start_embedded_server(path)
 
 
 @pytest.mark.parametrize("option", [{"threads": 0}, {"slots": 0}, {"context_tokens": 0}])

@@ -36,7 +36,7 @@ def test_a_server_with_no_or_several_models_needs_a_name(chat_server, models):
 
 
 def test_a_server_that_is_not_there_is_a_policy_error(unused_port=9):
-    with pytest.raises(PolicyError, match=r"tell its models: the connection was refused\. Is it") as caught:
+    with pytest.raises(PolicyError, match=r"list its models: the connection was refused\. Is it") as caught:
         load_policy(f"vllm:http://127.0.0.1:{unused_port}/v1")
     assert "running" in caught.value.hint
 

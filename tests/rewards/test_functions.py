@@ -8,7 +8,7 @@ import pytest
 from langchain_core.messages import AIMessage, HumanMessage
 
 from tpo_graph import ConfigurationError, RewardError
-from tpo_graph.rewards.base import RunContext, query_references
+from tpo_graph.rewards.base import RunContext, query_references, score_responses
 from tpo_graph.rewards.functions import FunctionReward, find_style, load_function
 from tpo_graph.testing import TableReward
 
@@ -127,7 +127,7 @@ async def test_trl_gets_texts_and_the_columns_of_the_query():
         seen.update(prompts=prompts, completions=completions, reference=reference, columns=columns)
         return [1.0, None]
 
-    scores = await FunctionReward(rewards, style="trl").score_part(QUERY, ["a", "b"], RunContext())
+    scores = (await score_responses(FunctionReward(rewards, style="trl"), QUERY, ["a", "b"], RunContext())).scores
     assert scores == [1.0, None]
     assert seen == {
         "prompts": ["How much is 6 x 7?"] * 2,
@@ -154,7 +154,7 @@ async def test_trl_names_a_missing_column():
 
 async def test_none_is_not_applicable_and_alone_no_score():
     reward = FunctionReward(lambda response: None if response == "a" else math.nan, style="response")
-    none, nan = await reward.score_part(QUERY, ["a", "b"], RunContext())
+    none, nan = (await score_responses(reward, QUERY, ["a", "b"], RunContext())).scores
     assert none is None
     assert math.isnan(nan)
     assert all(map(math.isnan, await reward.score(QUERY, ["a", "b"])))

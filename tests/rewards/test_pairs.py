@@ -261,11 +261,11 @@ def test_command_prints_the_scores(command):
 
 def test_command_tells_what_was_cut(command, tmp_path):
     (tmp_path / "cutting.py").write_text(
-        "from tpo_graph.rewards.base import PartialRewardModel\n"
-        "class Cutting(PartialRewardModel):\n"
-        "    async def score_part(self, messages, responses, run):\n"
-        "        run.report.truncated |= {text for text in responses if 'long' in text}\n"
-        "        return [float(len(text)) for text in responses]\n"
+        "from tpo_graph.rewards.base import DetailedReward, Scoring\n"
+        "class Cutting(DetailedReward):\n"
+        "    async def score_in_detail(self, messages, responses, run):\n"
+        "        truncated = frozenset(text for text in responses if 'long' in text)\n"
+        "        return Scoring([float(len(text)) for text in responses], truncated=truncated)\n"
     )
     result = command("pairs.jsonl", "--reward", "python:cutting.py:Cutting", "--json")
     assert result.exit_code == 0, result.output

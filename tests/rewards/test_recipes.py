@@ -2,6 +2,8 @@ import pytest
 from langchain_core.messages import HumanMessage
 
 from tpo_graph import ConfigurationError, RewardError
+from tpo_graph.rewards import WatchedReward
+from tpo_graph.rewards.load import load_reward
 from tpo_graph.rewards.recipes import load_recipe
 from tpo_graph.testing import TableReward
 
@@ -125,6 +127,7 @@ async def test_a_recipe_in_a_recipe_and_files_beside_it(recipe, tmp_path):
 
 
 ONE = 'parts.x.reward = "kind"'
+WATCH = 'watch.other.reward = "brief"'
 
 
 @pytest.mark.parametrize(
@@ -155,6 +158,10 @@ ONE = 'parts.x.reward = "kind"'
         (f'combine = "gate"\nchecks.x.reward = "kind"\n{ONE}\nparts.y.reward = "kind"', "here are 2"),
         (f'combine = "gate"\nchecks.x.reward = "kind"\nchecks.x.weight = 1\n{ONE}', "unknown key 'weight'"),
         (f'combine = "minimum"\n{ONE}\nparts.x.combine = "minimum"', "not both"),
+        (f'combine = "watched"\n{ONE}', r"\[watch\]: at least one table"),
+        (f'combine = "watched"\n{WATCH}\nwatch.y.reward = "kind"\n{ONE}', "one reward watches; here are 2"),
+        (f'combine = "watched"\n{WATCH}\nparts.x.reward = "kind"\nparts.x.weight = 2', "unknown key 'weight'"),
+        (f'combine = "minimum"\n[parts.x]\ncombine = "watched"\nparts.y.reward = "kind"\n{WATCH}', "can't be watched"),
         ('combine = "minimum"\nparts.x.combine = "minimum"', r"recipe.toml \[parts.x.parts\]"),
         ('combine = "minimum"\nparts.x.reward = "recipe.toml"', "contains itself: recipe.toml -> recipe.toml"),
         ('combine = "minimum"\nparts.x = { reward = "a.toml", options = { a = 1 } }', "takes no options"),
@@ -167,6 +174,14 @@ def test_mistakes_are_found_before_anything_is_loaded(recipe, text, told):
     with pytest.raises(ConfigurationError, match=told):
         load_recipe(recipe(text), load=loads)
     assert loads.asked == []
+
+
+async def test_a_reward_that_is_watched(recipe):
+    loads = Loads(**LOADS)
+    watched = load_recipe(recipe(f'combine = "watched"\n{ONE}\n{WATCH}'), load=loads)
+    assert isinstance(watched, WatchedReward)
+    assert await watched.score(QUERY, ["a", "b"]) == [4.0, 2.0]
+    assert await watched.second.score(QUERY, ["a", "b"]) == [0.0, 1.0]
 
 
 def test_a_part_that_can_not_be_loaded_is_placed_once(recipe):
@@ -187,4 +202,4 @@ def test_a_reward_error_keeps_its_kind(recipe):
 
 def test_a_missing_file(tmp_path):
     with pytest.raises(ConfigurationError, match="can't be read"):
-        load_recipe(tmp_path / "no.toml")
+        load_recipe(tmp_path / "no.toml", load=load_reward)

@@ -5,7 +5,7 @@ import sys
 import typer
 
 from tests.tpo_script import number_reward
-from tpo_graph.cli.failures import report
+from tpo_graph.cli.output import report_error
 from tpo_graph.cli.serve import serve
 from tpo_graph.errors import TPOError
 from tpo_graph.rewards.load import SCHEMES
@@ -17,4 +17,4 @@ if __name__ == "__main__":
     try:
         app(standalone_mode=False)
     except TPOError as error:
-        sys.exit(int(report(error, debug=False)))
+        sys.exit(int(report_error(error)))

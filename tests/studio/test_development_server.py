@@ -8,6 +8,8 @@ from tests.tpo_script import GRADIENT, LOSS, number_reward, phase_of, scripted_p
 from tpo_graph import create_tpo_graph
 from tpo_graph.studio import StudioSettings
 
+pytestmark = pytest.mark.subprocess
+
 NODES = ["sample", "score", "select", "loss", "gradient", "update"]
 STEPS = ["sample", "score", "select", "loss", "gradient", "update", "score", "select"]
 

@@ -9,6 +9,8 @@ from tests.servers import ChatServer
 from tests.studio.development_server import ROOT
 from tests.tpo_script import phase_of, server_reply
 
+pytestmark = pytest.mark.subprocess
+
 APP = ROOT / "examples" / "studio_app"
 
 

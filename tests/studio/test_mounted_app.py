@@ -5,6 +5,8 @@ import pytest
 
 from tests.studio import number_reward
 
+pytestmark = pytest.mark.subprocess
+
 LOADED = f"python:{number_reward.__name__}:Loaded"
 BODY = {"messages": [{"role": "user", "content": "q"}]}
 

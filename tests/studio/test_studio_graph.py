@@ -55,6 +55,7 @@ async def test_in_mode_revision_the_prompt_of_that_mode_is_edited(names):
     assert next(request.text for request in names[0].requests if phase_of(request.text) == "loss").endswith("lack?")
 
 
+@pytest.mark.subprocess
 def test_of_several_policies_in_the_environment_the_first_is_the_default():
     script = """
         import os

@@ -7,15 +7,22 @@ from typing import Annotated
 
 import typer
 
-from tpo_graph.cli.failures import EXIT_CODES_HELP, ExitCode, Invocation, print_error, report, with_debug_flag
+from tpo_graph.cli.output import EXIT_CODES_HELP, ExitCode, print_error, report_error
 from tpo_graph.cli.prompts import prompts
 from tpo_graph.cli.run import run
 from tpo_graph.cli.score import score
 from tpo_graph.cli.serve import serve
 
-# `tpo-graph graph`: the graph as Mermaid text.
+_NAME = "tpo-graph"
+
+app = typer.Typer(name=_NAME, epilog=EXIT_CODES_HELP)
+app.command(epilog=EXIT_CODES_HELP)(run)
+app.command()(score)
+app.command()(serve)
+app.add_typer(prompts, name="prompts")
 
 
+@app.command()
 def graph() -> None:
     """Print the graph as Mermaid text; needs no model."""
     from tpo_graph.graph.build import create_tpo_graph
@@ -27,35 +34,24 @@ def graph() -> None:
     print(compiled.get_graph().draw_mermaid().rstrip())
 
 
-_NAME = "tpo-graph"
-
-app = typer.Typer(name=_NAME, epilog=EXIT_CODES_HELP)
-app.command(epilog=EXIT_CODES_HELP)(with_debug_flag(run))
-app.command()(with_debug_flag(graph))
-app.command()(with_debug_flag(score))
-app.command()(with_debug_flag(serve))
-app.add_typer(prompts, name="prompts")
-
-
-def _print_version(value: bool) -> None:
-    if value:
-        from importlib.metadata import PackageNotFoundError, version
-
-        try:
-            print(f"{_NAME} {version(_NAME)}")
-        except PackageNotFoundError:  # run from a source tree
-            print(f"{_NAME} (not installed)")
-        raise typer.Exit
-
-
 @app.callback(invoke_without_command=True)
 def _root(
     context: typer.Context,
-    _version: Annotated[
-        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    debug: Annotated[  # noqa: ARG001  # `execute` reads it, so that it counts for errors in other options too
+        bool, typer.Option("--debug", help="Show the traceback of an error; may stand after the command as well.")
     ] = False,
 ) -> None:
     """Test-time Preference Optimization: better answers from the model that you have, with no training."""
+    if version:
+        from importlib.metadata import PackageNotFoundError
+        from importlib.metadata import version as installed_version
+
+        try:
+            print(f"{_NAME} {installed_version(_NAME)}")
+        except PackageNotFoundError:  # run from a source tree
+            print(f"{_NAME} (not installed)")
+        raise typer.Exit
     if context.invoked_subcommand is None:
         typer.echo(context.get_help(), nl=False)
 
@@ -66,10 +62,10 @@ def execute(arguments: Sequence[str]) -> int:
     Args:
         arguments: those after the command's name.
     """
-    invocation = Invocation()
+    debug = "--debug" in arguments
+    arguments = [*(["--debug"] if debug else []), *(argument for argument in arguments if argument != "--debug")]
     try:
-        command = typer.main.get_command(app)
-        code = command.main(list(arguments), prog_name=_NAME, standalone_mode=False, obj=invocation)
+        code = typer.main.get_command(app).main(arguments, prog_name=_NAME, standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else ExitCode.OK
     except (KeyboardInterrupt, typer.Abort):
@@ -79,16 +75,14 @@ def execute(arguments: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.UNEXPECTED
     except Exception as error:
-        usage = getattr(error, "format_message", None)
-        if usage is not None and getattr(error, "exit_code", None) == ExitCode.USAGE:
-            return _usage_error(error, usage())
-        return report(error, debug=invocation.debug)
+        if getattr(error, "exit_code", None) == ExitCode.USAGE and hasattr(error, "format_message"):
+            return _report_usage_error(error, error.format_message())
+        return report_error(error, debug=debug)
 
 
-def _usage_error(error: Exception, message: str) -> ExitCode:
-    """Click's own words about an argument, in the form that all errors have."""
-    context = getattr(error, "ctx", None)
-    path = getattr(context, "command_path", _NAME)
+def _report_usage_error(error: Exception, message: str) -> ExitCode:
+    """Print Click's own words about an argument in the form that all errors have."""
+    path = getattr(getattr(error, "ctx", None), "command_path", _NAME)
     hint = f"`{path} --help` shows what it takes."
     if "unexpected extra argument" in message.lower() and path.endswith(" run"):
         hint = f'Put a question of several words in quotes: {_NAME} run "Why is the sky blue?" {hint}'

@@ -1,25 +1,28 @@
-"""Asks a person in the terminal what the nodes with a person in them want to know."""
+"""Asks a person in the terminal what the nodes of `tpo_graph.human` want to know.
 
+A line becomes a reply as LangGraph Studio sends it; whether the reply makes sense is for the node to say.
+"""
+
+import contextlib
 import os
 import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from rich.console import Console
 from rich.text import Text
 
-from tpo_graph.cli.display import clean
+from tpo_graph.cli.output import clean
+from tpo_graph.types import JSON, JSONObject
 
-Read = Callable[[], str]
-Question = Mapping[str, Any]  # Any: JSON
 _INDENT = "    "
 
 
-def ask(question: Question, *, read: Read | None = None, out: TextIO | None = None) -> Any:  # Any: JSON
+def ask(question: JSONObject, *, read: Callable[[], str] | None = None, out: TextIO | None = None) -> JSON:
     """Show what an interrupt has to show, and ask what it asks: a choice, a rating, or an edited critique.
 
     An empty line accepts what is proposed. The end of the input (Ctrl-D) stops the run with the best so far.
@@ -27,29 +30,60 @@ def ask(question: Question, *, read: Read | None = None, out: TextIO | None = No
     Args:
         question: the value of the interrupt.
         read: reads one line, "" at the end of the input; standard input when None.
-        out: where the question goes; stderr when None, so that stdout has the answer alone.
+        out: where the question goes; stderr when None, so that stdout has nothing but the answer.
 
     Returns:
         The value to resume the run with.
 
     Raises:
-        KeyboardInterrupt: the input ended where a rating is needed, and a run without one can't go on.
+        EOFError: the input ended where a rating is needed, without which a run can't go on.
     """
-    read, out = read or sys.stdin.readline, out or sys.stderr
-    print(file=out)
-    if question["problem"]:
-        print(f"{clean(question['problem'])}\n", file=out)
-    return {"tpo_choice": _choice, "tpo_rating": _rating, "tpo_critique": _critique}[question["kind"]](
-        question, read, out
-    )
+    terminal = _Terminal(read or sys.stdin.readline, out or sys.stderr)
+    terminal.show(f"\n{clean(question['problem'])}\n" if question["problem"] else "")
+    questions = {"tpo_choice": _ask_choice, "tpo_rating": _ask_rating, "tpo_critique": _ask_critique}
+    return questions[question["kind"]](question, terminal)
 
 
-def _choice(question: Question, read: Read, out: TextIO) -> Any:  # Any: JSON
-    ids = _show_candidates(question, out)
+class _Terminal:
+    """Where a question is shown and its answer is typed."""
+
+    def __init__(self, read: Callable[[], str], out: TextIO) -> None:
+        self._read = read
+        self._out = out
+
+    def show(self, line: str) -> None:
+        print(line, file=self._out)
+
+    def show_text(self, text: str) -> None:
+        """Show a text with an indent; on a terminal its lines break between words."""
+        lines = clean(text).splitlines()
+        if self._out.isatty():
+            console = Console(file=self._out)
+            width = max(20, console.width - len(_INDENT))
+            lines = [part.plain.rstrip() for line in lines for part in Text(line).wrap(console, width)]
+        self.show("".join(f"{_INDENT}{line}\n" for line in lines))
+
+    def show_candidates(self, candidates: list[JSONObject]) -> dict[str, str]:
+        """Show candidates, and return their ids by the numbers in front of them."""
+        for number, candidate in enumerate(candidates, 1):
+            reward = f"  reward {candidate['reward']:+.3f}" if "reward" in candidate else ""
+            self.show(f"[{number}] {candidate['id']}{reward}")
+            self.show_text(candidate["text"])
+        return {str(number): candidate["id"] for number, candidate in enumerate(candidates, 1)}
+
+    def ask_line(self, prompt: str) -> str | None:
+        """One line without the white space around it; None at the end of the input."""
+        print(prompt, end="", file=self._out, flush=True)
+        line = self._read()
+        return line.strip() if line else None
+
+
+def _ask_choice(question: JSONObject, terminal: _Terminal) -> JSON:
+    ids = terminal.show_candidates(question["candidates"])
     numbers = {name: number for number, name in ids.items()}
-    print(question["question"], file=out)
+    terminal.show(question["question"])
     best, worst = numbers[question["best"]], numbers[question["worst"]]
-    chosen = _line(f"Best [{best}], or s to stop: ", read, out)
+    chosen = terminal.ask_line(f"Best [{best}], or s to stop: ")
     if chosen is None or chosen.lower() in ("s", "stop"):
         return {"stop": True}
     answer = {"best": ids.get(chosen, chosen)} if chosen else {}
@@ -57,89 +91,59 @@ def _choice(question: Question, read: Read, out: TextIO) -> Any:  # Any: JSON
         return answer or "ok"  # nothing is compared any more
     if chosen == worst and best != worst:
         worst = "the lowest of the others"
-    if rejected := _line(f"Worst [{worst}]: ", read, out):
+    if rejected := terminal.ask_line(f"Worst [{worst}]: "):
         answer["worst"] = ids.get(rejected, rejected)
-    if "critique" in question["answer"] and (critique := _line("Critique [the critic writes it]: ", read, out)):
+    if "critique" in question["answer"] and (critique := terminal.ask_line("Critique [the critic writes it]: ")):
         answer["critique"] = critique
     return answer or "ok"
 
 
-def _rating(question: Question, read: Read, out: TextIO) -> Any:  # Any: JSON
-    ids = _show_candidates(question, out)
+def _ask_rating(question: JSONObject, terminal: _Terminal) -> JSON:
+    ids = terminal.show_candidates(question["candidates"])
+    names = list(ids.values())
     if best := question["best_so_far"]:
         ids["b"] = best["id"]
-        print(f"[b] the best so far: {best['id']}  reward {best['reward']:+.3f}", file=out)
-        _show_text(best["text"], out)
-    names = [each["id"] for each in question["candidates"]]
+        terminal.show(f"[b] the best so far: {best['id']}  reward {best['reward']:+.3f}")
+        terminal.show_text(best["text"])
     example = " ".join(["7", "3.5", "5"][: len(names)])
-    told = _line(f"A rating for each, in this order, as in {example} (empty: pick the best instead): ", read, out)
-    if told:
-        ratings = [_number(word) for word in told.replace(",", " ").split()]
-        return {"ratings": dict(zip(names, ratings, strict=True)) if len(ratings) == len(names) else told}
-    chosen = _line("Best: ", read, out) if told is not None else None
+    typed = terminal.ask_line(f"A rating for each, in this order, as in {example} (empty: pick the best instead): ")
+    if typed:
+        ratings: list[float | str] = [*typed.replace(",", " ").split()]
+        for place, word in enumerate(ratings):
+            with contextlib.suppress(ValueError):
+                ratings[place] = float(word)
+        return {"ratings": dict(zip(names, ratings, strict=True)) if len(ratings) == len(names) else typed}
+    chosen = terminal.ask_line("Best: ") if typed is not None else None
     if chosen is None:
-        raise KeyboardInterrupt
-    rejected = _line("Worst [none]: ", read, out)
+        raise EOFError("the input ended before the candidates were rated")
     answer = {"best": ids.get(chosen, chosen)}
-    return answer | ({"worst": ids.get(rejected, rejected)} if rejected else {})
+    if rejected := terminal.ask_line("Worst [none]: "):
+        answer["worst"] = ids.get(rejected, rejected)
+    return answer
 
 
-def _critique(question: Question, read: Read, out: TextIO) -> Any:  # Any: JSON
-    print(f"{question['question']}\n\ncritique:", file=out)
-    _show_text(question["critique"], out)
+def _ask_critique(question: JSONObject, terminal: _Terminal) -> JSON:
+    terminal.show(f"{question['question']}\n\ncritique:")
+    terminal.show_text(question["critique"])
     if question["gradient"]:
-        print("advice that goes with it (another critique gets its own):", file=out)
-        _show_text(question["gradient"], out)
+        terminal.show("advice that goes with it (another critique gets its own):")
+        terminal.show_text(question["gradient"])
     editor = os.environ.get("VISUAL") or os.environ.get("EDITOR")
-    told = _line(f"Another critique [this one]{', or e to edit it' if editor else ''}: ", read, out)
-    if editor and told == "e":
-        told = _edited(question["critique"], editor, out)
+    typed = terminal.ask_line(f"Another critique [this one]{', or e to edit it' if editor else ''}: ")
+    if editor and typed == "e":
+        typed = _edit(question["critique"], editor, terminal)
     # in an object: a text alone may be a word that means something
-    return {"critique": told} if told else "ok"
+    return {"critique": typed} if typed else "ok"
 
 
-def _edited(text: str, editor: str, out: TextIO) -> str:
-    """The text after the person's editor had it; as it was when there is no such editor."""
+def _edit(text: str, editor: str, terminal: _Terminal) -> str:
+    """The text after the person's editor had it; unchanged when there is no such editor."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "critique.txt"
         file.write_text(text, encoding="utf-8")
         try:
-            # its output belongs to the terminal, and not into the answer
+            # what it prints belongs to the terminal, and not into the answer
             subprocess.run([*shlex.split(editor), str(file)], check=False, stdout=sys.stderr)
         except (OSError, ValueError) as error:
-            print(f"The editor {editor!r} can't be started: {error}. The critique stays as it is.", file=out)
+            terminal.show(f"The editor {editor!r} can't be started: {error}. The critique stays as it is.")
         return file.read_text(encoding="utf-8").strip()
-
-
-def _show_candidates(question: Question, out: TextIO) -> dict[str, str]:
-    """Show the candidates; their ids by the numbers in front of them."""
-    for place, candidate in enumerate(question["candidates"], 1):
-        reward = f"  reward {candidate['reward']:+.3f}" if "reward" in candidate else ""
-        print(f"[{place}] {candidate['id']}{reward}", file=out)
-        _show_text(candidate["text"], out)
-    return {str(place): candidate["id"] for place, candidate in enumerate(question["candidates"], 1)}
-
-
-def _show_text(text: str, out: TextIO) -> None:
-    """Show a text with an indent; on a terminal its lines break between words."""
-    lines = clean(text).splitlines()
-    if out.isatty():
-        console = Console(file=out)
-        width = max(20, console.width - len(_INDENT))
-        lines = [part.plain.rstrip() for line in lines for part in Text(line).wrap(console, width)]
-    print("".join(f"{_INDENT}{line}\n" for line in lines), file=out)
-
-
-def _number(word: str) -> float | str:
-    """A number, or the word for the node to say what is wrong with it."""
-    try:
-        return float(word)
-    except ValueError:
-        return word
-
-
-def _line(prompt: str, read: Read, out: TextIO) -> str | None:
-    """One line without the white space around it; None at the end of the input."""
-    print(prompt, end="", file=out, flush=True)
-    line = read()
-    return line.strip() if line else None

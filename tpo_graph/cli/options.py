@@ -1,15 +1,55 @@
-"""Every field of `TPOSettings` as a flag of its own name, for any command that runs the graph."""
+"""Options that commands share, and every field of `TPOSettings` as a flag of its own name."""
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar, get_args, get_origin
 
 import typer
 from pydantic.fields import FieldInfo
 
 from tpo_graph.settings import TPOSettings
+from tpo_graph.types import Options
+
+if TYPE_CHECKING:
+    from tpo_graph.prompts.pack import PromptPack
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+MODELS_PANEL = "Models and prompts"
+OUTPUT_PANEL = "Output"
+
+
+def model_option(variable: str, text: str) -> Any:
+    """An option that names what a run is made of.
+
+    Args:
+        variable: the environment variable that may hold the name instead.
+        text: the help text.
+    """
+    return typer.Option(envvar=variable, metavar="NAME", help=text, rich_help_panel=MODELS_PANEL)
+
+
+CriticOption: TypeAlias = Annotated[
+    str | None,
+    model_option("TPO_CRITIC", "The model that writes loss and gradient. Default: the policy."),
+]
+PromptsOption: TypeAlias = Annotated[
+    str | None,
+    model_option("TPO_PROMPTS", "A prompt pack, by name or folder. Default: the one that suits the policy."),
+]
+VariantOption: TypeAlias = Annotated[
+    str | None,
+    model_option("TPO_VARIANT", "Nodes in place of the paper's: fused-critique asks for loss and gradient at once."),
+]
+ConfigOption: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE.toml",
+        help="A TOML file of settings. Flags and TPO_* variables come before it.",
+        rich_help_panel=MODELS_PANEL,
+    ),
+]
 
 _PANELS: Mapping[str, tuple[str, ...]] = {
     "The run": ("n", "depth", "mode", "preference", "seed"),
@@ -31,7 +71,6 @@ _PANELS: Mapping[str, tuple[str, ...]] = {
 }
 _SAMPLING_PANEL = "Sampling by phase (else what the pack recommends, else the default)"
 _OTHER_PANEL = "Other settings"
-_SHORT = {"n": ("-n", "--n")}
 
 
 def with_setting_flags(command: F) -> F:
@@ -41,23 +80,44 @@ def with_setting_flags(command: F) -> F:
     is refused in the same words wherever it comes from.
     """
     signature = inspect.signature(command)
-    named = [each for each in signature.parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD]
-    flags = [_flag(name, field) for name, field in _in_order_of_panels()]
-    command.__signature__ = signature.replace(  # type: ignore[attr-defined]  # inspect reads it, typeshed has no word for it
-        parameters=[*named, *flags]
+    named = [
+        parameter for parameter in signature.parameters.values() if parameter.kind is not inspect.Parameter.VAR_KEYWORD
+    ]
+    # Typer shows panels in the order in which they come up
+    panels = [*_PANELS, _SAMPLING_PANEL, _OTHER_PANEL]
+    fields = sorted(TPOSettings.model_fields.items(), key=lambda item: panels.index(_panel(item[0])))
+    command.__signature__ = signature.replace(  # type: ignore[attr-defined]  # inspect reads it, typeshed does not declare it
+        parameters=[*named, *(_flag(name, field) for name, field in fields)]
     )
     return command
 
 
-def explicit_settings(values: Mapping[str, Any]) -> dict[str, Any]:  # Any: what Typer parsed
-    """The settings that were given as flags."""
+def explicit_settings(values: Options) -> Options:
+    """The settings that were given as flags.
+
+    Args:
+        values: what Typer parsed, by the name of the setting.
+    """
     return {name: value for name, value in values.items() if value is not None and value != []}
 
 
-def _in_order_of_panels() -> list[tuple[str, FieldInfo]]:
-    """Typer shows panels in the order in which they come up."""
-    order = [*_PANELS, _SAMPLING_PANEL, _OTHER_PANEL]
-    return sorted(TPOSettings.model_fields.items(), key=lambda item: order.index(_panel(item[0])))
+def load_prompts(name: str | None, settings: TPOSettings) -> "PromptPack | None":
+    """Load the pack of `--prompts` and check that it can do what the settings ask for; None for none.
+
+    Args:
+        name: the pack's name or folder.
+        settings: the settings of the run.
+
+    Raises:
+        PromptError: there is no such pack, or it can't.
+    """
+    if name is None:
+        return None
+    from tpo_graph.prompts.pack import PromptPack
+
+    pack = PromptPack.load(name)
+    pack.check(settings)
+    return pack
 
 
 def _panel(name: str) -> str:
@@ -67,45 +127,32 @@ def _panel(name: str) -> str:
 
 
 def _flag(name: str, field: FieldInfo) -> inspect.Parameter:
-    plain, takes_none = _plain_type(field.annotation)
-    dashed = f"--{name.replace('_', '-')}"
-    kind: Any = str | None  # Any: a type form
-    metavar: str | None = _metavar(plain) + ("|none" if takes_none else "")
+    """The option of one setting."""
+    members = get_args(field.annotation) if get_origin(field.annotation) not in (Literal, tuple) else ()
+    plain: Any = next((member for member in members if member is not type(None)), field.annotation)
+    dashed = name.replace("_", "-")
+    flags = ("-n", "--n") if name == "n" else (f"--{dashed}",)
+    kind: Any = str | None
+    metavar: str | None = {int: "INT", float: "NUMBER"}.get(plain, "TEXT")
+    text = field.description or ""
     if plain is bool:
-        kind, metavar, dashed = bool | None, None, f"{dashed}/--no-{name.replace('_', '-')}"
+        kind, metavar, flags = bool | None, None, (f"--{dashed}/--no-{dashed}",)
     elif get_origin(plain) is tuple:
-        kind, metavar = list[str] | None, "TEXT"
+        kind = list[str] | None
+        text += " May be given several times."
+    elif get_origin(plain) is Literal:
+        metavar = "|".join(get_args(plain))
+    if type(None) in members:
+        metavar = f"{metavar}|none"
+    if field.default is None:
+        text += " Default: none."
+    elif field.default not in ("", False, ()):
+        text += f" Default: {field.default}."
     option = typer.Option(
-        *_SHORT.get(name, (dashed,)),
-        help=_help(field),
+        *flags,
+        help=text.replace("[", r"\["),  # help texts are Rich markup, in which a bracket would be a style
         metavar=metavar,
         show_default=False,
         rich_help_panel=_panel(name),
     )
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, option])
-
-
-def _plain_type(annotation: Any) -> tuple[Any, bool]:  # Any: type forms
-    """The type without None, and whether None was in it."""
-    members = get_args(annotation) if get_origin(annotation) not in (Literal, tuple) else ()
-    if type(None) not in members:
-        return annotation, False
-    return next(member for member in members if member is not type(None)), True
-
-
-def _metavar(plain: Any) -> str:  # Any: a type form
-    if get_origin(plain) is Literal:
-        return "|".join(get_args(plain))
-    return {int: "INT", float: "NUMBER"}.get(plain, "TEXT")
-
-
-def _help(field: FieldInfo) -> str:
-    text = field.description or ""
-    if get_origin(field.annotation) is tuple:
-        text += " May be given several times."
-    elif field.default is None:
-        text += " Default: none."
-    elif field.default not in ("", False):
-        text += f" Default: {field.default}."
-    # help texts are Rich markup, in which a bracket would be a style
-    return text.replace("[", r"\[")

@@ -6,7 +6,6 @@ from typing import Annotated, get_args
 
 import typer
 
-from tpo_graph.cli.failures import with_debug_flag
 from tpo_graph.errors import PromptError
 from tpo_graph.types import Mode
 
@@ -22,7 +21,6 @@ def _no_command(context: typer.Context) -> None:
 
 
 @prompts.command("list")
-@with_debug_flag
 def list_packs() -> None:
     """List the packs that come with the package."""
     from tpo_graph.prompts.pack import PromptPack, available_packs
@@ -34,7 +32,6 @@ def list_packs() -> None:
 
 
 @prompts.command()
-@with_debug_flag
 def show(
     pack: Pack,
     prompt: Annotated[str | None, typer.Argument(help="One file of it, as in: loss. Default: all of them.")] = None,
@@ -44,8 +41,8 @@ def show(
     if prompt is not None:
         name = f"{prompt.removesuffix('.toml')}.toml"
         if name not in files:
-            told = ", ".join(each.removesuffix(".toml") for each in files)
-            raise PromptError(f"Prompt pack {pack!r} has no {prompt!r}; it has: {told}.")
+            names = ", ".join(file.removesuffix(".toml") for file in files)
+            raise PromptError(f"Prompt pack {pack!r} has no {prompt!r}; it has: {names}.")
         print(_read(files[name]), end="")
         return
     for place, (name, file) in enumerate(files.items()):
@@ -54,7 +51,6 @@ def show(
 
 
 @prompts.command()
-@with_debug_flag
 def copy(
     pack: Pack,
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that does not exist yet.")],
@@ -78,26 +74,25 @@ def copy(
 
 
 @prompts.command()
-@with_debug_flag
 def check(
     pack: Pack,
     mode: Annotated[
         str | None, typer.Option(metavar="|".join(get_args(Mode)), help="A mode that the pack must be able to run.")
     ] = None,
 ) -> None:
-    """Check a pack, and tell which modes it can run."""
+    """Check a pack, and report which modes it can run."""
     from tpo_graph.prompts.pack import PromptPack
     from tpo_graph.settings import TPOSettings
 
     required = TPOSettings.load(mode=mode).mode if mode is not None else None
     loaded = PromptPack.load(pack)
     problems: dict[Mode, PromptError] = {}
-    for each in get_args(Mode):
+    for name in get_args(Mode):
         try:
-            loaded.check(TPOSettings(mode=each))
+            loaded.check(TPOSettings(mode=name))
         except PromptError as error:
-            problems[each] = error
-        print(f"mode {each}: {problems[each].message if each in problems else 'ok'}")
+            problems[name] = error
+        print(f"mode {name}: {problems[name].message if name in problems else 'ok'}")
     using = [name for name, prompt in loaded.prompts.items() if "preference" in prompt.variables]
     print(f"preference: {'used in ' + ', '.join(using) if using else 'not used'}")
     # a pack for one mode alone is fine, unless that mode is what was asked for

@@ -1,24 +1,28 @@
 """`tpo-graph run`: answers a question."""
 
-import os
 import sys
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from tpo_graph.cli.display import Part, Reporter
-from tpo_graph.cli.failures import ExitCode
-from tpo_graph.cli.options import explicit_settings, with_setting_flags
-from tpo_graph.cli.result import as_document, write_answer, write_json, write_unscored
-from tpo_graph.cli.session import Outcome, RunRequest, answer
+from tpo_graph.cli.options import (
+    MODELS_PANEL,
+    OUTPUT_PANEL,
+    ConfigOption,
+    CriticOption,
+    PromptsOption,
+    VariantOption,
+    explicit_settings,
+    load_prompts,
+    model_option,
+    with_setting_flags,
+)
+from tpo_graph.cli.outcome import Outcome, Role
+from tpo_graph.cli.output import ExitCode, clean, write_answer, write_json
+from tpo_graph.cli.session import RunRequest, answer
 from tpo_graph.errors import ConfigurationError, TPOError
 from tpo_graph.settings import TPOSettings
-from tpo_graph.types import PERSON
-
-_MODELS = "Models and prompts"
-_OUTPUT = "Output"
+from tpo_graph.types import PERSON, Options
 
 
 @with_setting_flags
@@ -29,128 +33,92 @@ def run(
     *,
     policy: Annotated[
         str,
-        typer.Option(
-            envvar="TPO_POLICY",
-            metavar="NAME",
-            help="The model that answers: local, openai:MODEL, vllm:URL#MODEL, server:URL#MODEL, or any name of "
+        model_option(
+            "TPO_POLICY",
+            "The model that answers: local, openai:MODEL, vllm:URL#MODEL, server:URL#MODEL, or any name of "
             "LangChain's init_chat_model.",
-            rich_help_panel=_MODELS,
         ),
     ] = "local",
     reward: Annotated[
         str,
-        typer.Option(
-            envvar="TPO_REWARD",
-            metavar="NAME",
-            help="The reward model: local (a demonstration), any name of load_reward, or person: you rate.",
-            rich_help_panel=_MODELS,
+        model_option(
+            "TPO_REWARD", "The reward model: local (a demonstration), any name of load_reward, or person: you rate."
         ),
     ] = "local",
     second_reward: Annotated[
         str | None,
-        typer.Option(
-            envvar="TPO_SECOND_REWARD",
-            metavar="NAME",
-            help="A reward model that only watches: a warning tells when it falls while the other one rises.",
-            rich_help_panel=_MODELS,
+        model_option(
+            "TPO_SECOND_REWARD",
+            "A reward model that only watches: a warning tells when it falls while the other one rises.",
         ),
     ] = None,
-    critic: Annotated[
-        str | None,
-        typer.Option(
-            envvar="TPO_CRITIC",
-            metavar="NAME",
-            help="The model that writes loss and gradient. Default: the policy.",
-            rich_help_panel=_MODELS,
-        ),
-    ] = None,
-    prompts: Annotated[
-        str | None,
-        typer.Option(
-            envvar="TPO_PROMPTS",
-            metavar="NAME",
-            help="A prompt pack, by name or folder. Default: the one that suits the policy.",
-            rich_help_panel=_MODELS,
-        ),
-    ] = None,
+    critic: CriticOption = None,
+    prompts: PromptsOption = None,
+    variant: VariantOption = None,
     system: Annotated[
-        str, typer.Option(metavar="TEXT", help="A system message.", show_default=False, rich_help_panel=_MODELS)
+        str, typer.Option(metavar="TEXT", help="A system message.", show_default=False, rich_help_panel=MODELS_PANEL)
     ] = "",
-    config: Annotated[
-        Path | None,
-        typer.Option(
-            help="A TOML file of settings. Flags and TPO_* variables come before it.",
-            metavar="FILE.toml",
-            rich_help_panel=_MODELS,
-        ),
-    ] = None,
+    config: ConfigOption = None,
     ask: Annotated[
         bool,
         typer.Option(
             "--ask",
             help="Choose best and worst yourself after each scoring, edit the critique, or stop.",
-            rich_help_panel=_OUTPUT,
+            rich_help_panel=OUTPUT_PANEL,
         ),
     ] = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print the whole result as one JSON document.", rich_help_panel=_OUTPUT)
+        bool, typer.Option("--json", help="Print the whole result as one JSON document.", rich_help_panel=OUTPUT_PANEL)
     ] = False,
     quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="No progress: the answer, and errors.", rich_help_panel=_OUTPUT)
+        bool, typer.Option("--quiet", "-q", help="No progress: the answer, and errors.", rich_help_panel=OUTPUT_PANEL)
     ] = False,
-    **settings: Any,  # Any: one flag for each setting
+    **settings: Options,
 ) -> None:
     """Answer a question by TPO: draw candidates, score them, say why the best won, write better ones.
 
     The answer goes to standard output, all else to standard error.
     """
-    request = None
+    models: dict[Role, str | None] = {
+        "policy": policy,
+        "reward model": reward,
+        "second reward model": second_reward,
+        "critic": critic,
+    }
     try:
-        models: dict[Part, str] = {"policy": policy, "reward model": reward}
-        if second_reward is not None:
-            models["second reward model"] = second_reward
-        if critic is not None:
-            models["critic"] = critic
-        request = _request(
-            question, ask=ask, models=models, prompts=prompts, system=system, config=config, settings=settings
+        # everything that can be checked before a model is loaded
+        chosen = TPOSettings.load(config, **explicit_settings(settings))
+        person_rates = reward.strip() == PERSON
+        if question == "-" and (ask or person_rates):
+            flag = "--ask" if ask else f"--reward {PERSON}"
+            raise ConfigurationError(f"{flag} reads your answers from standard input, where '-' reads the question.")
+        if second_reward is not None and person_rates:
+            raise ConfigurationError(
+                f"--second-reward watches a reward model, and with --reward {PERSON} there is none."
+            )
+        question = _read_question(question)
+        for name, text in (("question", question), ("system message", system), ("preference", chosen.preference)):
+            _check_encoding(name, text)
+        request = RunRequest(
+            question=question,
+            settings=chosen,
+            models={role: name for role, name in models.items() if name is not None},
+            system=system.strip(),
+            prompts=load_prompts(prompts, chosen),
+            variant=variant,
+            ask=ask,
         )
-        outcome = answer(request, _reporter(quiet=quiet, answer_follows=sys.stdout.isatty() and not as_json))
+        from tpo_graph.cli.display import Reporter
+
+        answer_follows = sys.stdout.isatty() and sys.stderr.isatty() and not as_json
+        outcome = answer(request, Reporter(quiet=quiet, answer_follows=answer_follows))
     except TPOError as error:
         outcome = Outcome(error=error)
-    _write(outcome, request, as_json=as_json)
+    _write(outcome, as_json=as_json)
     if outcome.interrupted:
         raise typer.Exit(ExitCode.INTERRUPTED)
     if outcome.error is not None:
         raise outcome.error
-
-
-def _request(
-    question: str,
-    *,
-    ask: bool,
-    models: Mapping[Part, str],
-    prompts: str | None,
-    system: str,
-    config: Path | None,
-    settings: Mapping[str, Any],  # Any: as above
-) -> RunRequest:
-    """Everything that can be checked before a model is loaded, checked."""
-    chosen = TPOSettings.load(config, **explicit_settings(settings))
-    if question == "-" and (ask or models["reward model"].strip() == PERSON):
-        flag = "--ask" if ask else f"--reward {PERSON}"
-        raise ConfigurationError(f"{flag} reads your answers from standard input, where '-' reads the question.")
-    if "second reward model" in models and models["reward model"].strip() == PERSON:
-        raise ConfigurationError(f"--second-reward watches a reward model, and with --reward {PERSON} there is none.")
-    question = _read_question(question)
-    _check_encoding("system message", system)
-    _check_encoding("preference", chosen.preference)
-    pack = None
-    if prompts is not None:
-        from tpo_graph.prompts.pack import PromptPack
-
-        pack = PromptPack.load(prompts)
-        pack.check(chosen)
-    return RunRequest(question=question, settings=chosen, models=models, system=system.strip(), prompts=pack, ask=ask)
 
 
 def _read_question(question: str) -> str:
@@ -165,7 +133,6 @@ def _read_question(question: str) -> str:
         raise ConfigurationError(
             f"The question is empty: {question[:20]!r}.", hint='Put it in quotes: tpo-graph run "Why is the sky blue?"'
         )
-    _check_encoding("question", question)
     return question.strip()
 
 
@@ -180,24 +147,15 @@ def _check_encoding(name: str, text: str) -> None:
         ) from error
 
 
-def _reporter(*, quiet: bool, answer_follows: bool) -> Reporter:
-    from tpo_graph.cli.display import PlainReporter, SilentReporter
-
-    if quiet:
-        return SilentReporter()
-    if not sys.stderr.isatty() or os.environ.get("TERM", "") in ("dumb", "unknown"):
-        return PlainReporter()
-    from tpo_graph.cli.display import TerminalReporter
-
-    return TerminalReporter(answer_follows=answer_follows)
-
-
-def _write(outcome: Outcome, request: RunRequest | None, *, as_json: bool) -> None:
+def _write(outcome: Outcome, *, as_json: bool) -> None:
     """Print what there is; nothing that was paid for is lost."""
     if as_json:
-        write_json(as_document(outcome, request))
+        write_json(outcome.document())
         return
-    if outcome.best is not None:
-        write_answer(outcome.state.get("answer") or outcome.best["text"])
+    if outcome.answer is not None:
+        write_answer(outcome.answer)
     if outcome.interrupted or outcome.error is not None:
-        write_unscored(outcome)
+        # to stderr, where no program takes them for the answer
+        for place, candidate in enumerate(outcome.unscored, start=1):
+            head = f"candidate {candidate['id']} ({place} of {len(outcome.unscored)}, not scored):"
+            print(f"\n{head}\n{clean(candidate['text'])}", file=sys.stderr, flush=True)

@@ -1,18 +1,24 @@
 """`tpo-graph serve`: an OpenAI-compatible server."""
 
 import sys
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from tpo_graph.cli.display import Event, ModelLoaded, ModelLoading, Part
-from tpo_graph.cli.options import explicit_settings, with_setting_flags
+from tpo_graph.cli.options import (
+    MODELS_PANEL,
+    ConfigOption,
+    CriticOption,
+    PromptsOption,
+    explicit_settings,
+    load_prompts,
+    model_option,
+    with_setting_flags,
+)
 from tpo_graph.errors import ConfigurationError, MissingDependencyError
-from tpo_graph.policies.load import policy_ids
 from tpo_graph.settings import TPOSettings
+from tpo_graph.types import Options
 
-_MODELS = "Models and prompts"
 _SERVER = "The server"
 _LIMITS = "Limits"
 
@@ -27,44 +33,15 @@ def serve(
             metavar="[ID=]NAME",
             help="A model that answers, by any name that `run --policy` takes; ID is what clients call it. May be "
             "given several times; the first is the default.",
-            rich_help_panel=_MODELS,
+            rich_help_panel=MODELS_PANEL,
         ),
     ] = ["local"],  # noqa: B006  # Typer copies it
     reward: Annotated[
-        str,
-        typer.Option(
-            envvar="TPO_REWARD",
-            metavar="NAME",
-            help="The reward model: local (a demonstration), or any name of load_reward.",
-            rich_help_panel=_MODELS,
-        ),
+        str, model_option("TPO_REWARD", "The reward model: local (a demonstration), or any name of load_reward.")
     ] = "local",
-    critic: Annotated[
-        str | None,
-        typer.Option(
-            envvar="TPO_CRITIC",
-            metavar="NAME",
-            help="The model that writes loss and gradient. Default: the policy of the request.",
-            rich_help_panel=_MODELS,
-        ),
-    ] = None,
-    prompts: Annotated[
-        str | None,
-        typer.Option(
-            envvar="TPO_PROMPTS",
-            metavar="NAME",
-            help="A prompt pack, by name or folder. Default: the one that suits the policy.",
-            rich_help_panel=_MODELS,
-        ),
-    ] = None,
-    config: Annotated[
-        Path | None,
-        typer.Option(
-            help="A TOML file of settings. Flags and TPO_* variables come before it.",
-            metavar="FILE.toml",
-            rich_help_panel=_MODELS,
-        ),
-    ] = None,
+    critic: CriticOption = None,
+    prompts: PromptsOption = None,
+    config: ConfigOption = None,
     host: Annotated[
         str, typer.Option(help="The address to serve at.", metavar="ADDRESS", rich_help_panel=_SERVER)
     ] = "127.0.0.1",
@@ -122,20 +99,36 @@ def serve(
             rich_help_panel=_LIMITS,
         ),
     ] = 10.0,
-    **settings: Any,  # Any: one flag for each setting
+    **settings: Options,
 ) -> None:
     """Serve TPO as OpenAI's API: /v1/chat/completions and /v1/models, for apps in any language.
 
     A client names a recipe as its model: tpo, tpo-d2-n5, revision-d3-n4, bon-16, or RECIPE/ID for one of several
     policies. Settings given here are the defaults of every request.
     """
-    app, limits = _serving()
+    try:
+        from tpo_graph.serving import app, limits
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] not in ("starlette", "uvicorn", "prometheus_client"):
+            raise
+        raise MissingDependencyError(
+            f"The server needs the package {error.name}.", hint='Install it with: pip install "tpo-graph[serve]".'
+        ) from error
+    from tpo_graph.policies.load import policy_ids
+    from tpo_graph.run_parts import ModelStore, RunParts
+
     keys = api_key or []
     loopback = app.is_loopback(host)
-    _check_host(host, loopback=loopback, has_key=bool(keys), without_key=without_key)
-    names = policy_ids(policy)
+    if not loopback and not keys and not without_key:
+        raise ConfigurationError(
+            f"At {host} other machines can reach the server, and it has no API key.",
+            hint="Set TPO_API_KEY (or give --api-key), serve at 127.0.0.1, or say --without-key.",
+        )
+    if not loopback and not keys:
+        _print(f"warning: at {host} other machines can reach the server, and it asks for no API key")
+    policies = policy_ids(policy)
     chosen = TPOSettings.load(config, **explicit_settings(settings))
-    pack = _pack(prompts, chosen)
+    pack = load_prompts(prompts, chosen)
     allowed = limits.Limits(
         max_body_bytes=max_body_bytes,
         max_concurrency=max_concurrency,
@@ -146,82 +139,35 @@ def serve(
     )
     # before the models, whose loading may take minutes
     with app.bind(host, port) as listening:
-        policies, loaded = _load(names, reward, critic)
+        models = ModelStore()
+        first, *others = policies.values()
+        RunParts(policy=first, reward=reward, critic=critic, settings=chosen, models=models).load(_print_load)
+        for name in others:
+            _print_load("policy", name, None)
+            models.policy(name)
         served = app.create_app(
             policies,
-            loaded["reward model"],
-            critic=loaded.get("critic"),
+            reward,
+            critic=critic,
             prompts=pack,
             settings=chosen,
             api_keys=keys,
             limits=allowed,
+            models=models,
         )
         if loopback and not keys:
-            app.allow_only_local_hosts(served, host)
-        address, taken = listening.getsockname()[:2]
+            app.refuse_other_names(served, host)
+        address, bound_port = listening.getsockname()[:2]
         shown = f"[{address}]" if ":" in address else address
-        _say(f"serving at http://{shown}:{taken}/v1 (Ctrl-C ends it)")
-        _say(f"policies: {', '.join(policies)}; models: tpo, tpo-d2-n5, revision, bon-16, ...; see /v1/models")
+        _print(f"serving at http://{shown}:{bound_port}/v1 (Ctrl-C ends it)")
+        _print(f"policies: {', '.join(policies)}; models: tpo, tpo-d2-n5, revision, bon-16, ...; see /v1/models")
         app.serve(served, listening, grace_seconds=grace_seconds, log_requests=log_requests)
-    _say("ended")
+    _print("ended")
 
 
-def _serving() -> tuple[Any, Any]:  # Any: modules of an optional part
-    try:
-        from tpo_graph.serving import app, limits
-    except ImportError as error:
-        if (error.name or "").partition(".")[0] not in ("starlette", "uvicorn", "prometheus_client"):
-            raise
-        raise MissingDependencyError(
-            f"The server needs the package {error.name}.", hint='Install it with: pip install "tpo-graph[serve]".'
-        ) from error
-    return app, limits
+def _print_load(role: str, name: str, seconds: float | None) -> None:
+    _print(f"loading {role} {name}" if seconds is None else f"{role} {name} loaded in {seconds:.1f} s")
 
 
-def _check_host(host: str, *, loopback: bool, has_key: bool, without_key: bool) -> None:
-    if loopback or has_key:
-        return
-    if not without_key:
-        raise ConfigurationError(
-            f"At {host} other machines can reach the server, and it has no API key.",
-            hint="Set TPO_API_KEY (or give --api-key), serve at 127.0.0.1, or say --without-key.",
-        )
-    _say(f"warning: at {host} other machines can reach the server, and it asks for no API key")
-
-
-def _pack(prompts: str | None, chosen: TPOSettings) -> Any:  # Any: a pack, whose module is slow to import
-    if prompts is None:
-        return None
-    from tpo_graph.prompts.pack import PromptPack
-
-    pack = PromptPack.load(prompts)
-    pack.check(chosen)
-    return pack
-
-
-def _load(
-    names: dict[str, str], reward: str, critic: str | None
-) -> tuple[dict[str, Any], dict[Part, Any]]:  # Any: chat models and reward models
-    from tpo_graph.cli.session import load_all, load_by_name
-
-    first, *others = names
-    parts: dict[Part, str] = {"policy": names[first], "reward model": reward}
-    if critic is not None:
-        parts["critic"] = critic
-    loaded = load_all(parts, load_by_name, _tell)
-    policies = {first: loaded["policy"]}
-    for each in others:
-        _tell(ModelLoading("policy", names[each]))
-        policies[each] = load_by_name("policy", names[each])
-    return policies, loaded
-
-
-def _tell(event: Event) -> None:
-    if isinstance(event, ModelLoading):
-        _say(f"loading {event.part} {event.name}")
-    elif isinstance(event, ModelLoaded):
-        _say(f"{event.part} {event.name} loaded in {event.seconds:.1f} s")
-
-
-def _say(line: str) -> None:
+def _print(line: str) -> None:
     print(line, file=sys.stderr, flush=True)

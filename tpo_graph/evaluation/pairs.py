@@ -11,7 +11,7 @@ from langchain_core.messages import BaseMessage, HumanMessage, convert_to_messag
 
 from tpo_graph.errors import ConfigurationError, RewardError
 from tpo_graph.evaluation.pairs_report import PairReport, PairScore, PairTally
-from tpo_graph.rewards.base import RunContext, ScoringReport, part_scores
+from tpo_graph.rewards.base import RunContext, Scoring, score_responses
 
 if TYPE_CHECKING:
     from tpo_graph.rewards.base import RewardModel
@@ -235,23 +235,24 @@ class _Run:
             # a pair is a run of its own: what other pairs of the same prompt got must not move its scale
             texts = (pair.chosen, pair.rejected)
             run = RunContext(anchors=texts)
-            chosen, rejected = await part_scores(self._model, pair.messages, texts, run)
+            scoring = await score_responses(self._model, pair.messages, texts, run)
         except RewardError as error:
             self._failures += 1
             self.failure = self.failure or error
             self.tally.leave_out("unscored", pair.line, error.message)
         else:
-            self._count(pair, chosen, rejected, run.report)
+            self._count(pair, scoring)
         self._progress(self.tally)
 
-    def _count(self, pair: Pair, chosen: float | None, rejected: float | None, report: ScoringReport) -> None:
+    def _count(self, pair: Pair, scoring: Scoring) -> None:
+        chosen, rejected = scoring.scores
         if chosen is None or rejected is None:
             self.tally.leave_out("unscored", pair.line, "the reward does not apply to it")
         elif not (math.isfinite(chosen) and math.isfinite(rejected)):
-            told = next(iter(report.reasons.values()), f"the rewards are {chosen} and {rejected}")
+            told = next(iter(scoring.reasons.values()), f"the rewards are {chosen} and {rejected}")
             self.tally.leave_out("unscored", pair.line, told)
         else:
-            scored = PairScore(line=pair.line, chosen=chosen, rejected=rejected, truncated=bool(report.truncated))
+            scored = PairScore(line=pair.line, chosen=chosen, rejected=rejected, truncated=bool(scoring.truncated))
             self.tally.add(pair.chosen, pair.rejected, scored)
             self._tell(scored)
 

@@ -13,26 +13,24 @@ from tpo_graph.graph.nodes import gradient_node, loss_node, sample_node, score_n
 from tpo_graph.graph.request import pack_for
 from tpo_graph.graph.state import TPOInput, TPOState
 from tpo_graph.policies.providers import Policy
-from tpo_graph.policies.sampling import Sampler
+from tpo_graph.policies.sampling import Sampler, as_sampler
 from tpo_graph.prompts.pack import PromptPack
-from tpo_graph.rewards.base import RewardModel
+from tpo_graph.rewards.base import RewardModel, require_reward_model
 from tpo_graph.settings import TPOSettings
 from tpo_graph.types import Node, Options
-
-# Where the graph goes after select.
 
 
 def route_after_select(state: TPOState) -> Literal["loss", "__end__"]:
     """To the end when `select` has written a stop reason, else into the next step.
 
     Raises:
-        ConfigurationError: an `update` of one's own does not count steps, so that the run would not end.
+        ConfigurationError: a replaced `update` does not count steps, so that the run would not end.
     """
     # twice may be a person's fork of the thread
     steps = [record["step"] for record in state.get("trajectory", [])[-3:]]
     if not state.get("stop_reason") and len(steps) == 3 and len(set(steps)) == 1:
         raise ConfigurationError(
-            f"Step {steps[-1]} comes again and again: the node that stands in for `update` does not write `step`.",
+            f"Step {steps[-1]} repeats without end: the node in place of `update` does not write `step`.",
             hint='It must return {"step": state["step"] + 1, "pending": [...]}.',
         )
     return "__end__" if state.get("stop_reason") else "loss"
@@ -51,7 +49,6 @@ def build_tpo_graph(
     prompts: PromptPack | str | Path | None = None,
     nodes: Mapping[str, Node] | None = None,
     settings: TPOSettings | None = None,
-    second_reward: RewardModel | None = None,
 ) -> TPOStateGraph:
     """The TPO loop as a graph that is not compiled yet, so that nodes can be put beside its own.
 
@@ -67,26 +64,16 @@ def build_tpo_graph(
         critic: writes loss and gradient; the policy when None.
         prompts: a pack, its name or its folder; None takes the one that suits the policy.
         nodes: replacements by name, as in `{"loss": my_node}`: async or sync functions of
-            `(state, runtime) -> partial state`, objects that can be called so, or any Runnable.
+            `(state, runtime) -> partial state`, objects that are called like them, or any Runnable.
         settings: defaults for every run; None reads the `TPO_*` variables. A call's `context` overrides what it
             names.
-        second_reward: another reward model that watches: the result has a warning when its reward of the best
-            candidate fell while the first one rose. Nothing is selected by it, and its failures end no run. The node
-            `score` asks it, so that it can't watch a run in which that one is replaced.
 
     Raises:
-        ConfigurationError: the policy is no chat model, a reward model has no `score`, a name in `nodes` is not a
-            node, or nobody would ask the second reward model.
+        ConfigurationError: the policy is not a chat model, the reward model has no `score`, or a name in `nodes` is not
+            a node.
         PromptError: the pack is incomplete or can't run the mode.
     """
-    defaults = make_nodes(
-        policy, reward_model, critic=critic, prompts=prompts, settings=settings, second_reward=second_reward
-    )
-    if second_reward is not None and "score" in (nodes or {}):
-        raise ConfigurationError(
-            "A second reward model is asked by the node 'score', which nodes= replaces here.",
-            hint="Leave second_reward out, or ask it in your own node and write `second_rewards` and `warnings`.",
-        )
+    defaults = make_nodes(policy, reward_model, critic=critic, prompts=prompts, settings=settings)
     return wire(replace_nodes(defaults, nodes), context_schema=TPOSettings)
 
 
@@ -97,7 +84,6 @@ def make_nodes(
     critic: Policy | Sampler | None = None,
     prompts: PromptPack | str | Path | None = None,
     settings: TPOSettings | None = None,
-    second_reward: RewardModel | None = None,
 ) -> dict[str, Node]:
     """The six nodes of the loop by name, to be wrapped, replaced, or put into a graph of your own.
 
@@ -113,7 +99,6 @@ def make_nodes(
         critic: writes loss and gradient; the policy when None.
         prompts: a pack, its name or its folder; None takes the one that suits the policy.
         settings: defaults for every run; None reads the `TPO_*` variables.
-        second_reward: another reward model that watches.
 
     Returns:
         The nodes, in the order in which a step runs. Each can be awaited as `node(state, runtime)`, and LangGraph runs
@@ -124,21 +109,15 @@ def make_nodes(
         PromptError: the pack is incomplete or can't run the mode.
     """
     settings = TPOSettings.load() if settings is None else settings
-    for model in (reward_model, second_reward):
-        if model is not None and not callable(getattr(model, "score", None)):
-            raise ConfigurationError(
-                f"A reward model has a method score(messages, responses), and {type(model).__name__!r} has none.",
-                hint='load_reward("local") makes one.',
-            )
+    require_reward_model(reward_model)
     # policy and critic share what their provider is found to take
-    actor = policy if isinstance(policy, Sampler) else Sampler(policy)
+    actor = as_sampler(policy)
+    judge = actor if critic is None or critic is policy else as_sampler(critic)
     pack = pack_for(prompts, actor.policy)
     pack.check(settings)
-    judge = actor if critic is None or critic is policy else critic
-    judge = judge if isinstance(judge, Sampler) else Sampler(judge)
     return {
         "sample": sample_node(actor, prompts=pack, settings=settings),
-        "score": score_node(reward_model, settings=settings, second_reward=second_reward),
+        "score": score_node(reward_model, settings=settings),
         "select": select_node(settings=settings),
         "loss": loss_node(judge, prompts=pack, settings=settings),
         "gradient": gradient_node(judge, prompts=pack, settings=settings),
@@ -187,7 +166,6 @@ def create_tpo_graph(
     prompts: PromptPack | str | Path | None = None,
     nodes: Mapping[str, Node] | None = None,
     settings: TPOSettings | None = None,
-    second_reward: RewardModel | None = None,
     **compile_options: Options,
 ) -> TPOGraph:
     """The TPO loop, compiled and ready to run.
@@ -211,18 +189,19 @@ def create_tpo_graph(
             return {"messages": result["messages"][-1:]}
 
     Args:
-        policy: see `build_tpo_graph`, as for all others up to `second_reward`.
-        reward_model: see there.
-        critic: see there.
-        prompts: see there.
-        nodes: see there.
-        settings: see there.
-        second_reward: see there.
+        policy: the model that answers and revises (M in the paper).
+        reward_model: scores every candidate (R in the paper).
+        critic: writes loss and gradient; the policy when None.
+        prompts: a pack, its name or its folder; None takes the one that suits the policy.
+        nodes: replacements by name, as for `build_tpo_graph`.
+        settings: defaults for every run; None reads the `TPO_*` variables. A call's `context` overrides what it
+            names.
         **compile_options: go to `StateGraph.compile`, as in `checkpointer=InMemorySaver()`.
 
     Raises:
-        ConfigurationError: see `build_tpo_graph`.
-        PromptError: see there.
+        ConfigurationError: the policy is not a chat model, the reward model has no `score`, or a name in `nodes` is not
+            a node.
+        PromptError: the pack is incomplete or can't run the mode.
     """
     graph = build_tpo_graph(
         policy,
@@ -231,6 +210,5 @@ def create_tpo_graph(
         prompts=prompts,
         nodes=nodes,
         settings=settings,
-        second_reward=second_reward,
     )
     return graph.compile(**{"name": "tpo", **compile_options})

@@ -11,7 +11,7 @@ from tpo_graph.accounting import add_usage, no_usage, plus, total
 from tpo_graph.errors import PolicyError
 from tpo_graph.graph.state import TPOState
 from tpo_graph.policies.providers import Policy, models_inside
-from tpo_graph.policies.sampling import Draw, Sampler
+from tpo_graph.policies.sampling import Draw, Sampler, as_sampler
 from tpo_graph.prompts.pack import PhasePrompt, PromptPack
 from tpo_graph.prompts.template import cut_to_tokens, last_query
 from tpo_graph.selection import fits_budget
@@ -50,7 +50,7 @@ class PromptedModel:
             ConfigurationError: the model is not a chat model.
             PromptError: there is no such pack, or it is incomplete.
         """
-        sampler = model if isinstance(model, Sampler) else Sampler(model)
+        sampler = as_sampler(model)
         return cls(sampler, pack_for(prompts, sampler.policy), TPOSettings.load() if settings is None else settings)
 
     def request(

@@ -1,36 +1,39 @@
 """`ChatTPO`: the TPO loop as a chat model."""
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from langchain_core.language_models import LanguageModelInput
+from langchain_core.language_models import BaseChatModel, LanguageModelInput
 from langchain_core.language_models.base import LangSmithParams
 from langchain_core.language_models.model_profile import ModelProfile
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.runnables import Runnable, RunnableLambda, RunnableMap, RunnablePassthrough
+from langchain_core.runnables.base import RunnableBindingBase
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import Field, PrivateAttr
 
+from tpo_graph._private_api import cache_key
 from tpo_graph.errors import ConfigurationError
-from tpo_graph.langchain.answer import fingerprint
-from tpo_graph.langchain.async_base import OneBodyChatModel
-from tpo_graph.langchain.options import STANDARD_KNOBS, CallOptions, settings_named
-from tpo_graph.langchain.run import InnerCallbacks, InnerRuns, run_under
+from tpo_graph.langchain.async_base import AsyncChatModel
+from tpo_graph.langchain.call import STANDARD_KNOBS, CallOptions, pop_settings
+from tpo_graph.langchain.run import TPORunner
 from tpo_graph.langchain.schema import AnswerSchema, StructuredMethod
 from tpo_graph.policies.providers import Policy, models_inside
 from tpo_graph.prompts.pack import PromptPack
 from tpo_graph.rewards.base import RewardModel
 from tpo_graph.run_parts import RunParts, policy_name
 from tpo_graph.settings import TPOSettings
+from tpo_graph.types import Node, Options
 
-_PARTS = ("policy", "reward", "critic", "prompts", "nodes", "settings", "second_reward")
+_PARTS = ("policy", "reward", "critic", "prompts", "nodes", "settings")
 
 
-class ChatTPO(OneBodyChatModel):
+class ChatTPO(AsyncChatModel):
     """A chat model whose every answer is the best of a TPO run.
 
     It goes wherever a chat model goes: into chains, agents and graphs, with streaming, tools, structured output,
@@ -71,7 +74,6 @@ class ChatTPO(OneBodyChatModel):
         prompts: see `build_tpo_graph`.
         nodes: see `build_tpo_graph`, and above.
         settings: defaults for every call; None reads the `TPO_*` variables.
-        second_reward: watches for a warning, see `build_tpo_graph`: a reward model or a name.
         stop: texts at which every answer ends.
         **options: settings by name, which beat `settings`; LangChain's standard arguments as in a call; and the
             fields of every chat model, as in `cache=True`.
@@ -80,19 +82,18 @@ class ChatTPO(OneBodyChatModel):
         ConfigurationError: a name is unknown, or a value can't be used.
     """
 
-    policy: Any = Field(repr=False)  # Any: `Policy | str`, which pydantic can't validate
-    reward: Any = Field(repr=False)  # Any: `RewardModel | str`, the same
-    critic: Any = Field(None, repr=False)  # Any: as for `policy`
-    prompts: Any = None  # Any: `PromptPack | str | Path | None`, the same
-    nodes: Any = Field(None, repr=False)  # Any: as for `build_tpo_graph`
+    # pydantic can't validate the types of these; the constructor has them
+    policy: Any = Field(repr=False)
+    reward: Any = Field(repr=False)
+    critic: Any = Field(None, repr=False)
+    prompts: Any = None
+    nodes: Any = Field(None, repr=False)
     settings: TPOSettings
-    second_reward: Any = Field(None, repr=False)  # Any: as for `reward`
     stop: list[str] | None = None
     streaming: bool = False
     """Whether `invoke` goes through `stream` as well, as other chat models have it."""
 
-    _lazy: RunParts | None = PrivateAttr(None)
-    _runs: InnerRuns | None = PrivateAttr(None)
+    _runner: TPORunner | None = PrivateAttr(None)
     _token: str = PrivateAttr(default_factory=lambda: uuid4().hex)
 
     def __init__(
@@ -102,56 +103,49 @@ class ChatTPO(OneBodyChatModel):
         reward: RewardModel | str,
         critic: Policy | str | None = None,
         prompts: PromptPack | str | Path | None = None,
-        nodes: Mapping[str, Any] | None = None,  # Any: whatever LangGraph takes as a node
+        nodes: Mapping[str, Node] | str | None = None,
         settings: TPOSettings | None = None,
-        second_reward: RewardModel | str | None = None,
         stop: Sequence[str] | None = None,
-        **options: Any,  # Any: values of any setting
+        **options: Options,
     ) -> None:
-        named = settings_named(options)
-        _refuse_unknown(options)
-        settings = TPOSettings.load(**named) if settings is None else settings.overridden_by(named)
-        given: dict[str, Any] = {  # Any: the fields of this class
+        named = pop_settings(options)
+        fields = type(self).model_fields
+        if unknown := [name for name in options if name not in fields]:
+            allowed = sorted({*fields, *TPOSettings.model_fields, *STANDARD_KNOBS})
+            raise ConfigurationError(
+                f"ChatTPO does not take {', '.join(map(repr, unknown))}.", hint=f"Allowed: {', '.join(allowed)}."
+            )
+        own: dict[str, Options] = {
             "policy": policy,
             "reward": reward,
             "critic": critic,
             "prompts": prompts,
             "nodes": nodes,
-            "settings": settings,
-            "second_reward": second_reward,
+            "settings": TPOSettings.load(**named) if settings is None else settings.overridden_by(named),
             "stop": list(stop) if stop else None,
         }
-        super().__init__(**given, **options)
-        self._parts()
+        super().__init__(**own, **options)
+        self._current_runner()  # checks the parts
 
-    def _parts(self) -> RunParts:
-        """The parts; new ones when a field is another than before, as in a copy with changes."""
+    def _current_runner(self) -> TPORunner:
+        """The runner; a new one when a field is not what it was, as in a copy with changes."""
         given = {name: getattr(self, name) for name in _PARTS}
-        parts = self._lazy
-        if parts is None or any(getattr(parts, name) is not value for name, value in given.items()):
-            parts = self._lazy = RunParts(**given)
-        return parts
+        runner = self._runner
+        if runner is None or any(getattr(runner.parts, name) is not value for name, value in given.items()):
+            runner = self._runner = TPORunner(RunParts(**given))
+        return runner
 
     async def _answer(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None,
-        callbacks: InnerCallbacks,
-        arguments: Mapping[str, Any],  # Any: as the call has them
+        self, messages: list[BaseMessage], stop: list[str] | None, arguments: Mapping[str, Options]
     ) -> AIMessage:
-        options = CallOptions.of_call(arguments, stop or self.stop)
-        parts = await self._parts().aload()
-        runs = self._runs
-        if runs is None or runs.parts is not parts:
-            runs = self._runs = InnerRuns(parts)
-        return await run_under(callbacks, runs.answer(messages, options, callbacks))
+        return await self._current_runner().answer(messages, CallOptions.of_call(arguments, stop or self.stop))
 
     def bind_tools(
         self,
         tools: Sequence[dict[str, Any] | type | Callable[..., Any] | BaseTool],  # Any: LangChain's own
         *,
-        tool_choice: Any = None,  # Any: each provider has its own
-        **kwargs: Any,  # Any: LangChain's own
+        tool_choice: Any = None,
+        **kwargs: Options,
     ) -> Runnable[LanguageModelInput, AIMessage]:
         """Give the policy tools. Its tool calls come back untouched; a final text is optimised.
 
@@ -160,18 +154,18 @@ class ChatTPO(OneBodyChatModel):
             tool_choice: as the policy takes it.
             **kwargs: further arguments of every call.
         """
-        chosen = {} if tool_choice is None else {"tool_choice": tool_choice}
-        told = [tool if isinstance(tool, dict) else convert_to_openai_tool(tool) for tool in tools]
-        return self.bind(tools=told, **chosen, **kwargs)
+        choice = {} if tool_choice is None else {"tool_choice": tool_choice}
+        formatted = [tool if isinstance(tool, dict) else convert_to_openai_tool(tool) for tool in tools]
+        return self.bind(tools=formatted, **choice, **kwargs)
 
     def with_structured_output(
         self,
-        schema: Any,  # Any: whatever LangChain takes as a schema
+        schema: Any,
         *,
         include_raw: bool = False,
         method: StructuredMethod | None = None,
         strict: bool | None = None,
-        **kwargs: Any,  # Any: LangChain's own
+        **kwargs: Options,
     ) -> Runnable[LanguageModelInput, Any]:
         """Answers as values of a schema. An answer that is not valid makes no candidate.
 
@@ -193,10 +187,12 @@ class ChatTPO(OneBodyChatModel):
         Raises:
             ConfigurationError: `schema` is none, or the method is unknown.
         """
-        wanted = AnswerSchema.of(schema, method=method, strict=strict)
-        told = {"kwargs": {"method": method or "json_schema"}, "schema": schema}
-        model = self.bind(answer_schema=wanted, ls_structured_output_format=told, **kwargs)
-        parse: Runnable[Any, Any] = RunnableLambda(lambda message: wanted.parse(message.text), name="parse_answer")
+        answer_schema = AnswerSchema.of(schema, method=method, strict=strict)
+        traced = {"kwargs": {"method": method or "json_schema"}, "schema": schema}
+        model = self.bind(answer_schema=answer_schema, ls_structured_output_format=traced, **kwargs)
+        parse: Runnable[Any, Any] = RunnableLambda(
+            lambda message: answer_schema.parse(message.text), name="parse_answer"
+        )
         if not include_raw:
             return model | parse
         parsed = RunnablePassthrough.assign(parsed=itemgetter("raw") | parse, parsing_error=lambda _: None)
@@ -208,18 +204,31 @@ class ChatTPO(OneBodyChatModel):
         return "tpo"
 
     @property
-    def _identifying_params(self) -> Mapping[str, Any]:  # Any: LangChain's own
+    def _identifying_params(self) -> Mapping[str, Options]:
         # the stop texts too: LangChain puts those of the call over a parameter of that name
-        texts = (self.settings.model_dump_json(), repr(self.stop))
-        parts = (self.policy, self.reward, self.critic, self.prompts, self.nodes, self.second_reward, *texts)
+        described = [self._describe(getattr(self, name)) for name in _PARTS if name != "settings"]
+        described += [self.settings.model_dump_json(), repr(self.stop)]
         return {
             "policy": policy_name(self.policy),
             "reward": self.reward if isinstance(self.reward, str) else type(self.reward).__name__,
             "settings": self.settings.model_dump(),
-            "fingerprint": fingerprint(parts, token=self._token),
+            "fingerprint": hashlib.sha256("\n".join(described).encode()).hexdigest()[:32],
         }
 
-    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:  # Any: LangChain's own
+    def _describe(self, part: object) -> str:
+        """A text that differs for parts that differ, so that LangChain's cache never takes one for another."""
+        if part is None or isinstance(part, (str, int, float, Path)):
+            return repr(part)
+        if isinstance(part, RunnableBindingBase):
+            return f"{self._describe(part.bound)} {part.kwargs!r} {part.config!r}"
+        if isinstance(part, BaseChatModel) and (part.is_lc_serializable() or part._identifying_params):
+            return cache_key(part)
+        if isinstance(part, dict):
+            return repr({name: self._describe(value) for name, value in part.items()})
+        # with the token, a cache on disk can't take an object of this process for one of another
+        return f"{type(part).__module__}.{type(part).__qualname__} {id(part)} {self._token}"
+
+    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Options) -> LangSmithParams:
         params = super()._get_ls_params(stop=stop or self.stop, **kwargs)
         params["ls_model_name"] = str(kwargs.get("model") or policy_name(self.policy))
         sampling = self.settings.sampling("sample")
@@ -232,12 +241,3 @@ class ChatTPO(OneBodyChatModel):
     def _resolve_model_profile(self) -> ModelProfile | None:
         # what the policy takes, this model takes
         return next((model.profile for model in models_inside(self.policy)), None)
-
-
-def _refuse_unknown(options: Mapping[str, Any]) -> None:  # Any: as in the constructor
-    allowed = [*ChatTPO.model_fields, *TPOSettings.model_fields, *STANDARD_KNOBS]
-    unknown = [name for name in options if name not in ChatTPO.model_fields]
-    if unknown:
-        raise ConfigurationError(
-            f"ChatTPO does not take {', '.join(map(repr, unknown))}.", hint=f"Allowed: {', '.join(sorted(allowed))}."
-        )

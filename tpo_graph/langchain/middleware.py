@@ -8,12 +8,14 @@ from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.runnables import Runnable
 from langgraph.types import Command
 
+from tpo_graph._bounded_cache import BoundedCache
 from tpo_graph.errors import MissingDependencyError
 from tpo_graph.langchain.chat_model import ChatTPO
 from tpo_graph.policies.providers import Policy
 from tpo_graph.prompts.pack import PromptPack
 from tpo_graph.rewards.base import RewardModel
 from tpo_graph.settings import TPOSettings
+from tpo_graph.types import JSONObject, Node, Options
 
 try:
     from langchain.agents.middleware import AgentMiddleware, AgentState, ExtendedModelResponse
@@ -24,8 +26,8 @@ except ImportError as error:
         hint='Install it with: pip install "tpo-graph[langchain]".',
     ) from error
 
-Request: TypeAlias = ModelRequest[Any]  # Any: the agent's context
-Response: TypeAlias = ModelResponse[Any] | ExtendedModelResponse[Any]  # Any: the agent's structured response
+Request: TypeAlias = ModelRequest[Any]
+Response: TypeAlias = ModelResponse[Any] | ExtendedModelResponse[Any]
 
 _NOSTREAM = "nostream"  # LangGraph's tag: keeps a model's tokens out of the message stream
 _MOST_MODELS = 8
@@ -35,14 +37,14 @@ class TPOAgentState(AgentState[Any]):
     """The agent's state with what TPO did.
 
     Attributes:
-        tpo: of the latest final answer, its `reward`, `steps`, `stop_reason`, `trajectory` and `warnings`; None when
-            that one was not optimised.
+        tpo: `reward`, `steps`, `stop_reason`, `trajectory` and `warnings` of the latest final answer; None when that
+            one was not optimised.
     """
 
-    tpo: NotRequired[Annotated[dict[str, Any] | None, OmitFromSchema(input=True, output=False)]]
+    tpo: NotRequired[Annotated[JSONObject | None, OmitFromSchema(input=True, output=False)]]
 
 
-class TPOMiddleware(AgentMiddleware[TPOAgentState, Any, Any]):  # Any: any context, any structured response
+class TPOMiddleware(AgentMiddleware[TPOAgentState, Any, Any]):
     """Optimises an agent's final answers in place, and leaves its tool calls alone.
 
     The agent's own answer is a candidate of step 0; the policy draws the rest of N with the agent's conversation,
@@ -67,13 +69,12 @@ class TPOMiddleware(AgentMiddleware[TPOAgentState, Any, Any]):  # Any: any conte
     Args:
         reward: a reward model, or a name that `load_reward` takes.
         policy: draws and revises: a chat model or a name; the agent's model when None. Only that one gets the tools.
-        critic: see `ChatTPO`, as for all others down to `second_reward`.
-        prompts: see there.
-        nodes: see there.
-        settings: see there.
-        second_reward: see there.
-        when: which final answers are worth it, from the message and the request; None is all.
-        **options: settings by name, as for `ChatTPO`.
+        critic: writes loss and gradient: a chat model or a name; the policy when None.
+        prompts: a prompt pack, its name or its folder; None takes the one that suits the policy.
+        nodes: replacements by name, or the name of a variant, as for `ChatTPO`.
+        settings: defaults for every answer; None reads the `TPO_*` variables.
+        when: which final answers to optimise, from the message and the request; None is all.
+        **options: settings by name, which beat `settings`.
 
     Raises:
         ConfigurationError: a name is unknown, or a value can't be used.
@@ -89,76 +90,84 @@ class TPOMiddleware(AgentMiddleware[TPOAgentState, Any, Any]):  # Any: any conte
         policy: Policy | str | None = None,
         critic: Policy | str | None = None,
         prompts: PromptPack | str | Path | None = None,
-        nodes: Mapping[str, Any] | None = None,  # Any: whatever LangGraph takes as a node
+        nodes: Mapping[str, Node] | str | None = None,
         settings: TPOSettings | None = None,
-        second_reward: RewardModel | str | None = None,
         when: Callable[[AIMessage, Request], bool] | None = None,
-        **options: Any,  # Any: values of any setting
+        **options: Options,
     ) -> None:
         super().__init__()
         self.tools = []
         self._when = when
         self._policy = policy
-        self._made: list[tuple[Policy | str, ChatTPO]] = []
-        self._options: dict[str, Any] = {  # Any: the arguments of `ChatTPO`
+        self._chat_models: BoundedCache[int, ChatTPO] = BoundedCache(_MOST_MODELS)
+        self._options: dict[str, Options] = {
             "reward": reward,
             "critic": critic,
             "prompts": prompts,
             "nodes": nodes,
             "settings": settings,
-            "second_reward": second_reward,
             **options,
         }
         # checked now: a wrong name should not wait for the agent's first answer
-        self._chat_of("local" if policy is None else policy)
+        self._chat_model("local" if policy is None else policy)
 
     def wrap_model_call(self, request: Request, handler: Callable[[Request], ModelResponse[Any]]) -> Response:
-        """Ask the agent's model, and optimise what it says when that is a final answer."""
-        response = handler(_quiet(request))
-        if _goes_on(response):
-            return response
-        draft = _final_answer(response)
-        if draft is None or not self._is_worth_it(draft, request):
-            return _with_record(response, None)
-        answer = self._model_for(request).invoke(_conversation(request), draft=draft)
-        return _with_answer(response, draft, answer)
+        """Ask the agent's model, and optimise its message when that is a final answer.
+
+        Args:
+            request: the agent's.
+            handler: asks the agent's model.
+        """
+        response = handler(_without_stream(request))
+        draft = self._draft(request, response)
+        if draft is None:
+            return _unchanged(response)
+        return _with_answer(response, draft, self._optimiser(request).invoke(_conversation(request), draft=draft))
 
     async def awrap_model_call(
         self, request: Request, handler: Callable[[Request], Awaitable[ModelResponse[Any]]]
     ) -> Response:
-        """The same for agents that run in an event loop."""
-        response = await handler(_quiet(request))
-        if _goes_on(response):
-            return response
-        draft = _final_answer(response)
-        if draft is None or not self._is_worth_it(draft, request):
-            return _with_record(response, None)
-        answer = await self._model_for(request).ainvoke(_conversation(request), draft=draft)
+        """The same for agents that run in an event loop.
+
+        Args:
+            request: the agent's.
+            handler: asks the agent's model.
+        """
+        response = await handler(_without_stream(request))
+        draft = self._draft(request, response)
+        if draft is None:
+            return _unchanged(response)
+        answer = await self._optimiser(request).ainvoke(_conversation(request), draft=draft)
         return _with_answer(response, draft, answer)
 
-    def _is_worth_it(self, draft: AIMessage, request: Request) -> bool:
-        return self._when is None or self._when(draft, request)
+    def _draft(self, request: Request, response: ModelResponse[Any]) -> AIMessage | None:
+        """The text that ends the agent's turn, if it is to be optimised."""
+        last = response.result[-1] if response.result else None
+        if not isinstance(last, AIMessage) or response.structured_response is not None or _calls_tools(response):
+            return None
+        if last.invalid_tool_calls or not last.text.strip():
+            return None
+        return last if self._when is None or self._when(last, request) else None
 
-    def _model_for(self, request: Request) -> Runnable[Any, AIMessage]:
-        """The optimising model, with the request's tools and arguments where it asks the agent's own model."""
+    def _optimiser(self, request: Request) -> Runnable[Any, AIMessage]:
+        """The chat model, with the request's tools and arguments where it asks the agent's own model."""
         if self._policy is not None:
-            return self._chat_of(self._policy)
-        chat = self._chat_of(request.model)
+            return self._chat_model(self._policy)
+        chat_model = self._chat_model(request.model)
         if not request.tools:
-            return chat.bind(**request.model_settings)
-        return chat.bind_tools(request.tools, tool_choice=request.tool_choice, **request.model_settings)
+            return chat_model.bind(**request.model_settings)
+        return chat_model.bind_tools(request.tools, tool_choice=request.tool_choice, **request.model_settings)
 
-    def _chat_of(self, policy: Policy | str) -> ChatTPO:
+    def _chat_model(self, policy: Policy | str) -> ChatTPO:
         """One for each model that the agent uses: other middleware may change it from turn to turn."""
-        for known, chat in self._made:
-            if known is policy:
-                return chat
-        chat = ChatTPO(policy=policy, **self._options)
-        self._made = [*self._made[-_MOST_MODELS + 1 :], (policy, chat)]
-        return chat
+        # the chat model holds the policy, so that no other object gets its id
+        chat_model = self._chat_models.get(id(policy))
+        if chat_model is None:
+            chat_model = self._chat_models.setdefault(id(policy), ChatTPO(policy=policy, **self._options))
+        return chat_model
 
 
-def _quiet(request: Request) -> Request:
+def _without_stream(request: Request) -> Request:
     """The request with a model whose tokens are not streamed: they may be a draft's."""
     tags = [*(request.model.tags or []), _NOSTREAM]
     return request.override(model=request.model.model_copy(update={"tags": tags}))
@@ -169,25 +178,20 @@ def _conversation(request: Request) -> list[BaseMessage]:
     return [*system, *request.messages]
 
 
-def _goes_on(response: ModelResponse[Any]) -> bool:
-    """Whether the agent calls tools now; a structured response ends its turn, by a call or not."""
-    calls = any(isinstance(message, AIMessage) and message.tool_calls for message in response.result)
-    return calls and response.structured_response is None
+def _calls_tools(response: ModelResponse[Any]) -> bool:
+    return any(isinstance(message, AIMessage) and message.tool_calls for message in response.result)
 
 
-def _final_answer(response: ModelResponse[Any]) -> AIMessage | None:
-    """The text that ends the agent's turn, or None where it ends in another way."""
-    last = response.result[-1] if response.result else None
-    if not isinstance(last, AIMessage) or response.structured_response is not None:
-        return None
-    return None if last.invalid_tool_calls or not last.text.strip() else last
+def _unchanged(response: ModelResponse[Any]) -> Response:
+    """The response as it is; when it ends the turn, the record of an earlier answer is removed from the state."""
+    # a structured response ends the turn, by a tool call or not
+    if _calls_tools(response) and response.structured_response is None:
+        return response
+    return ExtendedModelResponse(model_response=response, command=Command(update={"tpo": None}))
 
 
 def _with_answer(response: ModelResponse[Any], draft: AIMessage, answer: AIMessage) -> Response:
     named = answer.model_copy(update={"name": draft.name})
     changed = ModelResponse(result=[*response.result[:-1], named], structured_response=response.structured_response)
-    return _with_record(changed, answer.response_metadata["tpo"])
-
-
-def _with_record(response: ModelResponse[Any], record: dict[str, Any] | None) -> Response:  # Any: plain values
-    return ExtendedModelResponse(model_response=response, command=Command(update={"tpo": record}))
+    record = answer.response_metadata["tpo"]
+    return ExtendedModelResponse(model_response=changed, command=Command(update={"tpo": record}))

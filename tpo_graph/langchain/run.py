@@ -1,276 +1,33 @@
-"""One answer: the policy's first reply where there are tools, the run of the inner graph, and its progress."""
+"""One answer of a `ChatTPO`: the policy's first reply where there are tools, then a run of the inner graph."""
 
-import asyncio
-from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import replace
-from typing import Any, TypeAlias, TypeVar
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
 
-from langchain_core.callbacks import AsyncCallbackManager, BaseCallbackManager, CallbackManager, adispatch_custom_event
-from langchain_core.callbacks.manager import BaseRunManager
+from langchain_core.callbacks import adispatch_custom_event
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage
-from langchain_core.runnables import Runnable, RunnableConfig
-from langchain_core.runnables.config import ensure_config, set_config_context
-from langchain_core.utils.uuid import uuid7
+from langchain_core.messages.ai import UsageMetadata
+from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables.config import ensure_config
 from langgraph.config import get_stream_writer
 from langgraph.errors import GraphInterrupt
 from langgraph.runtime import Runtime
-from langgraph.types import Command, Overwrite
 
+from tpo_graph._bounded_cache import BoundedCache
 from tpo_graph.accounting import Stopwatch, add_usage, total
 from tpo_graph.errors import BudgetError, ConfigurationError, PolicyError, RewardError, TPOError
-from tpo_graph.graph.bridge import NodeBody, as_runnable
+from tpo_graph.graph.bridge import AsyncNode
 from tpo_graph.graph.build import TPOGraph, wire
 from tpo_graph.graph.nodes import sample_node
-from tpo_graph.graph.request import failure
-from tpo_graph.graph.state import TPOInput, TPOState
-from tpo_graph.langchain.answer import answer_message, relayed
-from tpo_graph.langchain.options import STANDARD_KNOBS, CallOptions
+from tpo_graph.graph.nodes.select import answer_message
+from tpo_graph.graph.state import TPOState
+from tpo_graph.langchain.call import STANDARD_KNOBS, CallOptions, NoAnswerError
 from tpo_graph.policies.http import loop_safe
-from tpo_graph.policies.providers import Policy, change_models, knob_fields, models_inside, policy_failed
+from tpo_graph.policies.providers import Policy, change_models, knob_fields, policy_failed
 from tpo_graph.policies.sampling import Sampler
-from tpo_graph.run_parts import LoadedParts, policy_name
-from tpo_graph.settings import PolicyPhase, TPOSettings
-from tpo_graph.types import Candidate, FailureRecord, Phase, PhaseUsage, StepRecord, StopReason, Usage
-
-# Puts what a chat model does inside under its own run in a trace, however the model is called.
-#
-# LangChain gives a chat model its run manager for `invoke`, but not for `stream`, nor for an `invoke` that it turns
-# into a stream. Callbacks for the inner run are noted here on the way in, and read where LangChain does not pass them.
-
-InnerCallbacks: TypeAlias = BaseCallbackManager | None
-"""What the inner run gets as its callbacks: a manager whose parent is the chat model's run."""
-
-Manager = TypeVar("Manager", CallbackManager, AsyncCallbackManager)
-
-T = TypeVar("T")
-
-_noted: ContextVar[InnerCallbacks] = ContextVar("tpo_graph_inner_callbacks", default=None)
-
-
-@contextmanager
-def noted(callbacks: InnerCallbacks) -> Iterator[None]:
-    """Note the inner callbacks for calls within the block."""
-    token = _noted.set(callbacks)
-    try:
-        yield
-    finally:
-        _noted.reset(token)
-
-
-def inner_callbacks(run_manager: BaseRunManager | None) -> InnerCallbacks:
-    """Callbacks for the inner run: children of `run_manager`, or those that were noted where LangChain passes none."""
-    if run_manager is None:
-        return _noted.get()
-    # chains and tools have `get_child` for this; the run of a chat model has not
-    child = CallbackManager(handlers=[], parent_run_id=run_manager.run_id)
-    child.set_handlers(run_manager.inheritable_handlers)
-    child.add_tags(run_manager.inheritable_tags)
-    child.add_metadata(run_manager.inheritable_metadata)
-    return child
-
-
-def with_own_run(config: RunnableConfig | None, kind: type[Manager]) -> tuple[RunnableConfig, Manager]:
-    """A config that fixes the id of the run to come, and callbacks that are that run's children."""
-    config = ensure_config(config)
-    manager = kind.configure(
-        config.get("callbacks"),
-        inheritable_tags=config.get("tags"),
-        inheritable_metadata=config.get("metadata"),
-    )
-    run_id = config.get("run_id") or uuid7()
-    child = manager.copy()
-    child.parent_run_id = run_id
-    return {**config, "callbacks": manager, "run_id": run_id}, child
-
-
-async def run_under(
-    callbacks: InnerCallbacks, coroutine: Coroutine[Any, Any, T]
-) -> T:  # Any: what it yields and is sent
-    """Run a coroutine with these callbacks as those of its surroundings.
-
-    LangGraph merges the callbacks that a graph is given with those around the call, whose parent then wins.
-    """
-    around = ensure_config()
-    if callbacks is not None:
-        around["callbacks"] = callbacks
-    with set_config_context(around) as context:
-        return await asyncio.create_task(coroutine, context=context)
-
-
-# The graph behind a chat model, made for what one call asks of the policy.
-
-
-class NoAnswerError(PolicyError):
-    """None of the first candidates is an answer as the call wants it.
-
-    Attributes:
-        invalid: those that are not valid for the schema.
-    """
-
-    def __init__(self, message: str, *, invalid: Sequence[str], usage: PhaseUsage) -> None:
-        super().__init__(message, usage=usage)
-        self.invalid = list(invalid)
-
-
-class Samplers:
-    """The samplers of a chat model's graphs, which share what policy and critic were found to take."""
-
-    def __init__(self) -> None:
-        self._known: dict[str, Sampler] = {}
-
-    def policy(self, policy: Policy, options: CallOptions) -> Sampler:
-        """One of the policy, as a call asks it: another `model` in the call may take something else."""
-        return self._one(f"policy {options.policy.get('model')}", policy)
-
-    def critic(self, critic: Policy) -> Sampler:
-        """One of the critic."""
-        return self._one("critic", critic)
-
-    def _one(self, known_as: str, policy: Policy) -> Sampler:
-        sampler = Sampler(policy, like=self._known.get(known_as))
-        self._known.setdefault(known_as, sampler)
-        return sampler
-
-
-def compile_inner_graph(parts: LoadedParts, options: CallOptions, samplers: Samplers) -> TPOGraph:
-    """The TPO graph of these parts, as a call wants it.
-
-    The differences to `create_tpo_graph`: the first candidates are drawn with the tools and the response format of
-    the call, candidates end at its stop texts, answers that are not valid are no candidates, and `select` keeps the
-    answer's message to itself, because the chat model returns it. Stop texts and validity hold for candidates of
-    replaced nodes too.
-    """
-    policy = parts.policy.bind(**options.policy) if options.policy else parts.policy
-    first = policy_of_call(parts, options)
-    if options.stop:
-        # where settings or prompt pack have stop texts of their own, those are sent and these are cut at alone
-        first = first.bind(stop=list(options.stop))
-    critic = None if parts.critic is None or parts.critic is parts.policy else samplers.critic(parts.critic)
-    nodes = parts.make_nodes(policy=samplers.policy(policy, options), critic=critic)
-    replaced = parts.nodes if isinstance(parts.nodes, Mapping) else {}
-    if "sample" not in replaced:
-        sampler = samplers.policy(first, options)
-        nodes["sample"] = sample_node(sampler, prompts=parts.prompts, settings=parts.settings)
-    if "select" not in replaced:
-        nodes["select"] = _without_message(nodes["select"])
-    if options.stop or options.schema is not None:
-        drawing: tuple[PolicyPhase, ...] = ("sample", "update")
-        nodes |= {phase: _answers_alone(phase, as_runnable(nodes[phase], phase), options) for phase in drawing}
-    graph = wire(nodes, context_schema=TPOSettings)
-    # with a checkpointer of the graph around it, it would write into that one's thread
-    return graph.compile(name="tpo", checkpointer=False)
-
-
-def policy_of_call(parts: LoadedParts, options: CallOptions) -> Policy:
-    """The policy with everything that the call gives it: arguments, tools and response format.
-
-    Raises:
-        ConfigurationError: the policy can't take tools.
-    """
-    arguments = {**options.policy, **(options.schema.wire(parts.policy) if options.schema else {})}
-    if not options.tools:
-        return parts.policy.bind(**arguments) if arguments else parts.policy
-    return _with_tools(parts.policy, {**options.tools, **arguments})
-
-
-def _with_tools(policy: Policy, arguments: dict[str, Any]) -> Policy:
-    """The policy with tools bound to the models inside it, so that bindings and retries around them stay."""
-
-    def bind(model: BaseChatModel) -> Policy:
-        try:
-            return model.bind_tools(**arguments)
-        except NotImplementedError as error:
-            raise ConfigurationError(
-                f"The policy {type(model).__name__!r} can't be given tools.", hint="Its class has no bind_tools."
-            ) from error
-
-    if not models_inside(policy):
-        raise ConfigurationError(
-            f"The policy {type(policy).__name__!r} can't be given tools.",
-            hint="There is no chat model to be seen in it.",
-        )
-    return change_models(policy, bind)
-
-
-def _without_message(select: NodeBody) -> NodeBody:
-    """`select` without its message, which would appear a second time in streams of messages."""
-
-    async def body(state: TPOState, runtime: Runtime[TPOSettings]) -> dict[str, Any]:  # Any: a partial state
-        update = dict(await select(state, runtime) or {})
-        update.pop("messages", None)
-        return update
-
-    return body
-
-
-def _answers_alone(phase: PolicyPhase, node: Runnable[Any, Any], options: CallOptions) -> NodeBody:  # Any: states
-    """`sample` or `update` with its candidates cut at the stop texts, and without those that are not valid.
-
-    Sent to the provider with `update`, a stop text would cut a revision before its closing tag, and so lose it.
-    """
-
-    async def body(state: TPOState, config: RunnableConfig) -> Any:  # Any: a partial state or a command
-        result = await node.ainvoke(state, config)
-        update = result.update if isinstance(result, Command) else result
-        if not isinstance(update, dict) or not update.get("pending"):
-            return result
-        pending: list[Candidate] = update["pending"]
-        kept, lost = _sorted(phase, pending, options)
-        if not kept and phase == "sample":
-            raise _no_answer(lost, options, _value(update.get("usage", {})))
-        failures = update.get("failures", [])
-        more = [*_value(failures), *lost]
-        changed = {
-            **update,
-            "pending": kept,
-            # `sample` begins the run's list anew
-            "failures": Overwrite(more) if isinstance(failures, Overwrite) else more,
-        }
-        return replace(result, update=changed) if isinstance(result, Command) else changed
-
-    return body
-
-
-def _sorted(
-    phase: PolicyPhase, pending: Sequence[Candidate], options: CallOptions
-) -> tuple[list[Candidate], list[FailureRecord]]:
-    """Candidates that are answers, and records of those that are none."""
-    kept: list[Candidate] = []
-    lost: list[FailureRecord] = []
-    for each in pending:
-        text = _before(each["text"], options.stop)
-        if not text:
-            lost.append(failure(phase, each["step"], "empty", text=each["text"]))
-        elif options.schema is not None and not options.schema.accepts(text):
-            lost.append(failure(phase, each["step"], "invalid", text=text))
-        else:
-            kept.append(Candidate(**{**each, "text": text}))
-    return kept, lost
-
-
-def _no_answer(lost: Sequence[FailureRecord], options: CallOptions, usage: Usage) -> NoAnswerError:
-    invalid = [each["text"] for each in lost if each["reason"] == "invalid"]
-    said = (
-        f"None of the first {len(lost)} candidates is valid for the schema."
-        if invalid
-        else f"Every completion of the policy begins with one of the stop texts {list(options.stop)}."
-    )
-    return NoAnswerError(said, invalid=invalid, usage=total(usage))
-
-
-def _value(written: Any) -> Any:  # Any: of any channel
-    """What a node writes, where it writes it over what was there before too."""
-    return written.value if isinstance(written, Overwrite) else written
-
-
-def _before(text: str, stop: tuple[str, ...]) -> str:
-    if not stop:
-        return text
-    return text[: min((place for each in stop if (place := text.find(each)) >= 0), default=len(text))].rstrip()
-
+from tpo_graph.run_parts import LoadedParts, RunParts, policy_name
+from tpo_graph.settings import TPOSettings
+from tpo_graph.types import Options, PartialState, Phase, StepRecord, StopReason
 
 STEP_EVENT = "tpo_step"
 """Name of the custom event after each step; its data is the step's record."""
@@ -281,146 +38,200 @@ _LEAST_SECONDS = 1e-9  # of a budget, which has to be above 0
 _NOSTREAM = "nostream"  # LangGraph's tag: keeps a model's tokens out of the message stream
 
 
-class InnerRuns:
-    """Answers conversations with one set of parts. Graphs are kept, and with them what the policy was found to take."""
+class TPORunner:
+    """Answers conversations with one set of parts. It keeps its graphs, and what the policy was found to take.
 
-    def __init__(self, parts: LoadedParts) -> None:
+    Args:
+        parts: models, prompts, nodes and the settings that calls override; models are loaded by the first answer.
+    """
+
+    def __init__(self, parts: RunParts) -> None:
         self.parts = parts
-        self._graphs: dict[str, TPOGraph] = {}
-        self._samplers = Samplers()
+        self._graphs: BoundedCache[str, TPOGraph] = BoundedCache(_MOST_GRAPHS)
+        self._samplers: BoundedCache[str, Sampler] = BoundedCache(_MOST_GRAPHS)
 
-    async def answer(
-        self, messages: Sequence[BaseMessage], options: CallOptions, callbacks: InnerCallbacks
-    ) -> AIMessage:
+    async def answer(self, messages: Sequence[BaseMessage], options: CallOptions) -> AIMessage:
         """The policy's tool calls, or the best answer of a run.
 
         Args:
             messages: the conversation.
             options: what the call asks for.
-            callbacks: those of the chat model's run, for the events; the surroundings have them too.
 
         Raises:
-            TPOError: see `build_tpo_graph`; there is no answer at all.
+            TPOError: there is no answer at all, for one of the reasons that `build_tpo_graph` names.
         """
-        settings = self.parts.settings.overridden_by(options.settings)
-        told = options.schema.instruct(messages) if options.schema else list(messages)
+        parts = await self.parts.aload()
+        settings = parts.settings.overridden_by(options.settings)
+        conversation = options.schema.instruct(messages) if options.schema else list(messages)
+        model_name = f"tpo/{options.policy.get('model') or policy_name(parts.policy)}"
         draft = options.draft
         with Stopwatch() as watch:
             if options.tools and draft is None:
-                draft = await self._first_reply(told, options, settings)
+                draft = await _first_reply(parts.policy, conversation, options, settings)
                 if draft.tool_calls or draft.invalid_tool_calls:
-                    return relayed(draft, model_name=self._name(options))
-        chosen = settings if draft is None else settings.overridden_by(_left_of(settings, draft, watch.seconds))
-        state: TPOState = {}
+                    # under the policy's own name, callbacks that add up tokens by model would count it twice
+                    metadata = {**draft.response_metadata, "model_name": model_name}
+                    return draft.model_copy(update={"response_metadata": metadata})
+        remaining = {} if draft is None else _remaining_settings(settings, draft, watch.seconds)
         try:
-            async for reached in self._states(told, draft, options, chosen, callbacks):
-                state = reached
-        except (PolicyError, RewardError) as error:
-            text, stop_reason = _left_over(error, draft, settings)
-            if not text:
-                raise
-            state = {**state, "answer": text}
-            if error.usage is not None:
-                # a run that goes on to an answer ends by an error in these phases alone
-                failed: Phase = "score" if isinstance(error, RewardError) else "sample"
-                state["usage"] = add_usage(state.get("usage"), {failed: error.usage})
+            state = await _run(self._graph(parts, options), conversation, draft, settings.overridden_by(remaining))
         except BudgetError as error:
             if draft is None:
                 raise
-            raise _too_small(settings) from error
-        except GraphInterrupt as error:
-            raise _asks_a_person() from error
-        else:
-            reason = state.get("stop_reason")
-            if "__interrupt__" in state or reason is None:
-                raise _asks_a_person()
-            stop_reason = reason
-        return answer_message(state, stop_reason=stop_reason, model_name=self._name(options), draft=draft)
+            raise _budget_too_small(settings) from error
+        return _message(state, draft, model_name)
 
-    async def _first_reply(self, messages: list[BaseMessage], options: CallOptions, settings: TPOSettings) -> AIMessage:
-        """What the policy does by itself when it has the tools: call them, or write a text."""
-        sampling = settings.sampling("sample")
-        said: dict[str, float] = {knob: getattr(sampling, knob) for knob in STANDARD_KNOBS.values()}
-        said = {knob: value for knob, value in said.items() if value is not None and knob in sampling.explicit}
-        if settings.seed is not None:
-            said["seed"] = settings.seed
+    def _graph(self, parts: LoadedParts, options: CallOptions) -> TPOGraph:
+        """The graph for a call.
 
-        def asked(model: BaseChatModel) -> BaseChatModel:
-            # whole, because parts of a stream lose the usage
-            fields = {"disable_streaming": True, **knob_fields(model, said, sampling.explicit)}
-            return loop_safe(model).model_copy(update=fields)
+        It differs from that of `create_tpo_graph`: the first candidates are drawn with the tools and the response
+        format of the call, candidates end at its stop texts and are dropped when they are not valid (those of replaced
+        nodes too), and `select` does not write the answer's message, because the chat model returns it.
+        """
+        key = options.graph_key()
+        if (graph := self._graphs.get(key)) is not None:
+            return graph
+        replaced = parts.nodes if isinstance(parts.nodes, Mapping) else {}
+        # another `model` in the call may take something else
+        role = f"policy {options.policy.get('model')}"
+        policy = self._sampler(role, parts.policy.bind(**options.policy) if options.policy else parts.policy)
+        critic = None
+        if parts.critic is not None and parts.critic is not parts.policy:
+            critic = self._sampler("critic", parts.critic)
+        nodes = parts.make_nodes(policy=policy, critic=critic)
+        if "sample" not in replaced:
+            first = options.first_policy(parts.policy)
+            # only sent where settings and prompt pack have no stop texts of their own; candidates are cut anyway
+            first = first.bind(stop=list(options.stop)) if options.stop else first
+            nodes["sample"] = sample_node(self._sampler(role, first), prompts=parts.prompts, settings=parts.settings)
+        if "select" not in replaced:
+            select = nodes["select"]
 
-        policy = change_models(policy_of_call(self.parts, options), asked)
-        stop = [*options.stop, *(text for text in sampling.stop if text not in options.stop)]
-        config: RunnableConfig = {"tags": [_NOSTREAM]}
-        try:
-            reply = await policy.ainvoke(messages, config, **({"stop": stop} if stop else {}))
-        except TPOError:
-            raise
-        except Exception as error:  # any provider's
-            raise policy_failed(error) from error
-        if not isinstance(reply, AIMessage):
-            raise ConfigurationError(f"The policy returned {type(reply).__name__!r}, not a message.")
-        return reply
+            async def select_silently(state: TPOState, runtime: Runtime[TPOSettings]) -> PartialState:
+                # its message would appear a second time in streams of messages
+                return {key: value for key, value in (await select(state, runtime)).items() if key != "messages"}
 
-    async def _states(
-        self,
-        messages: list[BaseMessage],
-        draft: AIMessage | None,
-        options: CallOptions,
-        settings: TPOSettings,
-        callbacks: InnerCallbacks,
-    ) -> AsyncIterator[TPOState]:
-        """The states of a run. Its steps are told as custom events."""
-        graph = self._graph(options)
-        begin: TPOInput = {"messages": messages}  # type: ignore[typeddict-item]  # AnyMessage is the union of all kinds
-        if draft is not None and draft.text.strip():
-            begin["drafts"] = [draft.text]
-        # langchain-core gives what runs inside a chain a limit of 25
-        config: RunnableConfig = {"run_name": "tpo", "recursion_limit": _MOST_SUPERSTEPS}
-        told = 0
-        # all that was named, for nodes that were made elsewhere; none at all would be the graph's around this model
-        async for state in graph.astream(begin, config, context=settings, stream_mode="values"):
-            yield state  # type: ignore[misc]  # LangGraph types the values of any stream mode alike
-            for record in state.get("trajectory", [])[told:]:
-                await _tell(record, callbacks)
-                told += 1
-
-    def _graph(self, options: CallOptions) -> TPOGraph:
-        key = options.key()
-        graph = self._graphs.pop(key, None) or compile_inner_graph(self.parts, options, self._samplers)
-        self._graphs[key] = graph  # the latest last
-        while len(self._graphs) > _MOST_GRAPHS:
-            self._graphs.pop(next(iter(self._graphs)), None)
+            nodes["select"] = AsyncNode(select_silently, "select")
+        if options.stop or options.schema is not None:
+            nodes["sample"] = options.check_candidates("sample", nodes["sample"])
+            nodes["update"] = options.check_candidates("update", nodes["update"])
+        # with a checkpointer of the graph around it, it would write into that graph's thread
+        graph = wire(nodes, context_schema=TPOSettings).compile(name="tpo", checkpointer=False)
+        self._graphs.put(key, graph)
         return graph
 
-    def _name(self, options: CallOptions) -> str:
-        return f"tpo/{options.policy.get('model') or policy_name(self.parts.policy)}"
+    def _sampler(self, role: str, policy: Policy) -> Sampler:
+        """A sampler that shares what others of its role have found out about the provider."""
+        sampler = Sampler(policy, like=self._samplers.get(role))
+        self._samplers.setdefault(role, sampler)
+        return sampler
 
 
-def _left_of(settings: TPOSettings, draft: AIMessage, seconds: float) -> dict[str, Any]:  # Any: values of settings
-    """What is left to a run once the draft is there: its budget, and seeds that the draft did not have.
+async def _first_reply(
+    policy: Policy, messages: list[BaseMessage], options: CallOptions, settings: TPOSettings
+) -> AIMessage:
+    """What the policy does by itself when it has the tools: call them, or write a text."""
+    sampling = settings.sampling("sample")
+    knobs: dict[str, float] = {
+        knob: getattr(sampling, knob)
+        for knob in STANDARD_KNOBS.values()
+        if knob in sampling.explicit and getattr(sampling, knob) is not None
+    }
+    if settings.seed is not None:
+        knobs["seed"] = settings.seed
+
+    def with_knobs(model: BaseChatModel) -> BaseChatModel:
+        # not streamed, because chunks lose the usage
+        fields = {"disable_streaming": True, **knob_fields(model, knobs, sampling.explicit)}
+        return loop_safe(model).model_copy(update=fields)
+
+    policy = change_models(options.first_policy(policy), with_knobs)
+    stop = list(dict.fromkeys([*options.stop, *sampling.stop]))
+    config: RunnableConfig = {"tags": [_NOSTREAM]}
+    try:
+        reply = await policy.ainvoke(messages, config, **({"stop": stop} if stop else {}))
+    except TPOError:
+        raise
+    except Exception as error:  # any provider's
+        raise policy_failed(error) from error
+    if not isinstance(reply, AIMessage):
+        raise ConfigurationError(f"The policy returned {type(reply).__name__!r}, not a message.")
+    return reply
+
+
+async def _run(
+    graph: TPOGraph, messages: list[BaseMessage], draft: AIMessage | None, settings: TPOSettings
+) -> PartialState:
+    """The last state of a run; one that fails ends with the draft where there is one."""
+    drafts: list[str] = [draft.text] if draft is not None and draft.text.strip() else []
+    start: Any = {"messages": messages, "drafts": drafts}
+    # langchain-core gives what runs inside a chain a limit of 25
+    config: RunnableConfig = {"run_name": "tpo", "recursion_limit": _MOST_SUPERSTEPS}
+    # the context is never empty, or the run would get that of the graph around this model
+    states: AsyncIterator[Any] = graph.astream(start, config, context=settings, stream_mode="values")
+    state: PartialState = {}
+    reported = 0
+    try:
+        async for state in states:
+            for record in state.get("trajectory", [])[reported:]:
+                await _report_step(record)
+                reported += 1
+    except (PolicyError, RewardError) as error:
+        if drafts and settings.on_failure == "stop":
+            answer = drafts[0]
+        elif isinstance(error, NoAnswerError) and error.invalid:
+            answer = error.invalid[0]  # the parser shows it, and reports why it is not valid
+        else:
+            raise
+        # in other phases a failure does not end a run without an answer
+        phase: Phase = "score" if isinstance(error, RewardError) else "sample"
+        usage = add_usage(state.get("usage"), {phase: error.usage} if error.usage is not None else {})
+        reason: StopReason = "reward_failed" if phase == "score" else "policy_failed"
+        return {**state, "answer": answer, "usage": usage, "stop_reason": reason}
+    except GraphInterrupt:
+        pass  # `stop_reason` is not there then
+    if "__interrupt__" in state or state.get("stop_reason") is None:
+        raise ConfigurationError(
+            "A node interrupts the run to ask a person, and a chat model has no way to wait for the answer.",
+            hint="Use the compiled graph of create_tpo_graph as a node of your graph.",
+        )
+    return state
+
+
+async def _report_step(record: StepRecord) -> None:
+    """Send the step's record as a custom event, to callbacks and to the custom stream of a graph around the model."""
+    if getattr(ensure_config().get("callbacks"), "parent_run_id", None) is not None:
+        await adispatch_custom_event(STEP_EVENT, dict(record))
+    try:
+        writer = get_stream_writer()
+    except (RuntimeError, KeyError):
+        return  # not in a graph
+    writer({STEP_EVENT: dict(record)})
+
+
+def _remaining_settings(settings: TPOSettings, draft: AIMessage, seconds: float) -> dict[str, Options]:
+    """What the draft leaves to the run: the rest of the budget, and seeds that the draft did not have.
 
     Raises:
-        BudgetError: the draft has used it up, and there are more candidates to draw.
+        BudgetError: the draft has used the budget up, and there are more candidates to draw.
     """
-    left: dict[str, Any] = {}  # Any: as above
+    remaining: dict[str, Options] = {}
     if settings.seed is not None:
-        left["seed"] = settings.seed + 1
+        remaining["seed"] = settings.seed + 1
     if settings.budget_requests is not None:
         if settings.budget_requests == 1 and settings.n > 1:
-            raise _too_small(settings)
+            raise _budget_too_small(settings)
         # no step takes a single request, so that one is as good as none
-        left["budget_requests"] = max(1, settings.budget_requests - 1)
+        remaining["budget_requests"] = max(1, settings.budget_requests - 1)
     if settings.budget_tokens is not None:
         used = draft.usage_metadata["total_tokens"] if draft.usage_metadata else 0
-        left["budget_tokens"] = max(1, settings.budget_tokens - used)
+        remaining["budget_tokens"] = max(1, settings.budget_tokens - used)
     if settings.budget_seconds is not None:
-        left["budget_seconds"] = max(_LEAST_SECONDS, settings.budget_seconds - seconds)
-    return left
+        remaining["budget_seconds"] = max(_LEAST_SECONDS, settings.budget_seconds - seconds)
+    return remaining
 
 
-def _too_small(settings: TPOSettings) -> BudgetError:
+def _budget_too_small(settings: TPOSettings) -> BudgetError:
     return BudgetError(
         f"The policy's own answer has taken one request, the rest of the {settings.n} first candidates takes more "
         f"than are left, and budget_requests is {settings.budget_requests}.",
@@ -428,29 +239,29 @@ def _too_small(settings: TPOSettings) -> BudgetError:
     )
 
 
-def _left_over(error: TPOError, draft: AIMessage | None, settings: TPOSettings) -> tuple[str, StopReason]:
-    """What there is to return when a run failed, and why it ended; "" when the failure is all there is."""
-    reason: StopReason = "reward_failed" if isinstance(error, RewardError) else "policy_failed"
-    if draft is not None and draft.text.strip() and settings.on_failure == "stop":
-        return draft.text, reason
-    if isinstance(error, NoAnswerError) and error.invalid:
-        # that nothing is valid is for the parser to say, who shows the text
-        return error.invalid[0], reason
-    return "", reason
-
-
-def _asks_a_person() -> ConfigurationError:
-    return ConfigurationError(
-        "A node interrupts the run to ask a person, and a chat model has no way to wait for the answer.",
-        hint="Use the compiled graph of create_tpo_graph as a node of your graph.",
+def _message(state: PartialState, draft: AIMessage | None, model_name: str) -> AIMessage:
+    """The answer of a run, with its metadata and with the tokens of the draft and of the run."""
+    best = state.get("best")
+    message = answer_message(
+        state.get("answer", ""), best, steps=state.get("step", 0), stop_reason=state["stop_reason"]
     )
-
-
-async def _tell(record: StepRecord, callbacks: InnerCallbacks) -> None:
-    if callbacks is not None and callbacks.parent_run_id is not None:
-        await adispatch_custom_event(STEP_EVENT, dict(record), config={"callbacks": callbacks})
-    try:
-        writer = get_stream_writer()
-    except (RuntimeError, KeyError):
-        return  # not in a graph
-    writer({STEP_EVENT: dict(record)})
+    message.response_metadata |= {
+        "model_name": model_name,
+        "finish_reason": "length" if best and best["truncated"] else "stop",
+    }
+    message.response_metadata["tpo"] |= {
+        "trajectory": state.get("trajectory", []),
+        "warnings": state.get("warnings", []),
+    }
+    usage, used = draft.usage_metadata if draft is not None else None, total(state.get("usage", {}))
+    read, wrote = used["input_tokens"], used["output_tokens"]
+    if read or wrote:
+        # without the details of the draft's tokens, which a run does not count
+        before = usage or UsageMetadata(input_tokens=0, output_tokens=0, total_tokens=0)
+        usage = UsageMetadata(
+            input_tokens=before["input_tokens"] + read,
+            output_tokens=before["output_tokens"] + wrote,
+            total_tokens=before["total_tokens"] + read + wrote,
+        )
+    message.usage_metadata = usage
+    return message

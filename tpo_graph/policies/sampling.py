@@ -8,6 +8,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage
@@ -73,19 +74,12 @@ class Draw:
     errors: list[Exception] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class Refusal:
-    """A refused request for several completions, maybe refused for their number.
+class Refusal(NamedTuple):
+    """A refused request for several completions, maybe refused for their number."""
 
-    Attributes:
-        asked: how many it asked for.
-        smaller: how many to ask for next.
-        is_sure: the error is about their number.
-    """
-
-    asked: int
-    smaller: int
-    is_sure: bool
+    asked: int  # how many it asked for
+    smaller: int  # how many to ask for next
+    is_sure: bool  # the error is about their number
 
 
 class ProviderLimits:

@@ -1,4 +1,9 @@
-"""Requests at the same time: at most so many, in any number of event loops, and none left running after an error."""
+"""The reward model protocol, and what this package's own reward models share.
+
+Users write `RewardModel`: one method, `score`. Inside the package there is one call for any reward model,
+`score_responses`, with one result, `Scoring`. Reward models that have more to report than scores derive from
+`DetailedReward`.
+"""
 
 import asyncio
 import hashlib
@@ -6,23 +11,21 @@ import inspect
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, final, runtime_checkable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, final, runtime_checkable
 from weakref import WeakKeyDictionary
-
-from langchain_core.messages import BaseMessage
 
 from tpo_graph.accounting import no_usage
 from tpo_graph.errors import ConfigurationError, RewardError
-from tpo_graph.types import PhaseUsage
+from tpo_graph.types import JSON, PhaseUsage
 
 if TYPE_CHECKING:
+    # the children that run verifiers import this module and must start at once
     from langchain_core.messages import BaseMessage
 
-
-# The reward model protocol: conversation and responses in, one float each out.
+T = TypeVar("T")
 
 
 @runtime_checkable
@@ -32,7 +35,7 @@ class RewardModel(Protocol):
     Any object with this one method is a reward model. Always a batch, never one.
     """
 
-    async def score(self, messages: Sequence[BaseMessage], responses: Sequence[str]) -> list[float]:
+    async def score(self, messages: "Sequence[BaseMessage]", responses: Sequence[str]) -> list[float]:
         """Score every response as the next assistant turn of the conversation.
 
         Args:
@@ -49,70 +52,40 @@ class RewardModel(Protocol):
         ...
 
 
-@runtime_checkable
-class UsageReportingReward(RewardModel, Protocol):
-    """A reward model that asks a language model itself: it tells what that costs, and can use a preference."""
-
-    async def score_with_usage(
-        self, messages: Sequence[BaseMessage], responses: Sequence[str], *, preference: str = ""
-    ) -> tuple[list[float], PhaseUsage]:
-        """Score as `score` does.
-
-        Args:
-            messages: as for `score`.
-            responses: as for `score`.
-            preference: what the answer is to satisfy, in words; the same throughout a run. "" for none.
-
-        Returns:
-            The rewards, and the requests and tokens that they cost.
-        """
-        ...
-
-
-# What a reward model tells beside its scores: what they cost, what it could not read whole, why there is none.
-
-
-@dataclass
-class ScoringReport:
-    """Filled in while a reward model works, so that a call that fails has told what it spent before.
+@dataclass(frozen=True)
+class SecondScoring:
+    """What a second reward model, which only watches, said about the responses that it was asked about.
 
     Attributes:
-        used: requests and tokens so far.
-        truncated: responses that were scored without their end, or without the start of their conversation, because
-            both together are longer than the reward model takes.
-        reasons: why a response has no score, by its text; for those whose reason is known.
+        rewards: finite rewards by text.
+        truncated: texts that it could not read whole.
+        failure: why it gave no reward; "" when it gave one.
     """
 
-    used: PhaseUsage = field(default_factory=no_usage)
-    truncated: set[str] = field(default_factory=set)
-    reasons: dict[str, str] = field(default_factory=dict)
-
-    def count(self, used: PhaseUsage) -> None:
-        """Add what a request or a reward model has cost."""
-        self.used["requests"] += used["requests"]
-        self.used["input_tokens"] += used["input_tokens"]
-        self.used["output_tokens"] += used["output_tokens"]
-        self.used["seconds"] += used["seconds"]
-
-    def for_part(self) -> "ScoringReport":
-        """A report for one part of a combination, with the same count of what was used."""
-        return ScoringReport(used=self.used)
-
-    def take_over(self, part: "ScoringReport", name: str) -> None:
-        """Add what one part of a combination told.
-
-        Args:
-            part: from `for_part`.
-            name: of the part; it stands before its reasons.
-        """
-        self.truncated |= part.truncated
-        for text, reason in part.reasons.items():
-            self.reasons.setdefault(text, f"Part {name!r}: {reason}")
+    rewards: Mapping[str, float] = field(default_factory=dict)
+    truncated: frozenset[str] = frozenset()
+    failure: str = ""
 
 
-PartialScores: TypeAlias = list[float | None]
-"""One value for each response: a float (higher is better), NaN for a response that should have a score and can't be
-scored, None for one that the reward does not apply to."""
+@dataclass(frozen=True)
+class Scoring:
+    """What scoring a batch of responses came to.
+
+    Attributes:
+        scores: one value for each response: a float (higher is better), NaN for a response that should have a score and
+            can't be scored, None for one that the reward does not apply to.
+        usage: requests and tokens that it cost, for reward models that count theirs.
+        truncated: texts that were scored without their end, or without the start of their conversation, because both
+            together are longer than the reward model takes.
+        reasons: why a response has no score, by its text, where the reason is known.
+        second: what a second reward model that watches said; None where nobody watches.
+    """
+
+    scores: Sequence[float | None]
+    usage: PhaseUsage = field(default_factory=no_usage)
+    truncated: frozenset[str] = frozenset()
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    second: SecondScoring | None = None
 
 
 @dataclass(frozen=True)
@@ -127,155 +100,102 @@ class RunExtremes:
 
 @dataclass(frozen=True)
 class RunContext:
-    """What a reward model is told about the run that it scores for.
+    """The run that responses are scored for.
 
     Attributes:
         anchors: the responses of step 0, those without a reward too; they define a scale for the whole run. In step 0
-            they are the responses themselves. None when the caller doesn't tell.
+            they are the responses themselves. None when the responses do not belong to a run.
         preference: what the answer is to satisfy, in words; "" for nothing in particular.
-        extremes: None in step 0, when the caller doesn't tell, and for the parts of a combination, whose rewards are
-            not the run's.
-        report: what the reward model has to tell beside its scores goes here.
+        extremes: None in step 0, outside of a run, and for the parts of a combination, whose rewards are not the run's.
     """
 
     anchors: tuple[str, ...] | None = None
     preference: str = ""
     extremes: RunExtremes | None = None
-    report: ScoringReport = field(default_factory=ScoringReport, compare=False)
 
 
-class PartialRewardModel(ABC):
-    """A reward model that may not apply to a response, whose scale depends on a run, or that tells more than scores."""
+class DetailedReward(ABC):
+    """Base of reward models that report more than scores, may not apply to a response, or have a scale of their run."""
 
     @abstractmethod
-    async def score_part(
+    async def score_in_detail(
         self, messages: "Sequence[BaseMessage]", responses: Sequence[str], run: RunContext
-    ) -> PartialScores:
-        """Score every response.
+    ) -> Scoring:
+        """Score every response as the next assistant turn of the conversation.
 
         Args:
-            messages: the conversation.
+            messages: the conversation, the system message and earlier turns included.
             responses: texts to score; may be empty.
-            run: what is known of the run. What this costs is counted in its report, at once, so that a failure loses
-                none of it.
-
-        Raises:
-            RewardError: when nothing can be scored.
-        """
-
-    @final
-    async def score(self, messages: "Sequence[BaseMessage]", responses: Sequence[str]) -> list[float]:
-        """Score every response; see `RewardModel`. One that the reward does not apply to has no score: NaN.
-
-        Raises:
-            RewardError: when nothing can be scored.
-        """
-        scores, _ = await self.score_with_usage(messages, responses)
-        return scores
-
-    @final
-    async def score_with_usage(
-        self, messages: "Sequence[BaseMessage]", responses: Sequence[str], *, preference: str = ""
-    ) -> tuple[list[float], PhaseUsage]:
-        """Score as `score` does, and tell the cost; see `UsageReportingReward`.
+            run: the run that they are scored for.
 
         Raises:
             RewardError: when nothing can be scored; its `usage` is what that cost.
         """
-        run = RunContext(preference=preference)
-        try:
-            return _without_none(await self.score_part(messages, responses, run)), run.report.used
-        except RewardError as error:
-            error.usage = run.report.used
-            raise
+
+    @final
+    async def score(self, messages: "Sequence[BaseMessage]", responses: Sequence[str]) -> list[float]:
+        """Score every response as the next assistant turn of the conversation.
+
+        Args:
+            messages: the conversation, the system message and earlier turns included.
+            responses: texts to score; may be empty.
+
+        Returns:
+            One float for each response; NaN where it can't be scored or the reward does not apply to it.
+
+        Raises:
+            RewardError: when nothing can be scored; its `usage` is what that cost.
+        """
+        scoring = await self.score_in_detail(messages, responses, RunContext())
+        return [math.nan if score is None else score for score in scoring.scores]
 
 
-async def part_scores(
-    model: "RewardModel | PartialRewardModel",
-    messages: "Sequence[BaseMessage]",
-    responses: Sequence[str],
-    run: RunContext,
-) -> PartialScores:
-    """Ask any reward model for what `PartialRewardModel.score_part` returns.
+async def score_responses(
+    model: RewardModel, messages: "Sequence[BaseMessage]", responses: Sequence[str], run: RunContext
+) -> Scoring:
+    """Score responses with any reward model: the one call that the rest of the package makes.
 
     Args:
-        model: a reward model; its `score` may also be a plain function, which then runs in a thread.
+        model: the reward model; its `score` may also be a plain function, which then runs in a thread.
         messages: the conversation.
         responses: texts to score.
-        run: what is known of the run; what it costs is counted in its report, also when it fails.
+        run: the run that they are scored for.
 
     Raises:
-        RewardError: the model failed in any way, or returned something other than one number a response.
+        RewardError: the model failed in any way, or returned something other than one number a response; its `usage` is
+            what that cost.
     """
     if not responses:
-        return []
+        return Scoring([])
+    usage: PhaseUsage | None = None
     try:
-        values: Any  # Any: a reward model of a user may return whatever it likes, which is checked below
-        if isinstance(model, PartialRewardModel):
-            values = await model.score_part(messages, responses, run)
-        elif (with_usage := getattr(model, "score_with_usage", None)) is not None:
-            values = await _counted(with_usage(messages, responses, preference=run.preference), run.report)
+        if isinstance(model, DetailedReward):
+            scoring = await model.score_in_detail(messages, responses, run)
+            usage = scoring.usage
         elif inspect.iscoroutinefunction(model.score):
-            values = await model.score(messages, responses)
+            scoring = Scoring(await model.score(messages, responses))
         else:
             # a plain function must not stop the event loop
-            values = await asyncio.to_thread(_call, model.score, messages, responses)
-            values = await values if inspect.isawaitable(values) else values
-        scores = [None if value is None else float(value) for value in values]
+            values: Any = await asyncio.to_thread(_call, model.score, messages, responses)
+            scoring = Scoring(await values if inspect.isawaitable(values) else values)
+        scores = [None if value is None else float(value) for value in scoring.scores]
     except RewardError:
         raise
     except Exception as error:  # whatever a reward model may raise
-        # imported here, because the children that run verifiers import this module and must start at once
+        # imported here for the children's sake, as above
         from langgraph.errors import GraphBubbleUp
 
         if isinstance(error, GraphBubbleUp):  # an interrupt is no failure
             raise
-        raise RewardError(f"The reward model failed: {type(error).__name__}: {error}".rstrip(": ")) from error
+        message = f"The reward model failed: {type(error).__name__}: {error}".rstrip(": ")
+        raise RewardError(message, usage=usage or usage_of(error)) from error
     if len(scores) != len(responses):
-        raise RewardError(f"The reward model returned {len(scores)} rewards for {len(responses)} responses.")
-    return scores
+        message = f"The reward model returned {len(scores)} rewards for {len(responses)} responses."
+        raise RewardError(message, usage=usage)
+    return replace(scoring, scores=scores)
 
 
-async def run_scores(
-    model: "RewardModel | PartialRewardModel",
-    messages: "Sequence[BaseMessage]",
-    responses: Sequence[str],
-    run: RunContext,
-) -> list[float]:
-    """The rewards of one step of a run, on the scale that the run began with.
-
-    Args:
-        model: a reward model.
-        messages: the conversation.
-        responses: the texts of this step.
-        run: with the texts of step 0 as its anchors.
-
-    Returns:
-        One float for each response, NaN where there is no score.
-
-    Raises:
-        RewardError: see `part_scores`.
-    """
-    scores = await part_scores(model, messages, responses, run)
-    for response, score in zip(responses, scores, strict=True):
-        if score is None:
-            run.report.reasons.setdefault(response, "The reward does not apply to it.")
-    return _without_none(scores)
-
-
-async def _counted(scoring: Awaitable[tuple[Any, PhaseUsage]], report: ScoringReport) -> Any:  # Any: as above
-    """The values of a `score_with_usage`; what it cost is counted, also where it failed and says so."""
-    try:
-        values, used = await scoring
-    except RewardError as error:
-        if error.usage is not None:
-            report.count(error.usage)
-        raise
-    report.count(used)
-    return values
-
-
-def _call(score: Callable[..., Any], messages: "Sequence[BaseMessage]", responses: Sequence[str]) -> Any:  # as above
+def _call(score: Callable[..., Any], messages: "Sequence[BaseMessage]", responses: Sequence[str]) -> Any:
     """Call a plain function in a thread; a future can't carry the StopIteration that it may raise."""
     try:
         return score(messages, responses)
@@ -283,37 +203,68 @@ def _call(score: Callable[..., Any], messages: "Sequence[BaseMessage]", response
         raise RuntimeError("it raised StopIteration") from error
 
 
-def _without_none(scores: Sequence[float | None]) -> list[float]:
-    return [math.nan if score is None else score for score in scores]
+@contextmanager
+def charge_errors(usage: PhaseUsage) -> Iterator[None]:
+    """Put what a scoring has cost so far on the error that ends it, where `usage_of` finds it.
+
+    A cancellation carries it too: a combination cancels its other parts when one fails, and counts what they cost.
+
+    Args:
+        usage: counted up inside the block.
+    """
+    try:
+        yield
+    except (Exception, asyncio.CancelledError) as error:
+        error.usage = usage  # type: ignore[union-attr]  # of a RewardError; others can carry it as well
+        raise
 
 
-# What tells one run from another, for reward models that remember something of each.
+def usage_of(error: BaseException) -> PhaseUsage:
+    """What a scoring cost that ended with this error, as far as it is known."""
+    return getattr(error, "usage", None) or no_usage()
+
+
+def require_reward_model(model: object) -> None:
+    """Refuse what is not a reward model.
+
+    Raises:
+        ConfigurationError: it has no `score`.
+    """
+    if not callable(getattr(model, "score", None)):
+        raise ConfigurationError(
+            f"A reward model has a method score(messages, responses), and {type(model).__name__!r} has none.",
+            hint='load_reward("local") makes one.',
+        )
+
+
+def close_reward(model: object) -> None:
+    """Close a reward model that can be closed."""
+    close = getattr(model, "close", None)
+    if callable(close):
+        close()
 
 
 def run_key(messages: "Sequence[BaseMessage]", anchors: Iterable[str] | None) -> bytes:
-    """What tells one run from another.
+    """What distinguishes one run from another, for reward models that remember something of each.
 
     With `anchors` it is them and the conversation. Without, it is the conversation with the ids of its messages:
     LangGraph gives a message without an id a new one in every run, so that runs of the same query are apart.
     """
-    ids = anchors is None
-    told = [[each.type, each.id if ids else "", each.content, each.additional_kwargs] for each in messages]
-    data = json.dumps([told, sorted(set(anchors or ()))], default=str, sort_keys=True)
+    turns = [
+        [message.type, message.id if anchors is None else "", message.content, message.additional_kwargs]
+        for message in messages
+    ]
+    data = json.dumps([turns, sorted(set(anchors or ()))], default=str, sort_keys=True)
     return hashlib.sha256(data.encode()).digest()
 
 
-# What travels with a query: the reference answer and other columns of a data set.
-#
-# They are keys of `additional_kwargs` of the last user message, which LangChain does not send to the model:
-#
-#     HumanMessage("What is 6 x 7?", additional_kwargs={"reference": "42"})
-#     {"role": "user", "content": "What is 6 x 7?", "reference": "42"}  # the same: unknown keys go there
-#
-# A reference that an earlier turn carries belongs to that turn's question and is not used.
+def query_columns(messages: "Sequence[BaseMessage]") -> Mapping[str, JSON]:
+    """What travels with the query, its reference answer for one: the `additional_kwargs` of the last user message.
 
-
-def query_columns(messages: "Sequence[BaseMessage]") -> Mapping[str, Any]:  # Any: columns hold any plain value
-    """Everything that travels with the last user message.
+    LangChain does not send them to the model. A chat message in OpenAI's form may have them as further keys: both
+    `HumanMessage("6 x 7?", additional_kwargs={"reference": "42"})` and
+    `{"role": "user", "content": "6 x 7?", "reference": "42"}` carry a reference. One that an earlier turn carries
+    belongs to that turn's question and is not used.
 
     Example:
         >>> from langchain_core.messages import HumanMessage
@@ -342,9 +293,6 @@ def query_references(messages: "Sequence[BaseMessage]") -> list[str]:
     return [str(answer) for answer in answers]
 
 
-T = TypeVar("T")
-
-
 class ConcurrencyLimit:
     """Lets at most `limit` blocks run at the same time in each event loop.
 
@@ -371,7 +319,7 @@ class ConcurrencyLimit:
             yield
 
 
-async def gather(jobs: Iterable[Coroutine[Any, Any, T]]) -> list[T]:  # Any: a coroutine's send and yield types
+async def gather(jobs: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
     """Run all jobs at the same time; when one fails, cancel the others and raise its error.
 
     Returns:

@@ -1,5 +1,6 @@
 """The sum of several rewards, each with a weight."""
 
+import asyncio
 import math
 import statistics
 import threading
@@ -9,8 +10,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
+from tpo_graph.accounting import no_usage, plus
 from tpo_graph.errors import ConfigurationError, RewardError
-from tpo_graph.rewards.base import PartialRewardModel, PartialScores, RunContext, gather, part_scores, run_key
+from tpo_graph.rewards.base import (
+    DetailedReward,
+    RunContext,
+    Scoring,
+    charge_errors,
+    close_reward,
+    gather,
+    require_reward_model,
+    run_key,
+    score_responses,
+    usage_of,
+)
+from tpo_graph.rewards.warnings import WatchedReward
 
 if TYPE_CHECKING:
     from langchain_core.messages import BaseMessage
@@ -20,7 +34,7 @@ if TYPE_CHECKING:
 
 # One part of a combination: a reward model, what it weighs, and the scale that its scores are put on.
 
-PartScores: TypeAlias = dict[str, PartialScores]
+PartScores: TypeAlias = dict[str, Sequence[float | None]]
 """Scores by name of the part, each with one value a response."""
 
 
@@ -55,7 +69,7 @@ class Part:
             are; a `Scale` is one that you measured.
     """
 
-    model: "RewardModel | PartialRewardModel"
+    model: "RewardModel"
     weight: float = 1.0
     scale: Literal["standard", "raw"] | Scale = "standard"
 
@@ -65,9 +79,11 @@ class Part:
         Raises:
             ConfigurationError: a weight or a scale that can't be used, or no reward model.
         """
-        if not callable(getattr(self.model, "score", None)):
+        require_reward_model(self.model)
+        if isinstance(self.model, WatchedReward):
             raise ConfigurationError(
-                f"A part must be a reward model; {self.model!r} has no score(messages, responses)."
+                "A part of a combination can't be watched: its rewards are not the run's.",
+                hint="Watch the whole: WatchedReward(combination, second).",
             )
         if not math.isfinite(self.weight):
             raise ConfigurationError(f"The weight of a part must be a finite number; it is {self.weight!r}.")
@@ -96,35 +112,44 @@ async def ask_parts(
     messages: "Sequence[BaseMessage]",
     responses: Sequence[str],
     run: RunContext,
-) -> PartScores:
+) -> tuple[PartScores, Scoring]:
     """Ask all parts at the same time; when one fails the others are cancelled.
 
     Returns:
-        Their scores by name. What they have to tell is in the run's report, what the cancelled ones cost too.
+        Their scores by name, and all else that they reported, with no scores yet.
 
     Raises:
-        RewardError: names the part that failed.
+        RewardError: names the part that failed; what all of them cost, the cancelled ones too, is its `usage`.
     """
+    spent = no_usage()
+    truncated: frozenset[str] = frozenset()
+    reasons: dict[str, str] = {}
 
-    async def ask(name: str, part: Part) -> PartialScores:
-        told = run.report.for_part()
+    async def ask(name: str, part: Part) -> Sequence[float | None]:
+        nonlocal truncated
         try:
             # the run's extremes are the whole's, and mean nothing to a part
-            return await part_scores(part.model, messages, responses, replace(run, extremes=None, report=told))
-        except RewardError as error:
+            scoring = await score_responses(part.model, messages, responses, replace(run, extremes=None))
+        except (RewardError, asyncio.CancelledError) as error:
+            spent.update(plus(spent, usage_of(error)))
+            if isinstance(error, asyncio.CancelledError):
+                raise
             raise RewardError(f"Part {name!r}: {error.message}", hint=error.hint) from error
-        finally:
-            run.report.take_over(told, name)
+        spent.update(plus(spent, scoring.usage))
+        truncated |= scoring.truncated
+        for text, reason in scoring.reasons.items():
+            reasons.setdefault(text, f"Part {name!r}: {reason}")
+        return scoring.scores
 
-    return dict(zip(parts, await gather(ask(name, part) for name, part in parts.items()), strict=True))
+    with charge_errors(spent):
+        scores = await gather(ask(name, part) for name, part in parts.items())
+    return dict(zip(parts, scores, strict=True)), Scoring([], usage=spent, truncated=truncated, reasons=reasons)
 
 
 def close_parts(parts: Mapping[str, Part]) -> None:
     """Close every part that can be closed."""
     for part in parts.values():
-        close = getattr(part.model, "close", None)
-        if callable(close):
-            close()
+        close_reward(part.model)
 
 
 # The scales of runs: fixed by the first candidates of a run, and the same ever after.
@@ -195,7 +220,7 @@ class ScaleMemory:
 # What all combinations on one scale have in common.
 
 
-class Combination(PartialRewardModel):
+class Combination(DetailedReward):
     """Several reward models that become one, by one number from their standard scores.
 
     Reward models speak on scales of their own, so the scores of each part are first put on a common one: minus their
@@ -237,25 +262,25 @@ class Combination(PartialRewardModel):
     def combine(self, scores: Mapping[str, float]) -> float:
         """One number from the scores of the parts that apply; there is at least one, and all are finite."""
 
-    async def score_part(
+    async def score_in_detail(
         self,
         messages: "Sequence[BaseMessage]",
         responses: Sequence[str],
         run: RunContext,
-    ) -> PartialScores:
-        """Ask all parts and combine; see `PartialRewardModel.score_part`.
+    ) -> Scoring:
+        """Ask all parts and combine; see `DetailedReward.score_in_detail`.
 
         Raises:
             RewardError: a part failed.
         """
         if not responses:
-            return []
+            return Scoring([])
         key = run_key(messages, run.anchors)
         scales: Scales | None = self._memory.get(key) if len(self._fixed) < len(self.parts) else {}
         # the scale of a run that is not in memory needs the scores of its first candidates
         basis = list(dict.fromkeys(responses if run.anchors is None else run.anchors))
         texts = list(responses) if scales is not None else list(dict.fromkeys([*basis, *responses]))
-        scores = await ask_parts(self.parts, messages, texts, run)
+        scores, scoring = await ask_parts(self.parts, messages, texts, run)
         if scales is None:
             kept = [place for place in range(len(basis)) if usable(scores, place)]
             scales = measured_scales(scores, kept)
@@ -267,7 +292,7 @@ class Combination(PartialRewardModel):
             if text not in by_text:
                 told = {name: value for name, values in scores.items() if (value := values[place]) is not None}
                 by_text[text] = self._combined(told, scales)
-        return [by_text[text] for text in responses]
+        return replace(scoring, scores=[by_text[text] for text in responses])
 
     def _combined(self, scores: Mapping[str, float], scales: Scales) -> float | None:
         if not scores:
@@ -297,7 +322,7 @@ def refuse_weights(parts: Mapping[str, Part], kind: str) -> None:
 # Checks first, then a score.
 
 
-class Gate(PartialRewardModel):
+class Gate(DetailedReward):
     """Orders responses by how many checks they pass, and those that pass as many by a score.
 
     The reward is the number of passes plus the score squeezed into (0, 1), which keeps its order whatever its scale. So
@@ -328,9 +353,7 @@ class Gate(PartialRewardModel):
             finite.
     """
 
-    def __init__(
-        self, checks: "Mapping[str, RewardModel]", score: "RewardModel | PartialRewardModel", *, pass_at: float = 0.5
-    ) -> None:
+    def __init__(self, checks: "Mapping[str, RewardModel]", score: "RewardModel", *, pass_at: float = 0.5) -> None:
         if "score" in checks:
             raise ConfigurationError("A check can't be named 'score'; that is the name of what orders the rest.")
         if not math.isfinite(pass_at):
@@ -342,23 +365,24 @@ class Gate(PartialRewardModel):
         self.parts = {**checked_parts(checks, what="checks"), "score": Part(score)}
         self._pass_at = pass_at
 
-    async def score_part(
+    async def score_in_detail(
         self,
         messages: "Sequence[BaseMessage]",
         responses: Sequence[str],
         run: RunContext,
-    ) -> PartialScores:
-        """Ask checks and score at the same time; see `PartialRewardModel.score_part`.
+    ) -> Scoring:
+        """Ask checks and score at the same time; see `DetailedReward.score_in_detail`.
 
         Raises:
             RewardError: names the check that failed, or `score`.
         """
         if not responses:
-            return []
-        told = await ask_parts(self.parts, messages, responses, run)
-        scores = told.pop("score")
-        checks = list(zip(*told.values(), strict=True))
-        return [self._reward(check, score) for check, score in zip(checks, scores, strict=True)]
+            return Scoring([])
+        by_part, scoring = await ask_parts(self.parts, messages, responses, run)
+        scores = by_part.pop("score")
+        checks = zip(*by_part.values(), strict=True)
+        rewards = [self._reward(check, score) for check, score in zip(checks, scores, strict=True)]
+        return replace(scoring, scores=rewards)
 
     def _reward(self, checks: Sequence[float | None], score: float | None) -> float | None:
         if score is None:

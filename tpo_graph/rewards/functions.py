@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from tpo_graph.errors import ConfigurationError, RewardError, TPOError
-from tpo_graph.rewards.base import PartialRewardModel, PartialScores, RunContext, gather, query_columns
+from tpo_graph.rewards.base import DetailedReward, RunContext, Scoring, gather, query_columns
 
 if TYPE_CHECKING:
     from langchain_core.messages import BaseMessage
@@ -174,7 +174,7 @@ def _type_hints(function: Callable[..., Any]) -> dict[str, Any]:
 # Any Python function as a reward model.
 
 
-class FunctionReward(PartialRewardModel):
+class FunctionReward(DetailedReward):
     """A function, sync or async, that rewards one response or many.
 
     Example:
@@ -221,19 +221,19 @@ class FunctionReward(PartialRewardModel):
         call = getattr(type(function), "__call__", None)  # noqa: B004  # an object's own async method
         self._is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
 
-    async def score_part(
+    async def score_in_detail(
         self,
         messages: "Sequence[BaseMessage]",
         responses: Sequence[str],
         run: RunContext,  # noqa: ARG002  # what a function returns has its own scale
-    ) -> PartialScores:
-        """Call the function; see `PartialRewardModel.score_part`.
+    ) -> Scoring:
+        """Call the function; see `DetailedReward.score_in_detail`.
 
         Raises:
             RewardError: the function raised, or returned something other than a number or None for each response.
         """
         if not responses:
-            return []
+            return Scoring([])
         conversation, texts = list(messages), list(responses)
         try:
             match self.style:
@@ -259,7 +259,7 @@ class FunctionReward(PartialRewardModel):
             raise RewardError(
                 f"The reward function {self.name!r} returned {len(scores)} values for {len(texts)} responses."
             )
-        return scores
+        return Scoring(scores)
 
     # Any, here and below: what a function takes and returns depends on its style
     async def _at_once(self, *arguments: Any, **named: Any) -> Sequence[Any]:

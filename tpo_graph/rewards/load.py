@@ -46,12 +46,12 @@ def _lazy(path: str) -> Callable[..., RewardModel]:
 SCHEMES: dict[str, Callable[..., RewardModel]] = {
     "local": _load_demo,
     "hf": _load_hub,
-    "vllm": _lazy("tpo_graph.rewards.served:load_vllm"),
-    "vllm-pooling": _lazy("tpo_graph.rewards.served:load_vllm_pooling"),
-    "sglang": _lazy("tpo_graph.rewards.served:load_sglang"),
-    "tei": _lazy("tpo_graph.rewards.served:load_tei"),
-    "openrlhf": _lazy("tpo_graph.rewards.served:load_openrlhf"),
-    "nim": _lazy("tpo_graph.rewards.served:load_nim"),
+    "vllm": _lazy("tpo_graph.rewards.served.servers:load_vllm"),
+    "vllm-pooling": _lazy("tpo_graph.rewards.served.servers:load_vllm_pooling"),
+    "sglang": _lazy("tpo_graph.rewards.served.servers:load_sglang"),
+    "tei": _lazy("tpo_graph.rewards.served.servers:load_tei"),
+    "openrlhf": _lazy("tpo_graph.rewards.served.servers:load_openrlhf"),
+    "nim": _lazy("tpo_graph.rewards.served.servers:load_nim"),
     "judge": _lazy("tpo_graph.rewards.judge:load_judge"),
     "pairwise-judge": _lazy("tpo_graph.rewards.judge:load_pairwise_judge"),
     "math": _lazy("tpo_graph.rewards.verifiers.math:load_math"),
@@ -107,7 +107,7 @@ def load_reward(name: str, **options: Any) -> RewardModel:  # options depend on 
 
         if options:
             raise ConfigurationError(f"A recipe takes no options, but {', '.join(options)} was given.")
-        return load_recipe(name)
+        return load_recipe(name, load=load_reward)
     scheme, _, rest = name.partition(":")
     loader = SCHEMES.get(scheme)
     if loader is None:

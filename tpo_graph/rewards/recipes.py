@@ -13,6 +13,16 @@
 
 A gate has `[checks.NAME]` tables beside the one part that orders the rest. A part may be a combination itself: instead
 of `reward` it then has `combine` and parts of its own, or its `reward` is another TOML file.
+
+A reward model with a second one that watches, which must be the whole and not a part, has one table of each:
+
+    combine = "watched"
+
+    [parts.quality]
+    reward = "hf:Skywork/Skywork-Reward-V2-Qwen3-0.6B"
+
+    [watch.other]
+    reward = "judge:openai:gpt-4o-mini"
 """
 
 import tomllib
@@ -23,6 +33,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from tpo_graph.errors import ConfigurationError, RewardError
 from tpo_graph.rewards.combinations import Combination, Gate, MeanMinusDeviation, Minimum, Part, Scale, WeightedSum
+from tpo_graph.rewards.warnings import WatchedReward
 
 if TYPE_CHECKING:
     from langchain_core.messages import BaseMessage
@@ -37,10 +48,17 @@ COMBINATIONS: Mapping[str, tuple[str, ...]] = {
     "minimum": (),
     "mean_minus_deviation": ("penalty",),
     "gate": ("pass_at",),
+    "watched": (),
 }
 """What `combine` may be, and the numbers that each takes."""
 
 _PART_KEYS = ("reward", "options", "weight", "scale")
+_GROUPS: Mapping[str, tuple[str, ...]] = {"gate": ("checks", "parts"), "watched": ("parts", "watch")}
+_ONE_ALONE: Mapping[tuple[str, str], str] = {
+    ("gate", "parts"): "a gate has one part that orders what passes as many checks",
+    ("watched", "parts"): "a reward that is watched has one part",
+    ("watched", "watch"): "one reward watches",
+}
 
 
 @dataclass(frozen=True)
@@ -52,6 +70,7 @@ class Recipe:
         combine: one of `COMBINATIONS`.
         parts: its parts by name.
         checks: a gate's checks by name.
+        watch: the one that watches, by name.
         numbers: what the combination takes beside its parts.
     """
 
@@ -59,6 +78,7 @@ class Recipe:
     combine: str
     parts: "dict[str, PartRecipe]"
     checks: "dict[str, PartRecipe]" = field(default_factory=dict)
+    watch: "dict[str, PartRecipe]" = field(default_factory=dict)
     numbers: dict[str, float] = field(default_factory=dict)
 
 
@@ -120,17 +140,20 @@ class _Reader:
         if not isinstance(combine, str) or combine not in COMBINATIONS:
             told = "There is no `combine`" if combine is None else f"Unknown combine = {combine!r}"
             raise ConfigurationError(f"{where}: {told}; allowed: {', '.join(COMBINATIONS)}.")
-        groups = ("checks", "parts") if combine == "gate" else ("parts",)
+        groups = _GROUPS.get(combine, ("parts",))
         self._only(table, ("combine", *groups, *COMBINATIONS[combine]), at)
         numbers = {name: self._number(table, name, at) for name in COMBINATIONS[combine] if name in table}
-        takes = {"weighted_sum": _PART_KEYS, "gate": _PART_KEYS[:2]}.get(combine, ("reward", "options", "scale"))
+        takes = {"weighted_sum": _PART_KEYS, "gate": _PART_KEYS[:2], "watched": _PART_KEYS[:2]}.get(
+            combine, ("reward", "options", "scale")
+        )
         read = {group: self._parts(table.get(group), f"{at}{group}", takes) for group in groups}
-        if combine == "gate" and len(read["parts"]) != 1:
-            raise ConfigurationError(
-                f"{where}: a gate has one part that orders what passes as many checks; here are {len(read['parts'])}.",
-                hint="A part may be a combination itself.",
-            )
-        return Recipe(where, combine, read["parts"], read.get("checks", {}), numbers)
+        for group, parts in read.items():
+            if (combine, group) in _ONE_ALONE and len(parts) != 1:
+                raise ConfigurationError(
+                    f"{where}: {_ONE_ALONE[combine, group]}; here are {len(parts)}.",
+                    hint="A part may be a combination itself.",
+                )
+        return Recipe(where, combine, numbers=numbers, **read)
 
     def _parts(self, tables: Any, at: str, takes: tuple[str, ...]) -> dict[str, PartRecipe]:  # Any: raw TOML
         if not isinstance(tables, dict) or not tables:
@@ -213,12 +236,12 @@ _KINDS: dict[str, Callable[..., Combination]] = {
 }
 
 
-def load_recipe(path: str | Path, *, load: "Load | None" = None) -> "RewardModel":
+def load_recipe(path: str | Path, *, load: "Load") -> "RewardModel":
     """The combination that a file describes. The whole file is checked before a part is loaded.
 
     Args:
         path: the TOML file. Files that it names are looked up from its folder.
-        load: loads a part by name and options; None takes `load_reward`.
+        load: loads a part by name and options, as `load_reward` does.
 
     Raises:
         ConfigurationError: the file has a mistake, or a part can't be named so; the message says where.
@@ -227,10 +250,6 @@ def load_recipe(path: str | Path, *, load: "Load | None" = None) -> "RewardModel
     recipe = read_recipe(Path(path))
     # once with nothing loaded: what the combinations themselves refuse shows before the first model is here
     _combination(recipe, lambda _, **__: _Unloaded())
-    if load is None:
-        from tpo_graph.rewards.load import load_reward
-
-        load = load_reward
     return _combination(recipe, load)
 
 
@@ -247,6 +266,9 @@ def _combination(recipe: Recipe, load: Load) -> "RewardModel":
         checks = {name: _content(check, load) for name, check in recipe.checks.items()}
         (score,) = recipe.parts.values()
         return _made(recipe.where, lambda: Gate(checks, _content(score, load), **recipe.numbers))
+    if recipe.combine == "watched":
+        (reward,), (second,) = recipe.parts.values(), recipe.watch.values()
+        return _made(recipe.where, lambda: WatchedReward(_content(reward, load), _content(second, load)))
     parts = {name: _part(part, load) for name, part in recipe.parts.items()}
     return _made(recipe.where, lambda: _KINDS[recipe.combine](parts, **recipe.numbers))
 

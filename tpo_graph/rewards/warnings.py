@@ -5,14 +5,32 @@ like is known: answers grow longer, repeat themselves, end at the token limit, a
 Pure functions over what a run leaves behind; nothing here changes a reward.
 """
 
+import math
 import re
 import statistics
-from collections.abc import Mapping, Sequence
-from typing import Literal, TypeAlias, get_args
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypeGuard, get_args
 
 from typing_extensions import TypedDict
 
+from tpo_graph.accounting import plus
+from tpo_graph.errors import ConfigurationError, RewardError
+from tpo_graph.rewards.base import (
+    DetailedReward,
+    RewardModel,
+    RunContext,
+    Scoring,
+    SecondScoring,
+    close_reward,
+    require_reward_model,
+    score_responses,
+    usage_of,
+)
 from tpo_graph.types import ScoredCandidate, StepRecord
+
+if TYPE_CHECKING:
+    from langchain_core.messages import BaseMessage
 
 WarningKind: TypeAlias = Literal[
     "length_correlation",  # the reward goes with the length of the candidates
@@ -84,44 +102,43 @@ def overoptimization_warnings(
     return sorted((each for each in found if each is not None), key=lambda warning: order.index(warning["kind"]))
 
 
-def with_truncated_inputs(
-    warnings: Sequence[OveroptimizationWarning],
-    candidates: int,
-    kind: Literal["truncated_input", "truncated_second_input"] = "truncated_input",
+def scoring_warnings(
+    warnings: Sequence[OveroptimizationWarning], scoring: Scoring, texts: Iterable[str]
 ) -> list[OveroptimizationWarning]:
-    """The warnings of a run with one about candidates that a reward model did not read whole.
+    """The warnings of a run so far, with what the scoring of one more step adds to them.
 
     Args:
-        warnings: those so far.
-        candidates: how many of a step were cut; earlier ones are in the warning already.
-        kind: which reward model's.
+        warnings: those so far; a warning that is there already counts on.
+        scoring: what the reward model reported, and the second one that watches.
+        texts: the candidates of the step.
     """
-    count = int(_value(warnings, kind)) + candidates
-    model = "the reward model" if kind == "truncated_input" else "the second reward model"
-    what = "1 candidate was" if count == 1 else f"{count} candidates were"
-    message = (
-        f"{what} too long for {model} together with the conversation, and scored without the start of the "
-        "conversation or the end of the response."
+    by_kind = {warning["kind"]: warning for warning in warnings}
+
+    def count(kind: WarningKind, more: int) -> int:
+        return more + (int(by_kind[kind]["value"]) if kind in by_kind else 0)
+
+    second = scoring.second or SecondScoring()
+    inputs: tuple[tuple[WarningKind, str, frozenset[str]], ...] = (
+        ("truncated_input", "the reward model", scoring.truncated),
+        ("truncated_second_input", "the second reward model", second.truncated),
     )
-    return _replaced(warnings, _warning(kind, message, count, 1))
-
-
-def with_failed_second_scorer(warnings: Sequence[OveroptimizationWarning], why: str) -> list[OveroptimizationWarning]:
-    """The warnings of a run with one about a second scorer that gave no reward in one step more."""
-    count = int(_value(warnings, "second_scorer_failed")) + 1
-    steps = "1 step" if count == 1 else f"{count} steps"
-    message = f"The second reward model gave no reward in {steps}; the last time: {why}"
-    return _replaced(warnings, _warning("second_scorer_failed", message, count, 1))
-
-
-def _value(warnings: Sequence[OveroptimizationWarning], kind: WarningKind) -> float:
-    return next((warning["value"] for warning in warnings if warning["kind"] == kind), 0.0)
-
-
-def _replaced(
-    warnings: Sequence[OveroptimizationWarning], new: OveroptimizationWarning
-) -> list[OveroptimizationWarning]:
-    return [*(warning for warning in warnings if warning["kind"] != new["kind"]), new]
+    for kind, model, truncated in inputs:
+        if cut := truncated.intersection(texts):
+            candidates = count(kind, len(cut))
+            message = (
+                f"{'1 candidate was' if candidates == 1 else f'{candidates} candidates were'} too long for {model} "
+                "together with the conversation, and scored without the start of the conversation or the end of the "
+                "response."
+            )
+            by_kind[kind] = _warning(kind, message, candidates, 1)
+    if second.failure:
+        steps = count("second_scorer_failed", 1)
+        message = (
+            f"The second reward model gave no reward in {'1 step' if steps == 1 else f'{steps} steps'}; "
+            f"the last time: {second.failure}"
+        )
+        by_kind["second_scorer_failed"] = _warning("second_scorer_failed", message, steps, 1)
+    return list(by_kind.values())
 
 
 def _length_correlation(cache: Sequence[ScoredCandidate]) -> OveroptimizationWarning | None:
@@ -217,3 +234,75 @@ def repetition(text: str) -> float:
 
 def _warning(kind: WarningKind, message: str, value: float, threshold: float) -> OveroptimizationWarning:
     return OveroptimizationWarning(kind=kind, message=message, value=float(value), threshold=float(threshold))
+
+
+class WatchedReward(DetailedReward):
+    """A reward model with a second one beside it, which watches and selects nothing.
+
+    Candidates are scored and selected by the first. The second is asked about all candidates of step 0, whose spread is
+    the measure for a fall, and then about each step's new best. When its reward of the best candidate falls while the
+    first one's rises, the run has a warning; so it has when the second one fails, which ends no run.
+
+    Example:
+        >>> from tpo_graph import create_tpo_graph
+        >>> from tpo_graph.testing import ScriptedChatModel, TableReward
+        >>> reward = WatchedReward(TableReward({"a": 1.0, "b": 2.0}), TableReward({"a": 5.0, "b": 4.0}))
+        >>> graph = create_tpo_graph(ScriptedChatModel(["a", "b"]), reward)
+        >>> graph.invoke({"query": "Why?"}, context={"mode": "bon", "n": 2})["second_rewards"]
+        {'0-0': 5.0, '0-1': 4.0}
+
+    Args:
+        reward: scores the candidates.
+        second: watches.
+
+    Raises:
+        ConfigurationError: one of them is not a reward model, or watched itself.
+    """
+
+    def __init__(self, reward: RewardModel, second: RewardModel) -> None:
+        for model in (reward, second):
+            require_reward_model(model)
+            if isinstance(model, WatchedReward):
+                raise ConfigurationError("A reward model that is watched can't be watched once more, or watch.")
+        self.reward, self.second = reward, second
+
+    async def score_in_detail(
+        self, messages: "Sequence[BaseMessage]", responses: Sequence[str], run: RunContext
+    ) -> Scoring:
+        """Score with the first reward model, and ask the second one what it takes to see it fall.
+
+        Args:
+            messages: the conversation.
+            responses: texts to score; may be empty.
+            run: the run that they are scored for; without one the second reward model is not asked.
+
+        Raises:
+            RewardError: the first reward model failed.
+        """
+        scoring = await score_responses(self.reward, messages, responses, run)
+        scores = {text: score for text, score in zip(responses, scoring.scores, strict=True) if _is_finite(score)}
+        if run.extremes is not None:
+            best = max(scores, key=scores.__getitem__, default=None)
+            scores = {best: scores[best]} if best is not None and scores[best] > run.extremes.best_reward else {}
+        if run.anchors is None or not scores:
+            return scoring
+        texts = list(scores)
+        try:
+            # the run's extremes are the first reward model's
+            watched = await score_responses(self.second, messages, texts, replace(run, extremes=None))
+        except RewardError as error:
+            usage, second = usage_of(error), SecondScoring(failure=str(error))
+        else:
+            rewards = {text: score for text, score in zip(texts, watched.scores, strict=True) if _is_finite(score)}
+            failure = "" if rewards else watched.reasons.get(texts[0], f"it gave {watched.scores[0]}")
+            usage, second = watched.usage, SecondScoring(rewards, watched.truncated, failure)
+        return replace(scoring, usage=plus(scoring.usage, usage), second=second)
+
+    def close(self) -> None:
+        """Close both reward models, where they can be closed."""
+        close_reward(self.reward)
+        close_reward(self.second)
+
+
+def _is_finite(score: float | None) -> TypeGuard[float]:
+    return score is not None and math.isfinite(score)

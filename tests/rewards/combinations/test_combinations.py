@@ -7,7 +7,8 @@ import pytest
 from langchain_core.messages import HumanMessage
 
 from tpo_graph import ConfigurationError, RewardError, TPOSettings, create_tpo_graph
-from tpo_graph.rewards.base import RunContext, part_scores, run_scores
+from tpo_graph.rewards import WatchedReward
+from tpo_graph.rewards.base import DetailedReward, RunContext, Scoring, score_responses
 from tpo_graph.rewards.combinations import Gate, MeanMinusDeviation, Minimum, Part, Scale, WeightedSum
 from tpo_graph.rewards.functions import FunctionReward
 from tpo_graph.testing import ScriptedChatModel, TableReward
@@ -26,11 +27,11 @@ def function(**rewards):
 
 
 async def scores(reward, texts, messages=QUERY):
-    return await part_scores(reward, messages, list(texts), RunContext())
+    return (await score_responses(reward, messages, list(texts), RunContext())).scores
 
 
 async def in_run(reward, texts, anchors):
-    return await run_scores(reward, QUERY, list(texts), RunContext(anchors=tuple(anchors)))
+    return (await score_responses(reward, QUERY, list(texts), RunContext(anchors=tuple(anchors)))).scores
 
 
 @pytest.mark.parametrize(
@@ -118,29 +119,25 @@ async def test_anchors_reach_a_combination_inside_a_gate():
     assert c == pytest.approx(1.875)
 
 
-class Judge:
+class Judge(DetailedReward):
     """A part that asks a language model."""
 
-    async def score(self, messages, responses):
-        raise AssertionError("what it costs must be asked for")
-
-    async def score_with_usage(self, messages, responses, *, preference=""):
-        used = {"requests": len(responses), "input_tokens": 10, "output_tokens": 1, "seconds": 0.0}
-        return [float(len(preference) + len(response)) for response in responses], used
+    async def score_in_detail(self, messages, responses, run):
+        usage = {"requests": len(responses), "input_tokens": 10, "output_tokens": 1, "seconds": 0.0}
+        return Scoring([float(len(run.preference) + len(response)) for response in responses], usage)
 
 
 @pytest.mark.parametrize(
     "make", [lambda judge: Minimum({"one": judge, "two": judge}), lambda judge: Gate({"one": judge}, judge)]
 )
 async def test_preference_and_cost_pass_through(make):
+    run = RunContext(preference="short")
     combination = WeightedSum({"inner": Part(make(Judge()), scale="raw")})
-    _, used = await combination.score_with_usage(QUERY, ["a", "b"], preference="short")
-    assert used == {"requests": 4, "input_tokens": 20, "output_tokens": 2, "seconds": 0.0}
-    weighted = WeightedSum({"judge": Part(Judge(), scale="raw")})
-    assert await weighted.score_with_usage(QUERY, ["a"], preference="short") == (
-        [6.0],
-        {"requests": 1, "input_tokens": 10, "output_tokens": 1, "seconds": 0.0},
-    )
+    scoring = await score_responses(combination, QUERY, ["a", "b"], run)
+    assert scoring.usage == {"requests": 4, "input_tokens": 20, "output_tokens": 2, "seconds": 0.0}
+    scoring = await score_responses(WeightedSum({"judge": Part(Judge(), scale="raw")}), QUERY, ["a"], run)
+    assert scoring.scores == [6.0]
+    assert scoring.usage == {"requests": 1, "input_tokens": 10, "output_tokens": 1, "seconds": 0.0}
 
 
 async def test_first_calls_that_race_agree_on_one_scale():
@@ -287,7 +284,8 @@ async def test_nothing_to_score():
     [
         (lambda: WeightedSum({}), "needs parts"),
         (lambda: Gate({}, table()), "needs checks"),
-        (lambda: WeightedSum({"a": 3}), "must be a reward model"),
+        (lambda: WeightedSum({"a": 3}), "'int' has none"),
+        (lambda: Part(WatchedReward(table(), table())), "can't be watched"),
         (lambda: Part(table(), weight=NAN), "finite"),
         (lambda: Part(table(), scale="sigmoid"), "allowed: 'standard'"),
         (lambda: Part(table(), scale=Scale(0.0, 0.0)), "above 0"),

@@ -10,10 +10,14 @@ from tests.rewards.judge.conftest import CONVERSATION
 from tests.tpo_script import scripted_policy
 from tpo_graph import create_tpo_graph
 from tpo_graph.errors import ConfigurationError, RewardError
-from tpo_graph.rewards.base import RunContext, RunExtremes, run_scores
+from tpo_graph.rewards.base import RunContext, RunExtremes, score_responses
 from tpo_graph.rewards.judge import JudgePrompt, PairwiseJudgeReward, load_pairwise_judge
-from tpo_graph.rewards.judge.pairwise import hold_tournament
+from tpo_graph.rewards.judge.pairwise import best_and_worst
 from tpo_graph.testing import ScriptedChatModel
+
+
+async def scores(judge, texts, run):
+    return (await score_responses(judge, CONVERSATION, texts, run)).scores
 
 
 def by_number(responses):
@@ -70,7 +74,7 @@ async def test_another_conversation_or_rubric_starts_anew(serve):
     await judge.score(CONVERSATION, ["a 1", "b 2"])
     asked = len(server.bodies)
     await judge.score(CONVERSATION[1:], ["a 1", "b 2"])
-    await judge.score_with_usage(CONVERSATION, ["a 1", "b 2"], preference="Other.")
+    await score_responses(judge, CONVERSATION, ["a 1", "b 2"], RunContext(preference="Other."))
     assert len(server.bodies) == 3 * asked
     await judge.score(CONVERSATION, ["c 3", "d 0"])
     assert len(server.bodies) == 4 * asked + 4
@@ -100,10 +104,10 @@ async def test_one_response_and_none(serve):
 async def test_usage_and_structured_output(serve):
     server, model = serve(by_number, logprobs="refuse")
     judge = PairwiseJudgeReward(model)
-    rewards, used = await judge.score_with_usage(CONVERSATION, ["a 1", "b 3", "c 2"])
-    assert extremes(["a", "b", "c"], rewards) == ("b", "a")
-    assert used["requests"] == len(server.bodies)
-    assert judge.usage == used
+    scoring = await score_responses(judge, CONVERSATION, ["a 1", "b 3", "c 2"], RunContext())
+    assert extremes(["a", "b", "c"], scoring.scores) == ("b", "a")
+    assert scoring.usage["requests"] == len(server.bodies)
+    assert judge.usage == scoring.usage
 
 
 async def test_a_failure_fails_the_tournament(serve):
@@ -136,19 +140,19 @@ async def test_tournament_of_every_order(count):
             compared += 1
             return 1.0 if int(left) > int(right) else 0.0
 
-        standing = await hold_tournament([str(number) for number in order], compare)
-        assert (order[standing.best], order[standing.worst]) == (count - 1, 0)
+        result = await best_and_worst([str(number) for number in order], compare)
+        assert (order[result.best], order[result.worst]) == (count - 1, 0)
         assert compared <= max(3 * count // 2, 0)
-        assert standing.levels[standing.best] == max(standing.levels)
-        assert standing.levels[standing.worst] == min(standing.levels)
+        assert result.levels[result.best] == max(result.levels)
+        assert result.levels[result.worst] == min(result.levels)
 
 
 async def test_ties_go_to_the_earliest():
     async def compare(left: str, right: str) -> float:
         return 0.5
 
-    standing = await hold_tournament(["a", "b", "c", "d", "e"], compare)
-    assert (standing.best, standing.tied) == (0, True)
+    result = await best_and_worst(["a", "b", "c", "d", "e"], compare)
+    assert (result.best, result.tied) == (0, True)
 
 
 async def test_a_second_run_of_the_same_question_starts_anew(serve):
@@ -156,8 +160,8 @@ async def test_a_second_run_of_the_same_question_starts_anew(serve):
     judge = PairwiseJudgeReward(model)
     for low, high in (("a 50", "b 90"), ("c 60", "d 61"), ("c 60", "d 61")):
         run = RunContext(anchors=(low, high))
-        assert await run_scores(judge, CONVERSATION, [low, high], run) == [-1.0, 1.0]
-        assert await run_scores(judge, CONVERSATION, [high + "00"], run) == [2.0]
+        assert await scores(judge, [low, high], run) == [-1.0, 1.0]
+        assert await scores(judge, [high + "00"], run) == [2.0]
 
 
 @pytest.mark.parametrize("told", ["extremes", "anchors"])
@@ -167,7 +171,7 @@ async def test_a_run_that_is_resumed_elsewhere_goes_on(told, serve):
     anchors = ("a 50", "b 90", "c 70")
     extremes = RunExtremes(best="d 95", best_reward=2.0, worst="a 50", worst_reward=-1.0)
     run = RunContext(anchors=anchors, extremes=extremes if told == "extremes" else None)
-    above, between, below = await run_scores(PairwiseJudgeReward(model), CONVERSATION, ["e 99", "f 80", "g 10"], run)
+    above, between, below = await scores(PairwiseJudgeReward(model), ["e 99", "f 80", "g 10"], run)
     assert above == (3.0 if told == "extremes" else 2.0)
     assert below == -2.0
     assert below < between < above
@@ -177,8 +181,8 @@ async def test_forgotten_first_candidates_keep_their_rewards(serve):
     """A combination asks for them again when it has forgotten its scale."""
     _, model = serve(by_number)
     run = RunContext(anchors=("a 50", "b 90", "c 70"))
-    first = await run_scores(PairwiseJudgeReward(model), CONVERSATION, list(run.anchors), run)
-    again = await run_scores(PairwiseJudgeReward(model), CONVERSATION, [*run.anchors, "d 99"], run)
+    first = await scores(PairwiseJudgeReward(model), list(run.anchors), run)
+    again = await scores(PairwiseJudgeReward(model), [*run.anchors, "d 99"], run)
     assert again == [*first, 2.0]
 
 

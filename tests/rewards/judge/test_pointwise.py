@@ -8,8 +8,9 @@ from langchain_core.messages import AIMessage
 
 from tests.rewards.judge.conftest import CONVERSATION
 from tpo_graph.errors import ConfigurationError, PromptError, RewardError
-from tpo_graph.rewards.base import RewardModel, RunContext, part_scores
+from tpo_graph.rewards.base import RewardModel, RunContext, score_responses
 from tpo_graph.rewards.combinations import WeightedSum
+from tpo_graph.rewards.functions import FunctionReward
 from tpo_graph.rewards.judge import JudgePrompt, JudgeReward, load_judge
 from tpo_graph.rewards.judge.prompts import DEFAULT_RUBRIC
 from tpo_graph.testing import ScriptedChatModel
@@ -66,18 +67,19 @@ async def test_the_way_is_found_once_and_remembered(options, asked, way, serve):
     server, model = serve(by_last_digit, **options)
     judge = JudgeReward(model)
     texts = [f"text {grade}" for grade in range(1, 10)]
-    scores, used = await judge.score_with_usage(CONVERSATION, texts)
+    scoring = await score_responses(judge, CONVERSATION, texts, RunContext())
+    scores = scoring.scores
     assert scores == sorted(scores)
     assert [round(score) for score in scores[::8]] == [1, 9]
     asked_now = [_kind(body) for body in server.bodies]
     assert asked_now[: len(asked)] == asked
     assert set(asked_now[len(asked) :]) == {asked[-1]}
     assert len(asked_now) == len(asked) + len(texts) - 1
-    assert used["requests"] == len(asked_now)
+    assert scoring.usage["requests"] == len(asked_now)
     await judge.score(CONVERSATION, ["again 4"])
     assert _kind(server.bodies[-1]) == asked[-1]
     assert len(server.bodies) == len(asked_now) + 1
-    assert judge._verdicts.way == way
+    assert judge._model.method == way
 
 
 def _kind(body):
@@ -108,7 +110,7 @@ async def test_one_failed_request_is_nan(serve):
 
 
 @pytest.mark.parametrize(
-    ("status", "hint"), [(401, "API key"), (404, "model's name"), (429, "max_concurrency"), (500, "")]
+    ("status", "hint"), [(401, "API key"), (404, "model name"), (429, "max_concurrency"), (500, "")]
 )
 async def test_a_provider_that_fails(status, hint, serve):
     server, model = serve(by_last_digit, status=status)
@@ -155,13 +157,13 @@ async def test_one_garbled_answer_is_no_refusal(passing, way):
     error = ValueError("Expecting value: line 1 column 1 (char 0)")
     judge = JudgeReward(Garbled([error] * passing + [AIMessage("7", response_metadata={"logprobs": tops})]))
     assert await judge.score(CONVERSATION, ["x"]) == [7.0]
-    assert judge._verdicts.way == way
+    assert judge._model.method == way
 
 
 async def test_a_failure_tells_what_it_cost(serve):
     _, model = serve(lambda responses: {"The": 0.51, "9": 0.49})
     with pytest.raises(RewardError) as caught:
-        await JudgeReward(model).score_with_usage(CONVERSATION, ["one", "two"])
+        await JudgeReward(model).score(CONVERSATION, ["one", "two"])
     assert (caught.value.usage["requests"], caught.value.usage["input_tokens"]) == (2, 200)
 
 
@@ -169,24 +171,41 @@ async def test_the_cost_of_siblings_is_kept_when_a_part_fails(serve):
     _, good = serve(by_last_digit)
     _, slow = serve(lambda responses: {"The": 1.0}, seconds=0.05)
     parts = {"good": JudgeReward(good), "bad": JudgeReward(slow)}
-    run = RunContext()
-    with pytest.raises(RewardError, match="Part 'bad'"):
-        await part_scores(WeightedSum(parts), CONVERSATION, ["text 1", "text 2"], run)
-    assert (run.report.used["requests"], run.report.used["input_tokens"]) == (4, 400)
+    with pytest.raises(RewardError, match="Part 'bad'") as caught:
+        await WeightedSum(parts).score(CONVERSATION, ["text 1", "text 2"])
+    assert (caught.value.usage["requests"], caught.value.usage["input_tokens"]) == (4, 400)
+
+
+async def test_what_a_cancelled_sibling_sent_is_counted_when_a_part_fails():
+    asked = asyncio.Event()
+
+    class NeverAnswers(ScriptedChatModel):
+        async def _agenerate(self, *arguments, **options):
+            asked.set()
+            await asyncio.Event().wait()
+
+    async def fails(responses: list[str]):
+        await asked.wait()
+        raise OSError("no route")
+
+    inner = WeightedSum({"judge": JudgeReward(NeverAnswers([]))})
+    with pytest.raises(RewardError, match="Part 'broken'") as caught:
+        await WeightedSum({"inner": inner, "broken": FunctionReward(fails)}).score(CONVERSATION, ["text 1", "text 2"])
+    assert caught.value.usage["requests"] == 1
 
 
 async def test_why_a_response_has_no_grade_is_told(serve):
     _, model = serve(lambda responses: {"The": 0.6, "9": 0.4} if "?" in responses[0] else {"6": 1.0})
-    run = RunContext()
-    await part_scores(WeightedSum({"judge": JudgeReward(model)}), CONVERSATION, ["what?", "that"], run)
-    assert list(run.report.reasons) == ["what?"]
-    assert run.report.reasons["what?"].startswith("Part 'judge': The judge gives only 40%")
+    reward = WeightedSum({"judge": JudgeReward(model)})
+    scoring = await score_responses(reward, CONVERSATION, ["what?", "that"], RunContext())
+    assert list(scoring.reasons) == ["what?"]
+    assert scoring.reasons["what?"].startswith("Part 'judge': The judge gives only 40%")
 
 
 @pytest.mark.parametrize("schema", ["wrong"])
 async def test_structured_output_that_is_no_verdict(schema, serve):
     _, model = serve(by_last_digit, logprobs="refuse", schema=schema)
-    with pytest.raises(RewardError, match="no verdict from 1 to 9"):
+    with pytest.raises(RewardError, match="not a verdict from 1 to 9"):
         await JudgeReward(model).score(CONVERSATION, ["text 1"])
 
 
@@ -194,12 +213,12 @@ async def test_preference_is_the_rubric(serve):
     server, model = serve(by_last_digit)
     judge = JudgeReward(model, preference="Rhymes are better.")
     await judge.score(CONVERSATION, ["text 1"])
-    await judge.score_with_usage(CONVERSATION, ["text 1"], preference="No rhymes, please.")
+    await score_responses(judge, CONVERSATION, ["text 1"], RunContext(preference="No rhymes, please."))
     assert "Rhymes are better." in server.prompts[0]
     assert DEFAULT_RUBRIC not in server.prompts[0]
     # what the judge was made for stays, and the run's preference is added
     assert "Rhymes are better.\n\nNo rhymes, please." in server.prompts[1]
-    await JudgeReward(model).score_with_usage(CONVERSATION, ["text 1"], preference="No rhymes, please.")
+    await score_responses(JudgeReward(model), CONVERSATION, ["text 1"], RunContext(preference="No rhymes, please."))
     assert "No rhymes, please." in server.prompts[2]
     assert DEFAULT_RUBRIC not in server.prompts[2]
 
@@ -207,7 +226,7 @@ async def test_preference_is_the_rubric(serve):
 async def test_judges_of_a_combination_keep_their_own_rubrics(serve):
     server, model = serve(by_last_digit)
     parts = {name: JudgeReward(model, preference=f"{name}!") for name in ("ACCURACY", "BREVITY")}
-    await WeightedSum(parts).score_with_usage(CONVERSATION, ["text 1"], preference="POLITE!")
+    await score_responses(WeightedSum(parts), CONVERSATION, ["text 1"], RunContext(preference="POLITE!"))
     told = sorted(tuple(word for word in ("ACCURACY!", "BREVITY!", "POLITE!") if word in one) for one in server.prompts)
     assert told == [("ACCURACY!", "POLITE!"), ("BREVITY!", "POLITE!")]
 
@@ -215,12 +234,13 @@ async def test_judges_of_a_combination_keep_their_own_rubrics(serve):
 async def test_usage(serve):
     _, model = serve(by_last_digit, most_top=5)
     judge = JudgeReward(model)
-    _, first = await judge.score_with_usage(CONVERSATION, ["a 1", "b 2", "a 1"])
-    assert first == {"requests": 3, "input_tokens": 200, "output_tokens": 2, "seconds": 0.0}
-    _, second = await judge.score_with_usage(CONVERSATION, ["c 3"])
-    assert second["requests"] == 1
+    first = await score_responses(judge, CONVERSATION, ["a 1", "b 2", "a 1"], RunContext())
+    assert first.usage == {"requests": 3, "input_tokens": 200, "output_tokens": 2, "seconds": 0.0}
+    second = await score_responses(judge, CONVERSATION, ["c 3"], RunContext())
+    assert second.usage["requests"] == 1
     assert judge.usage == {"requests": 4, "input_tokens": 300, "output_tokens": 3, "seconds": 0.0}
-    assert await judge.score_with_usage(CONVERSATION, []) == ([], {**second, **dict.fromkeys(second, 0)})
+    nothing = await score_responses(judge, CONVERSATION, [], RunContext())
+    assert (nothing.scores, nothing.usage["requests"]) == ([], 0)
 
 
 async def test_a_response_can_not_leave_its_place(serve):
@@ -265,7 +285,7 @@ async def test_plain_answers(text, grade):
 
 @pytest.mark.parametrize("text", ["10", "0", "7 of 9", "seven", ""])
 async def test_plain_answers_that_are_no_grade(text):
-    with pytest.raises(RewardError, match="no verdict"):
+    with pytest.raises(RewardError, match="not a verdict"):
         await JudgeReward(ScriptedChatModel([text])).score(CONVERSATION, ["x"])
 
 
@@ -291,5 +311,11 @@ def test_names(serve):
         load_judge("")
     with pytest.raises(ConfigurationError, match="samples"):
         JudgeReward(ScriptedChatModel([]), samples=0)
-    with pytest.raises(ConfigurationError, match="chat model"):
-        JudgeReward("openai:gpt-4o-mini")
+    with pytest.raises(ConfigurationError, match="must be a LangChain chat model, not 'object'"):
+        JudgeReward(object())
+
+
+def test_a_judge_takes_the_name_of_a_chat_model(serve):
+    server, _ = serve(by_last_digit)
+    judge = JudgeReward(f"vllm:{server.url}#judge")
+    assert asyncio.run(judge.score(CONVERSATION, ["text 9"]))[0] > 8

@@ -8,7 +8,7 @@ import torch
 from langchain_core.messages import HumanMessage
 
 from tpo_graph.errors import RewardError
-from tpo_graph.rewards.base import RunContext, part_scores
+from tpo_graph.rewards.base import RunContext, score_responses
 from tpo_graph.rewards.local import ClassifierReward
 from tpo_graph.rewards.local.checkpoint import Checkpoint, load_checkpoint
 from tpo_graph.rewards.local.encoding import EncodedText
@@ -189,17 +189,17 @@ async def test_another_failure_of_the_model_is_a_reward_error(loaded, conversati
 async def test_what_is_cut_or_too_long_is_reported(reward):
     long, short = "air " * 300, "Warm."
     cutting = reward("bert", max_length=100)
-    run = RunContext()
-    assert all(map(math.isfinite, await part_scores(cutting, [HumanMessage("Why?")], [long, short], run)))
-    assert (run.report.truncated, run.report.reasons) == ({long}, {})
+    scoring = await score_responses(cutting, [HumanMessage("Why?")], [long, short], RunContext())
+    assert all(map(math.isfinite, scoring.scores))
+    assert (scoring.truncated, scoring.reasons) == ({long}, {})
 
     refusing = reward("bert", max_length=100, truncation="error")
-    run = RunContext()
-    none, score = await part_scores(refusing, [HumanMessage("Why?")], [long, short], run)
+    scoring = await score_responses(refusing, [HumanMessage("Why?")], [long, short], RunContext())
+    none, score = scoring.scores
     assert math.isnan(none)
     assert score == pytest.approx(*await reward("bert").score([HumanMessage("Why?")], [short]), abs=1e-4)
-    assert list(run.report.reasons) == [long]
-    assert "longer than the 100 tokens" in run.report.reasons[long]
+    assert list(scoring.reasons) == [long]
+    assert "longer than the 100 tokens" in scoring.reasons[long]
     with pytest.raises(RewardError, match="longer than the 100 tokens"):
         await refusing.score([HumanMessage("Why?")], [long])
 

@@ -112,10 +112,10 @@ async def test_a_short_request_does_not_wait_for_a_long_one(worker):
     await asyncio.sleep(0.05)
     short = ask(serving, "b1", "b2")
     scorer.gate.set()
-    scores, _ = await short
+    scoring, _ = await short
     await long
 
-    assert scores == [98.0, 98.0]
+    assert scoring.scores == [98.0, 98.0]
     # a window of eight turns was planned before the short request came; then they alternate
     assert scorer.passes.index("b2") < 25
 
@@ -143,7 +143,7 @@ async def test_a_cancelled_request_leaves_its_place(worker):
     await asyncio.sleep(0)
     scorer.gate.set()
 
-    assert (await stays)[0] == [98.0]
+    assert (await stays)[0].scores == [98.0]
     assert len(scorer.passes) < 5
     with pytest.raises(asyncio.CancelledError):
         await gone
@@ -162,7 +162,7 @@ async def test_a_request_that_fails_fails_alone(worker):
     good, unreadable, unscored, again = await asyncio.gather(
         ask(serving, "a"), ask(serving, "!"), ask(serving, "c", "?"), ask(serving, "d"), return_exceptions=True
     )
-    assert (good[0], again[0]) == ([97.0], [100.0])
+    assert (good[0].scores, again[0].scores) == ([97.0], [100.0])
     assert isinstance(unreadable, RewardError)
     assert "no letter" in str(unreadable)
     assert isinstance(unscored, RewardError)
@@ -180,7 +180,7 @@ async def test_equal_texts_of_several_requests_are_scored_once(worker):
     results = await asyncio.gather(*requests)
     await busy
 
-    assert [scores for scores, _ in results] == [[97.0, 98.0, 97.0]] * 5
+    assert [scoring.scores for scoring, _ in results] == [[97.0, 98.0, 97.0]] * 5
     assert sorted(scorer.passes) == ["a", "b", "z"]
     assert results[0][1]["duplicates"] == 1
 
@@ -228,7 +228,7 @@ async def test_what_was_cancelled_is_not_remembered(worker):
         request.cancel()
     await asyncio.sleep(0)
     scorer.gate.set()
-    assert (await ask(serving, "z"))[0] == [122.0]
+    assert (await ask(serving, "z"))[0].scores == [122.0]
     await until(lambda: not serving._wanted)
 
 

@@ -1,4 +1,4 @@
-"""Two tiny reward models of their own, and servers over them."""
+"""Two tiny reward models, servers over them, and clients of these servers."""
 
 import os
 
@@ -13,18 +13,12 @@ from typing import Any
 import pytest
 import torch
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import (
-    AutoModelForSequenceClassification,
-    BertConfig,
-    LlamaConfig,
-    PreTrainedTokenizerFast,
-    pipeline,
-)
+from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast, pipeline
 
+from tests.rewards.local.conftest import make_checkpoint
+from tests.rewards.local.tokens import make_tokenizer
 from tests.rewards.served.wire import Host, RewardServer
-
-torch.set_num_threads(1)
+from tpo_graph import RewardModel, load_reward
 
 CONVERSATION: list[BaseMessage] = [
     SystemMessage("Be brief."),
@@ -34,13 +28,8 @@ CONVERSATION: list[BaseMessage] = [
 ]
 RESPONSES = ["It is red.", "Light takes a longer way through air.", "No idea, sorry!", "x", "Zürich 東京?"]
 
-_SPECIALS = ["<s>", "<pad>", "<|start|>", "<|end|>", "[CLS]", "[SEP]"]
-_LLAMA_TEMPLATE = (
-    "{{ bos_token }}{% for m in messages %}<|start|>{{ m['role'] }}\n{{ m['content'] }}<|end|>{% endfor %}"
-)
-_BERT_TEMPLATE = (
-    "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}{% if not loop.last %}[SEP]{% endif %}{% endfor %}"
-)
+# OpenRLHF's server ends each text with the end token, as this template does
+LLAMA_TEMPLATE = "{{ bos_token }}{% for m in messages %}<|start|>{{ m['role'] }}\n{{ m['content'] }}<|end|>{% endfor %}"
 
 
 @dataclass
@@ -57,57 +46,30 @@ class TinyModel:
     tokenizer: PreTrainedTokenizerFast
     score: Callable[[list[int]], float]
 
-    def by_pipeline(self, messages: Sequence[BaseMessage], response: str) -> float:
+    def by_pipeline(self, messages: Sequence[BaseMessage], responses: Sequence[str]) -> list[float]:
         """What the plain transformers pipeline gives, one text at a time."""
         roles = {"human": "user", "ai": "assistant", "system": "system"}
         turns = [{"role": roles[message.type], "content": message.text} for message in messages]
-        text = self.tokenizer.apply_chat_template([*turns, {"role": "assistant", "content": response}], tokenize=False)
-        # the template of a decoder writes the begin token itself
-        special = not text.startswith("<s>")
-        return self._pipeline(text, function_to_apply="none", add_special_tokens=special)[0]["score"]
+        scores = []
+        for response in responses:
+            whole = [*turns, {"role": "assistant", "content": response}]
+            text = self.tokenizer.apply_chat_template(whole, tokenize=False)
+            # the template of a decoder writes the begin token itself
+            special = not text.startswith("<s>")
+            scores.append(self._pipeline(text, function_to_apply="none", add_special_tokens=special)[0]["score"])
+        return scores
 
     @cached_property
     def _pipeline(self) -> Callable[..., Any]:
         return pipeline("text-classification", model=str(self.folder), tokenizer=self.tokenizer, device="cpu")
 
 
-def _tokenizer(*, decoder: bool) -> PreTrainedTokenizerFast:
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    core = Tokenizer(models.BPE(vocab={token: place for place, token in enumerate([*_SPECIALS, *alphabet])}, merges=[]))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    single = "<s> $A" if decoder else "[CLS] $A [SEP]"
-    core.post_processor = processors.TemplateProcessing(
-        single=single, special_tokens=[(name, _SPECIALS.index(name)) for name in single.split() if name != "$A"]
-    )
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        pad_token="<pad>",
-        extra_special_tokens=["<|start|>", "<|end|>"],
-        **({"bos_token": "<s>", "eos_token": "<|end|>"} if decoder else {"cls_token": "[CLS]", "sep_token": "[SEP]"}),
-    )
-    tokenizer.chat_template = _LLAMA_TEMPLATE if decoder else _BERT_TEMPLATE
-    return tokenizer
-
-
-def _make(folder: Path, *, decoder: bool) -> TinyModel:
-    tokenizer = _tokenizer(decoder=decoder)
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-    kind = LlamaConfig if decoder else BertConfig
-    config = kind(
-        vocab_size=len(tokenizer),
-        num_labels=1,
-        max_position_embeddings=512,
-        pad_token_id=tokenizer.pad_token_id,
-        **sizes,
-    )
-    torch.manual_seed(3)
-    model = AutoModelForSequenceClassification.from_config(config).eval()
-    for weight in model.parameters():
-        if weight.ndim > 1:
-            torch.nn.init.normal_(weight, std=0.6)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+def _make(folder: Path, kind: str) -> TinyModel:
+    tokenizer = make_tokenizer(decoder=kind == "llama")
+    if kind == "llama":
+        tokenizer.chat_template = LLAMA_TEMPLATE
+    make_checkpoint(folder, kind, tokenizer=tokenizer)
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
 
     def score(ids: list[int]) -> float:
         with torch.inference_mode():
@@ -116,14 +78,19 @@ def _make(folder: Path, *, decoder: bool) -> TinyModel:
     return TinyModel(folder, tokenizer, score)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
-    return _make(tmp_path_factory.mktemp("llama"), decoder=True)
+    return _make(tmp_path_factory.mktemp("llama"), "llama")
 
 
 @pytest.fixture(scope="session")
 def bert(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
-    return _make(tmp_path_factory.mktemp("bert"), decoder=False)
+    return _make(tmp_path_factory.mktemp("bert"), "bert")
 
 
 @pytest.fixture(scope="session")
@@ -134,10 +101,10 @@ def host() -> Iterator[Host]:
 
 
 @pytest.fixture
-def serve(host: Host) -> Callable[..., RewardServer]:
-    """Starts servers over a tiny model."""
+def serve(host: Host, llama: TinyModel) -> Callable[..., RewardServer]:
+    """Starts a server over a tiny model."""
 
-    def start(tiny: TinyModel, **options: Any) -> RewardServer:
+    def start(tiny: TinyModel = llama, **options: Any) -> RewardServer:
         def encode_chat(messages: list[dict[str, str]]) -> list[int]:
             return tiny.tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
 
@@ -148,5 +115,20 @@ def serve(host: Host) -> Callable[..., RewardServer]:
             "eos": tiny.tokenizer.eos_token or "",
         }
         return host.add(RewardServer(**{**defaults, **options}))
+
+    return start
+
+
+@pytest.fixture
+def connect(serve: Callable[..., RewardServer], llama: TinyModel) -> Callable[..., tuple[RewardServer, RewardModel]]:
+    """Starts a server, and loads the reward model behind it by its name; it waits next to nothing between attempts."""
+
+    def start(
+        scheme: str, *, tiny: TinyModel = llama, options: dict[str, Any] | None = None, **server_options: Any
+    ) -> tuple[RewardServer, RewardModel]:
+        server = serve(tiny, **server_options)
+        path = "/sglang" if scheme == "sglang" else ""
+        defaults = {"retry_wait": 0.005} | ({} if scheme == "nim" else {"tokenizer": str(tiny.folder)})
+        return server, load_reward(f"{scheme}:{server.url}{path}#rm", **{**defaults, **(options or {})})
 
     return start

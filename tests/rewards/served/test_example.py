@@ -37,7 +37,7 @@ def test_it_answers(run_example, chat_server, serve, llama):
 
 def test_it_says_which_server_is_not_there(run_example, chat_server, llama):
     with pytest.raises(
-        SystemExit, match=f"error: The server at {NOWHERE}/v1 does not tell its models: .* Is it running"
+        SystemExit, match=f"error: The server at {NOWHERE}/v1 does not list its models: .* Is it running"
     ):
         run_example(POLICY_URL=f"{NOWHERE}/v1", REWARD_URL=NOWHERE, REWARD_TOKENIZER=llama.folder)
     policy = chat_server()

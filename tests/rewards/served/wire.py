@@ -20,7 +20,20 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 Fault = Literal[
-    "500", "429", "401", "404", "hang", "drop", "malformed", "html", "fewer", "more", "null", "text", "two outputs"
+    "500",
+    "429",
+    "401",
+    "404",
+    "hang",
+    "drop",
+    "malformed",
+    "html",
+    "fewer",
+    "more",
+    "null",
+    "text",
+    "two outputs",
+    "another form",
 ]
 VLLM = Literal["new", "both fields", "old", "oldest"]
 """Which of the fields `use_activation` and `activation` a vLLM knows: the first, both, the second, none."""
@@ -70,15 +83,25 @@ class RewardServer:
     Attributes:
         score_ids: the model's raw score of token ids.
         encode: text to token ids, special tokens added or not, as the server's own tokenizer does.
+        encode_chat: messages to token ids, for a server that renders them itself.
+        eos: the end token that OpenRLHF's server puts at the end of each text.
         model: the served name.
         vllm: which vLLM this is.
-        default_activation: what that vLLM does when nothing is said.
+        default_activation: what that vLLM does unless a request says otherwise.
         api_key: the token that a request must bear.
-        longest: tokens of a text at most; more are refused, with the whole request.
+        longest: the most tokens of a text; more are refused, with the whole request.
         tells_limit: whether TEI's `/info` can be reached.
+        max_batch: TEI's limit of texts in a request.
+        every_token: whether vLLM's `/pooling` gives a score at every token.
+        reversed_rows: whether vLLM's rows come in another order than the texts.
         faults: what goes wrong with the next requests, in order.
         always: what goes wrong with every request.
         attributes: names that the NIM gives its scores.
+        content_scores: whether the NIM's scores are in the content of the answer, and not beside it alone.
+        retry_after: the header of answers with a fault.
+        seconds: how long an answer takes.
+        bodies: of all requests, in order.
+        paths: of all requests, in order.
     """
 
     score_ids: Callable[[list[int]], float]
@@ -93,6 +116,7 @@ class RewardServer:
     tells_limit: bool = True
     max_batch: int = 32
     every_token: bool = False
+    reversed_rows: bool = False
     attributes: tuple[str, ...] = ("reward",)
     content_scores: bool = True
     faults: list[Fault | None] = field(default_factory=list)
@@ -150,6 +174,8 @@ class RewardServer:
             return Response(b'{"data": [', media_type="application/json")
         if fault == "html":
             return Response(b"<html>hello</html>", media_type="text/html")
+        if fault == "another form":
+            return JSONResponse({"object": "other"})
         if self.seconds:
             await asyncio.sleep(self.seconds)
         return JSONResponse(_spoiled(handler(body), fault))
@@ -179,8 +205,8 @@ class RewardServer:
 
     def _is_raw(self, body: dict[str, Any]) -> bool:
         new, old = body.get("use_activation"), body.get("activation")
-        told = {"new": new, "both fields": new if old is None else True, "old": old, "oldest": None}[self.vllm]
-        return self.default_activation == "none" if told is None else not told
+        field = {"new": new, "both fields": new if old is None else True, "old": old, "oldest": None}[self.vllm]
+        return self.default_activation == "none" if field is None else not field
 
     def _activated(self, score: float) -> float:
         if self.default_activation == "none":
@@ -192,6 +218,7 @@ class RewardServer:
             {"index": place, "label": "LABEL_0", "probs": row, "num_classes": 1}
             for place, row in enumerate(self._vllm_scores(body))
         ]
+        data = data[::-1] if self.reversed_rows else data
         usage = {"prompt_tokens": 1, "total_tokens": 1, "completion_tokens": 0}
         return {"id": "classify-1", "object": "list", "created": 0, "model": self.model, "data": data, "usage": usage}
 
@@ -200,7 +227,7 @@ class RewardServer:
             raise WireError(400, {"error": {"message": "this test speaks float"}})
         scores = self._vllm_scores(body)
         data = [
-            {"index": place, "object": "pooling", "data": [[each] for each in row] if self.every_token else row}
+            {"index": place, "object": "pooling", "data": [[score] for score in row] if self.every_token else row}
             for place, row in enumerate(scores)
         ]
         return {"id": "pool-1", "object": "list", "created": 0, "model": self.model, "data": data, "usage": {}}
@@ -291,7 +318,7 @@ def _spoiled(answer: Any, fault: Fault | None) -> Any:
     if fault == "more":
         rows.append(rows[0])
     if fault in ("null", "text", "two outputs"):
-        value = {"null": None, "text": "high", "two outputs": None}[fault]
+        value = "high" if fault == "text" else None
         row = rows[0]
         if isinstance(row, list):
             row[0] = {**row[0], "score": value}
@@ -300,7 +327,7 @@ def _spoiled(answer: Any, fault: Fault | None) -> Any:
             key = next(key for key in ("probs", "data", "embedding") if key in row)
             row[key] = [0.1, 0.2] if fault == "two outputs" else [value]
         else:
-            rows[0] = value
+            rows[0] = [0.1, 0.2] if fault == "two outputs" else value
     return answer
 
 

@@ -57,7 +57,7 @@ async def test_without_a_reference():
         await MathVerifier().score([HumanMessage("?")], ["1"])
     assert "additional_kwargs" in caught.value.hint
     verifier = MathVerifier(without_reference="not_applicable")
-    scores = await verifier.score_part([HumanMessage("?")], ["1", "2"], RunContext())
+    scores = (await verifier.score_in_detail([HumanMessage("?")], ["1", "2"], RunContext())).scores
     assert scores == [None, None]
 
 

@@ -10,7 +10,7 @@ from tpo_graph.graph.state import TPOState
 from tpo_graph.policies.providers import Policy
 from tpo_graph.policies.sampling import Sampler
 from tpo_graph.prompts.pack import PromptPack
-from tpo_graph.selection import step_was_lost
+from tpo_graph.selection import critique_failed
 from tpo_graph.settings import TPOSettings
 from tpo_graph.types import PartialState
 
@@ -29,7 +29,7 @@ def gradient_node(
 
     async def gradient(state: TPOState, runtime: Runtime[TPOSettings] | None = None) -> PartialState:
         request = model.request("gradient", state, runtime)
-        if step_was_lost(state.get("failures", []), request.step):
+        if critique_failed(state.get("failures", []), request.step):
             return {"gradient": ""}
         if written := state.get("gradient"):
             # an empty update would hide the phase from whoever watches the run

@@ -10,7 +10,7 @@ from tpo_graph.graph.state import TPOState
 from tpo_graph.rewards.warnings import overoptimization_warnings
 from tpo_graph.selection import preference_pair, stop_reason
 from tpo_graph.settings import TPOSettings
-from tpo_graph.types import PartialState, PreferencePair, StepRecord, StopReason
+from tpo_graph.types import PartialState, PreferencePair, ScoredCandidate, StepRecord, StopReason
 
 
 def select_node(*, settings: TPOSettings | None = None) -> AsyncNode:
@@ -45,8 +45,22 @@ def select_node(*, settings: TPOSettings | None = None) -> AsyncNode:
 def final_answer(pair: PreferencePair, record: StepRecord, reason: StopReason) -> PartialState:
     """The answer of a run that is over, as a text and as a message."""
     best = pair["best"]
-    metadata = {"tpo": {"reward": best["reward"], "steps": record["step"], "stop_reason": reason}}
-    return {"answer": best["text"], "messages": [AIMessage(best["text"], response_metadata=metadata)]}
+    message = answer_message(best["text"], best, steps=record["step"], stop_reason=reason)
+    return {"answer": best["text"], "messages": [message]}
+
+
+def answer_message(text: str, best: ScoredCandidate | None, *, steps: int, stop_reason: StopReason) -> AIMessage:
+    """The message of an answer.
+
+    Args:
+        text: the answer.
+        best: the candidate whose text it is; None where no candidate was scored.
+        steps: how many steps were done.
+        stop_reason: why the run ended.
+    """
+    reward = best["reward"] if best else None
+    metadata = {"tpo": {"reward": reward, "steps": steps, "stop_reason": stop_reason}}
+    return AIMessage(text, response_metadata=metadata)
 
 
 def _record(state: TPOState, pair: PreferencePair) -> StepRecord:

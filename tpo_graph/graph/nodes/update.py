@@ -14,7 +14,7 @@ from tpo_graph.policies.providers import Policy
 from tpo_graph.policies.sampling import Completion, Sampler
 from tpo_graph.prompts.pack import PromptPack
 from tpo_graph.prompts.revision_tags import Extraction, extract_revision
-from tpo_graph.selection import fits_budget, step_was_lost
+from tpo_graph.selection import critique_failed, fits_budget
 from tpo_graph.settings import TPOSettings
 from tpo_graph.types import Candidate, FailureReason, FailureRecord, PartialState
 
@@ -36,7 +36,7 @@ def update_node(
     async def update(state: TPOState, runtime: Runtime[TPOSettings] | None = None) -> PartialState:
         request = model.request("update", state, runtime)
         done: PartialState = {"step": request.step, "pending": []}
-        if step_was_lost(state.get("failures", []), request.step):
+        if critique_failed(state.get("failures", []), request.step):
             return done
         messages = request.messages()
         used = no_usage()

@@ -1,6 +1,7 @@
 """The local reward model: a transformers checkpoint that scores responses in this process."""
 
 import asyncio
+import math
 import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
@@ -8,10 +9,10 @@ from typing import TYPE_CHECKING, Literal
 from langchain_core.messages import BaseMessage
 
 from tpo_graph.errors import ConfigurationError, MissingDependencyError
-from tpo_graph.rewards.base import PartialRewardModel, PartialScores, RunContext
+from tpo_graph.rewards.base import DetailedReward, RunContext, Scoring
 from tpo_graph.rewards.local.encoding import TRUNCATIONS, ConversationEncoder, Truncation
 from tpo_graph.rewards.local.extractions import Extraction, SingleScore, extraction_by_name
-from tpo_graph.rewards.local.worker import ScoreCounts, Scored, ScoringWorker
+from tpo_graph.rewards.local.worker import ScoreCounts, ScoringWorker
 
 if TYPE_CHECKING:
     from tpo_graph.rewards.local.checkpoint import Checkpoint
@@ -23,7 +24,7 @@ GATHER_SECONDS = 0.002
 """Long enough for the tasks of one event loop to hand in their requests, too short to be felt."""
 
 
-class ClassifierReward(PartialRewardModel):
+class ClassifierReward(DetailedReward):
     """Scores responses with a reward model on this machine.
 
     The score of a response is the one that the model gives when that response is scored alone; batches, kept prefixes
@@ -158,9 +159,12 @@ class ClassifierReward(PartialRewardModel):
             prefix_bytes=prefix_bytes,
         )
 
-    async def score_part(
-        self, messages: Sequence[BaseMessage], responses: Sequence[str], run: RunContext
-    ) -> PartialScores:
+    async def score_in_detail(
+        self,
+        messages: Sequence[BaseMessage],
+        responses: Sequence[str],
+        run: RunContext,  # noqa: ARG002  # a classifier scores each response by itself
+    ) -> Scoring:
         """Score every response as the next assistant turn of the conversation.
 
         Cancelling the task takes its texts out of the batches that have not run yet.
@@ -168,21 +172,24 @@ class ClassifierReward(PartialRewardModel):
         Args:
             messages: the conversation, the system message and earlier turns included.
             responses: texts to score; may be empty.
-            run: its report is told which responses were cut, and why one has no score.
+            run: the run that they are scored for.
 
         Returns:
-            One float for each response, in their order; NaN where the model gives NaN, and for a response that is too
-            long under `truncation="error"`.
+            One float for each response, which responses were cut, and why one has no score; NaN where the model gives
+            NaN, and for a response that is too long under `truncation="error"`.
 
         Raises:
             RewardError: when the conversation or none of the texts can be scored.
         """
-        scores, _ = await asyncio.wrap_future(self._worker.submit(messages, responses, run.report))
-        return list(scores)
+        scoring, _ = await asyncio.wrap_future(self._worker.submit(messages, responses))
+        return scoring
 
-    async def score_with_counts(self, messages: Sequence[BaseMessage], responses: Sequence[str]) -> Scored:
+    async def score_with_counts(
+        self, messages: Sequence[BaseMessage], responses: Sequence[str]
+    ) -> tuple[list[float], ScoreCounts]:
         """Score as `score` does, and tell what was truncated, deduplicated and batched for it."""
-        return await asyncio.wrap_future(self._worker.submit(messages, responses))
+        scoring, counts = await asyncio.wrap_future(self._worker.submit(messages, responses))
+        return [math.nan if score is None else score for score in scoring.scores], counts
 
     @property
     def counts(self) -> ScoreCounts:

@@ -9,12 +9,13 @@ strip a block of reasoning, sees the message as it is.
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from langchain_core.messages import BaseMessage, convert_to_openai_messages
 
 from tpo_graph.errors import RewardError
 from tpo_graph.rewards.local.extractions import CommonHead
+from tpo_graph.types import JSON, JSONObject, Options
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 # From LangChain messages to the role and content dicts that chat templates take.
 
-ChatTurn: TypeAlias = dict[str, object]
+ChatTurn: TypeAlias = JSONObject
 """One message as a chat template sees it: `role`, `content`, perhaps `tool_calls`."""
 
 UNSPOKEN = frozenset({"text", "reasoning", "thinking", "redacted_thinking", "tool_use", "tool_call", "function_call"})
@@ -172,7 +173,7 @@ class ConversationEncoder:
         self._max_length = max_length
         self._sanitize = sanitize
         self._ignored_at_end = ignored_at_end
-        self._begin, self._end = _added_ids(tokenizer)
+        self._begin, self._end = added_ids(tokenizer)
         added = tokenizer.added_tokens_decoder.items()
         # white space and what the vocabulary does not know are part of a text; some tokenizers have tokens of them
         self._control_ids = frozenset(
@@ -255,28 +256,12 @@ class ConversationEncoder:
 
     def _rendered(self, turns: Sequence[ChatTurn], response: str) -> str:
         """The text of the conversation with the response, as the template writes it."""
-        return str(self._templated(turns, response, tokenize=False))
+        return str(apply_template(self._tokenizer, turns, response, tokenize=False))
 
     def _sanitized(self, turns: Sequence[ChatTurn], response: str) -> TokenIds:
         """The ids of the same, with control tokens that a message brings as plain text."""
-        return self._completed(tuple(self._templated(turns, response, sanitize_control_tokens=True, return_dict=False)))
-
-    # Any: options of the library; a text, or ids
-    def _templated(self, turns: Sequence[ChatTurn], response: str, **options: Any) -> Any:
-        import jinja2  # comes with chat templates; not needed before a model is loaded
-
-        whole: list[ChatTurn] = [*turns, {"role": "assistant", "content": response}]
-        try:
-            return self._tokenizer.apply_chat_template(
-                whole,  # type: ignore[arg-type]  # typed as dict[str, str], documented to take tool calls too
-                **options,
-            )
-        except (jinja2.TemplateError, ValueError, TypeError) as error:
-            roles = ", ".join(str(turn["role"]) for turn in whole)
-            raise RewardError(
-                f"The reward model's chat template refuses the conversation (roles: {roles}): {error}",
-                hint="Some templates take no system message, or want user and assistant to alternate.",
-            ) from error
+        ids = apply_template(self._tokenizer, turns, response, sanitize_control_tokens=True, return_dict=False)
+        return self._completed(tuple(ids))
 
     def _steps(self, response: str, step_id: int, marks: list[int], *, start: int) -> TokenIds:
         """The response's steps, tokenised one by one as such models are trained, each followed by the step token.
@@ -290,6 +275,34 @@ class ConversationEncoder:
             ids.append(step_id)
             marks.append(start + len(ids) - 1)
         return tuple(ids)
+
+
+def apply_template(
+    tokenizer: "PreTrainedTokenizerBase", turns: Sequence[ChatTurn], response: str, **options: Options
+) -> JSON:
+    """Write a conversation and the response to it as the tokenizer's chat template does.
+
+    Args:
+        tokenizer: with a chat template.
+        turns: the conversation, as `chat_turns` returns it.
+        response: the next assistant turn.
+        **options: of the tokenizer's `apply_chat_template`.
+
+    Returns:
+        Token ids, or with `tokenize=False` the text.
+
+    Raises:
+        RewardError: when the template refuses the conversation.
+    """
+    turns = [*turns, {"role": "assistant", "content": response}]
+    try:
+        return tokenizer.apply_chat_template(turns, **options)
+    except Exception as error:  # a template is code of the checkpoint and may raise anything
+        raise RewardError(
+            f"The chat template of {tokenizer.name_or_path!r} refuses the conversation "
+            f"(roles: {', '.join(turn['role'] for turn in turns)}): {error}",
+            hint="Some templates take no system message, or want user and assistant to alternate.",
+        ) from error
 
 
 def pooled_position(ids: TokenIds, ignored_at_end: int | None) -> int:
@@ -335,7 +348,7 @@ def single_token_id(tokenizer: "PreTrainedTokenizerBase", token: str) -> int:
     return int(ids[0])
 
 
-def _added_ids(tokenizer: "PreTrainedTokenizerBase") -> tuple[TokenIds, TokenIds]:
+def added_ids(tokenizer: "PreTrainedTokenizerBase") -> tuple[TokenIds, TokenIds]:
     """Ids that the tokenizer puts before and after a text of its own accord."""
     bare = tuple(tokenizer.encode("a", add_special_tokens=False))
     full = tuple(tokenizer.encode("a", add_special_tokens=True))

@@ -19,7 +19,7 @@ from typing import Protocol, TypeAlias, TypedDict
 from langchain_core.messages import BaseMessage
 
 from tpo_graph.errors import RewardError, TPOError
-from tpo_graph.rewards.base import ScoringReport
+from tpo_graph.rewards.base import Scoring
 from tpo_graph.rewards.local.encoding import EncodedText
 from tpo_graph.rewards.local.forward import Batch
 
@@ -88,8 +88,8 @@ def add_counts(total: ScoreCounts, more: ScoreCounts) -> ScoreCounts:
 
 # One call of `score` on its way through the worker.
 
-Scored: TypeAlias = tuple[list[float], ScoreCounts]
-"""The scores of one request, and what was done for them."""
+Scored: TypeAlias = tuple[Scoring, ScoreCounts]
+"""The result of one request, and what was done for it."""
 
 
 @dataclass(slots=True, eq=False)
@@ -105,7 +105,8 @@ class Request:
         missing: texts without a score.
         scores: one for each response.
         counts: what was done so far.
-        report: for whoever asked; complete when the future is.
+        truncated: responses that are scored without their end, or without the start of their conversation.
+        reasons: why a response can't be scored, by its text.
     """
 
     messages: Sequence[BaseMessage]
@@ -116,7 +117,8 @@ class Request:
     missing: int = 0
     scores: list[float] = field(default_factory=list)
     counts: ScoreCounts = field(default_factory=no_counts)
-    report: ScoringReport = field(default_factory=ScoringReport)
+    truncated: set[str] = field(default_factory=set)
+    reasons: dict[str, str] = field(default_factory=dict)
 
     def fail(self, error: BaseException) -> None:
         """End the request with an error; one that has ended or was cancelled stays as it is."""
@@ -133,7 +135,8 @@ class Request:
     def end_if_complete(self) -> None:
         """Resolve the future when every text has its score."""
         if not self.missing and not self.future.done() and self.future.set_running_or_notify_cancel():
-            self.future.set_result((self.scores, self.counts))
+            scoring = Scoring(self.scores, truncated=frozenset(self.truncated), reasons=self.reasons)
+            self.future.set_result((scoring, self.counts))
 
 
 def as_reward_error(error: Exception) -> TPOError:
@@ -208,22 +211,19 @@ class ScoringWorker:
         """Counts over all requests so far."""
         return self._totals.copy()
 
-    def submit(
-        self, messages: Sequence[BaseMessage], responses: Sequence[str], report: ScoringReport | None = None
-    ) -> "Future[Scored]":
+    def submit(self, messages: Sequence[BaseMessage], responses: Sequence[str]) -> "Future[Scored]":
         """Queue a request; never blocks.
 
         Args:
             messages: the conversation.
             responses: what to score.
-            report: told which of them were cut, and why one can't be scored.
 
         Raises:
             RewardError: when the worker was stopped.
         """
         if self._stopped:
             raise RewardError(CLOSED, hint="Load it again to score more.")
-        request = Request(list(messages), list(responses), report=report or ScoringReport())
+        request = Request(list(messages), list(responses))
         self._inbox.put(request)
         if not self._thread.is_alive():  # it ended since the first line
             request.fail(RewardError(CLOSED, hint="Load it again to score more."))
@@ -289,10 +289,10 @@ class ScoringWorker:
             return True
         for place, (response, text) in enumerate(zip(request.responses, texts, strict=True)):
             if isinstance(text, RewardError):
-                request.report.reasons[response] = text.message
+                request.reasons[response] = text.message
                 continue
             if text.dropped_prompt or text.dropped_response:
-                request.report.truncated.add(response)
+                request.truncated.add(response)
             request.places.setdefault(text, []).append(place)
             counts["truncated_prompts"] += text.dropped_prompt > 0
             counts["truncated_responses"] += text.dropped_response > 0

@@ -8,12 +8,6 @@ from tpo_graph.rewards.served.servers import (
     TEIReward,
     VLLMPoolingReward,
     VLLMReward,
-    load_nim,
-    load_openrlhf,
-    load_sglang,
-    load_tei,
-    load_vllm,
-    load_vllm_pooling,
 )
 
 __all__ = [
@@ -24,10 +18,4 @@ __all__ = [
     "TEIReward",
     "VLLMPoolingReward",
     "VLLMReward",
-    "load_nim",
-    "load_openrlhf",
-    "load_sglang",
-    "load_tei",
-    "load_vllm",
-    "load_vllm_pooling",
 ]

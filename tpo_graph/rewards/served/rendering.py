@@ -4,18 +4,42 @@ import asyncio
 import re
 import threading
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from langchain_core.messages import BaseMessage
 
 from tpo_graph.errors import ConfigurationError, RewardError
-from tpo_graph.rewards.base import ScoringReport
-from tpo_graph.rewards.local.encoding import TRUNCATIONS, Truncation
+from tpo_graph.rewards.local.encoding import (
+    PROBE,
+    TRUNCATIONS,
+    ChatTurn,
+    ConversationEncoder,
+    Truncation,
+    added_ids,
+    apply_template,
+    chat_turns,
+)
+from tpo_graph.types import JSON, Options
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from tpo_graph.rewards.local.encoding import ChatTurn, ConversationEncoder, EncodedText
+Input = TypeVar("Input")
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered(Generic[Input]):
+    """The conversation with one response, as a server is sent it.
+
+    Attributes:
+        input: token ids, text or messages.
+        truncated: some of it is cut, here or by the server.
+    """
+
+    input: Input
+    truncated: bool = False
 
 
 class Renderer:
@@ -30,7 +54,7 @@ class Renderer:
         trust_remote_code: run the tokenizer's own code.
         sanitize: control tokens that a message brings into the text become plain text, so that a response can't end
             its own turn.
-        max_length: tokens of a text at most; None leaves the limit to the server. For ids alone.
+        max_length: the most tokens of a text; None leaves the limit to the server. For token ids alone.
         truncation: what happens to longer ones; under `error` they have no score.
 
     Raises:
@@ -52,25 +76,25 @@ class Renderer:
             raise ConfigurationError(f"max_length={max_length}: it must be at least 1, or None.")
         if truncation not in TRUNCATIONS:
             raise ConfigurationError(f"Unknown truncation {truncation!r}; allowed: {', '.join(TRUNCATIONS)}.")
-        self._name = tokenizer
-        self._revision = revision
-        self._chat_template = chat_template
-        self._trust_remote_code = trust_remote_code
+        self._tokenizer_options: dict[str, Options] = {
+            "name_or_path": tokenizer,
+            "revision": revision,
+            "trust_remote_code": trust_remote_code,
+            "chat_template": chat_template,
+        }
         self._sanitize = sanitize
         self._max_length = max_length
         self._truncation: Truncation = truncation
         self._lock = threading.Lock()  # tokenizers are not thread-safe, and several loops may share this
-        self._loaded: tuple[PreTrainedTokenizerBase, ConversationEncoder] | None = None
 
     async def ids(
-        self, messages: Sequence[BaseMessage], responses: Sequence[str], report: ScoringReport
-    ) -> list[list[int] | RewardError]:
+        self, messages: Sequence[BaseMessage], responses: Sequence[str]
+    ) -> list[Rendered[list[int]] | RewardError]:
         """Token ids of the conversation with each response, begin and end tokens included once.
 
         Args:
             messages: the conversation.
             responses: its possible next turns.
-            report: told which of them were cut.
 
         Returns:
             For each response its ids, or the error that says why it is too long.
@@ -78,20 +102,26 @@ class Renderer:
         Raises:
             RewardError: the tokenizer can't be loaded, or its template refuses the conversation.
         """
-        encoded = await asyncio.to_thread(self._encoded, messages, responses)
-        ids: list[list[int] | RewardError] = []
-        for response, one in zip(responses, encoded, strict=True):
-            if isinstance(one, RewardError):
-                ids.append(one)
-                continue
-            if one.dropped_prompt or one.dropped_response:
-                report.truncated.add(response)
-            ids.append(list(one.ids))
-        return ids
+
+        def encode() -> list[Rendered[list[int]] | RewardError]:
+            with self._lock:
+                return [
+                    text
+                    if isinstance(text, RewardError)
+                    else Rendered(list(text.ids), truncated=bool(text.dropped_prompt or text.dropped_response))
+                    for text in self._encoder.encode(messages, responses)
+                ]
+
+        return await asyncio.to_thread(encode)
 
     async def texts(
-        self, messages: Sequence[BaseMessage], responses: Sequence[str], *, server_adds_special_tokens: bool
-    ) -> list[str]:
+        self,
+        messages: Sequence[BaseMessage],
+        responses: Sequence[str],
+        *,
+        server_adds_special_tokens: bool,
+        server_cuts_at: int | None = None,
+    ) -> list[Rendered[str]]:
         """The text of the conversation with each response.
 
         Args:
@@ -99,120 +129,85 @@ class Renderer:
             responses: its possible next turns.
             server_adds_special_tokens: leave out the begin and end tokens that the tokenizer adds of its own accord,
                 because the server's tokenizer will.
+            server_cuts_at: how many tokens of a text the server keeps; None where it does not cut or does not say.
 
         Raises:
-            RewardError: as in `ids`.
+            RewardError: the tokenizer can't be loaded, or its template refuses the conversation.
         """
-        return await asyncio.to_thread(self._texts, messages, responses, server_adds_special_tokens)
 
-    async def lengths(self, texts: Sequence[str]) -> list[int]:
-        """Tokens of each text, with those that a tokenizer adds of its own accord."""
-        return await asyncio.to_thread(self._lengths, texts)
+        def write() -> list[Rendered[str]]:
+            with self._lock:
+                tokenizer = self._tokenizer
+                texts = _texts(tokenizer, chat_turns(messages), responses, sanitize=self._sanitize)
+                if server_adds_special_tokens:
+                    begin, end = (str(tokenizer.decode(list(ids))) for ids in added_ids(tokenizer))
+                    texts = [text.removeprefix(begin).removesuffix(end) for text in texts]
+                if server_cuts_at is None:
+                    return [Rendered(text) for text in texts]
+                return [Rendered(text, truncated=len(tokenizer.encode(text)) > server_cuts_at) for text in texts]
 
-    def _lengths(self, texts: Sequence[str]) -> list[int]:
-        with self._lock:
-            tokenizer, _ = self._load()
-            return [len(tokenizer.encode(text)) for text in texts]
+        return await asyncio.to_thread(write)
 
-    def _encoded(self, messages: Sequence[BaseMessage], responses: Sequence[str]) -> "list[EncodedText | RewardError]":
-        with self._lock:
-            _, encoder = self._load()
-            return encoder.encode(messages, responses)
+    @cached_property
+    def _tokenizer(self) -> "PreTrainedTokenizerBase":
+        from tpo_graph.rewards.local.checkpoint import load_tokenizer
 
-    def _texts(self, messages: Sequence[BaseMessage], responses: Sequence[str], stripped: bool) -> list[str]:
-        from tpo_graph.rewards.local.encoding import PROBE, chat_turns
-        from tpo_graph.rewards.local.encoding import _added_ids as added_ids
+        tokenizer = load_tokenizer(**self._tokenizer_options)
+        # what is too long is cut here or refused by the server; the tokenizer would write to standard error
+        tokenizer.model_max_length = 10**30
+        return tokenizer
 
-        turns = chat_turns(messages)
-        with self._lock:
-            tokenizer, _ = self._load()
-            tokens = _control_tokens(tokenizer) if self._sanitize else []
-            begin, end = (str(tokenizer.decode(list(ids))) if stripped else "" for ids in added_ids(tokenizer))
-            # what the template writes of its own accord; a message may bring no more than that into the text
-            wanted = _found(tokens, self._text(tokenizer, turns, PROBE, tokens))
-            texts = []
-            for response in responses:
-                text = self._text(tokenizer, turns, response, [])
-                if _found(tokens, text) != wanted:
-                    text = self._text(tokenizer, turns, response, tokens)
-                texts.append(text.removeprefix(begin).removesuffix(end))
-            return texts
-
-    def _text(
-        self,
-        tokenizer: "PreTrainedTokenizerBase",
-        turns: "Sequence[ChatTurn]",
-        response: str,
-        broken: Sequence[str],
-    ) -> str:
-        """The conversation with the response as the template writes it, some tokens in the messages broken up."""
-        import jinja2
-
-        whole: list[ChatTurn] = [*turns, {"role": "assistant", "content": response}]
-        if broken:
-            whole = [{key: _broken_up(value, broken) for key, value in turn.items()} for turn in whole]
-        try:
-            text = tokenizer.apply_chat_template(
-                whole,  # type: ignore[arg-type]  # typed as dict[str, str], documented to take tool calls too
-                tokenize=False,
-            )
-        except (jinja2.TemplateError, ValueError, TypeError) as error:
-            roles = ", ".join(str(turn["role"]) for turn in whole)
-            raise RewardError(
-                f"The chat template of {self._name!r} refuses the conversation (roles: {roles}): {error}",
-                hint="Some templates take no system message, or want user and assistant to alternate.",
-            ) from error
-        return str(text)
-
-    def _load(self) -> "tuple[PreTrainedTokenizerBase, ConversationEncoder]":
-        if self._loaded is None:
-            from tpo_graph.rewards.local.checkpoint import load_tokenizer
-            from tpo_graph.rewards.local.encoding import ConversationEncoder
-
-            tokenizer = load_tokenizer(
-                self._name,
-                revision=self._revision,
-                trust_remote_code=self._trust_remote_code,
-                chat_template=self._chat_template,
-            )
-            # what is too long is cut here or refused by the server; the tokenizer would write to standard error
-            tokenizer.model_max_length = 10**30
-            encoder = ConversationEncoder(
-                tokenizer,
-                truncation=self._truncation,
-                max_length=self._max_length,
-                sanitize=self._sanitize,
-                ignored_at_end=None,
-            )
-            self._loaded = tokenizer, encoder
-        return self._loaded
+    @cached_property
+    def _encoder(self) -> ConversationEncoder:
+        return ConversationEncoder(
+            self._tokenizer,
+            truncation=self._truncation,
+            max_length=self._max_length,
+            sanitize=self._sanitize,
+            ignored_at_end=None,
+        )
 
 
-def _control_tokens(tokenizer: "PreTrainedTokenizerBase") -> list[str]:
-    """Tokens that mean something to the template: special ones, and added ones that it writes. Longest first."""
+def _texts(
+    tokenizer: "PreTrainedTokenizerBase", turns: list[ChatTurn], responses: Sequence[str], *, sanitize: bool
+) -> list[str]:
+    """The conversation with each response as the template writes it, the messages' own control tokens broken up."""
+    if not sanitize:
+        return [apply_template(tokenizer, turns, response, tokenize=False) for response in responses]
     template = str(tokenizer.chat_template)
-    tokens = [
-        token.content
-        for token in tokenizer.added_tokens_decoder.values()
-        if token.special or (token.content in template and not token.content.isspace())
-    ]
-    return sorted((token for token in tokens if len(token) > 1), key=len, reverse=True)
+    # those that mean something to the model or the template, longest first
+    tokens = sorted(
+        (
+            token.content
+            for token in tokenizer.added_tokens_decoder.values()
+            if len(token.content) > 1 and (token.special or (token.content in template and not token.content.isspace()))
+        ),
+        key=len,
+        reverse=True,
+    )
+    pattern = re.compile("|".join(map(re.escape, tokens)) or r"(?!)")
+    plain_turns = _broken_up(turns, tokens)
+    # what the template writes of its own accord; a message may bring no more than that into the text
+    allowed = pattern.findall(apply_template(tokenizer, plain_turns, PROBE, tokenize=False))
+    texts = []
+    for response in responses:
+        text = apply_template(tokenizer, turns, response, tokenize=False)
+        # a template that takes tokens out of a message itself has to see them
+        if pattern.findall(text) != allowed:
+            text = apply_template(tokenizer, plain_turns, _broken_up(response, tokens), tokenize=False)
+        texts.append(text)
+    return texts
 
 
-def _found(tokens: Sequence[str], text: str) -> list[str]:
-    """The control tokens in a text, in order."""
-    return re.findall("|".join(map(re.escape, tokens)), text) if tokens else []
-
-
-def _broken_up(value: object, tokens: Sequence[str]) -> object:
+def _broken_up(value: JSON, tokens: Sequence[str]) -> JSON:
     """A text with a space inside each control token: a server that takes text can't be told to read it as plain.
 
-    The same for the texts in lists and dicts, which tool calls are.
+    The same for the texts in lists and objects, which tool calls are.
     """
     if isinstance(value, dict):
-        return {key: _broken_up(one, tokens) for key, one in value.items()}
+        return {key: _broken_up(item, tokens) for key, item in value.items()}
     if isinstance(value, list):
-        return [_broken_up(one, tokens) for one in value]
+        return [_broken_up(item, tokens) for item in value]
     if not isinstance(value, str):
         return value
     for token in tokens:

@@ -1,100 +1,252 @@
-"""Served reward models by name: what follows the scheme is `URL#MODEL`."""
+"""The servers of reward models: what each is sent, and where the scores are in its answer."""
 
+import math
 import os
-from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, TypedDict, TypeVar
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 from langchain_core.messages import BaseMessage
 
 from tpo_graph.errors import ConfigurationError, RewardError
 from tpo_graph.prompts.template import last_query
-from tpo_graph.rewards.base import ScoringReport
-from tpo_graph.rewards.served.rendering import Renderer
-from tpo_graph.rewards.served.reward import ActivationField, Endpoint, RawScores, ServedReward, score_of, unexpected
+from tpo_graph.rewards.local.encoding import ChatTurn, chat_turns
+from tpo_graph.rewards.served.rendering import Rendered, Renderer
+from tpo_graph.rewards.served.reward import Endpoint, ServedReward
+from tpo_graph.types import JSON, JSONObject, Options
 
-# NVIDIA NIM: a reward model that answers a chat completion with its scores.
-#
-# The conversation with the response as its last turn goes to `/v1/chat/completions`; the content of the answer is
-# pairs of attribute and score, as in "helpfulness:1.6,correctness:1.6" or "reward:-12.3", and the same numbers stand
-# where a language model's log probabilities would.
+ActivationField: TypeAlias = Literal["use_activation", "activation"]
+
+_NOISE = 0.01  # half precision gives one text slightly different scores from one batch to the next
 
 
-class NIMReward(ServedReward[list[dict[str, Any]]]):  # Any: a message in OpenAI's JSON
-    """A reward model behind `/v1/chat/completions`, which renders the conversation itself. One request a response.
+class _TokenIdsReward(ServedReward[list[int]]):
+    """A server that takes token ids: given text, it would add begin tokens and read control tokens in a response."""
+
+    def __init__(
+        self, endpoint: Endpoint, renderer: Renderer, *, model: str | None = None, batch_size: int = 32
+    ) -> None:
+        super().__init__(endpoint, batch_size=batch_size)
+        self._renderer = renderer
+        self._fixed: JSONObject = {} if model is None else {"model": model}
+
+    async def _render(
+        self, messages: Sequence[BaseMessage], responses: Sequence[str]
+    ) -> list[Rendered[list[int]] | RewardError]:
+        return await self._renderer.ids(messages, responses)
+
+
+class VLLMReward(_TokenIdsReward):
+    """A sequence classifier with one output behind vLLM's `/classify`.
 
     Args:
         endpoint: the server.
-        model: the name that the server gives the model.
-        attribute: which of several scores is the reward, as in "helpfulness"; None where there is one.
+        renderer: makes token ids.
+        model: the name that the server gives the model; None for the one that it serves.
+        batch_size: responses in one request.
+        activation_field: the request's field that switches the activation off; None finds it out.
     """
 
-    server: ClassVar[str] = "NIM"
+    server = "vLLM"
+    path = "/classify"
+    answer_form = "a list 'data' of rows with 'probs'"
 
-    def __init__(self, endpoint: Endpoint, *, model: str, attribute: str | None = None) -> None:
-        super().__init__(endpoint, batch_size=1)
-        self._model = model
-        self._attribute = attribute
-
-    async def _encode(
+    def __init__(
         self,
-        messages: Sequence[BaseMessage],
-        responses: Sequence[str],
-        report: ScoringReport,  # noqa: ARG002  # the server renders, and cuts if it does
-    ) -> list[list[dict[str, Any]]]:  # Any: as above
-        from tpo_graph.rewards.local.encoding import chat_turns
+        endpoint: Endpoint,
+        renderer: Renderer,
+        *,
+        model: str | None = None,
+        batch_size: int = 32,
+        activation_field: ActivationField | None = None,
+    ) -> None:
+        super().__init__(endpoint, renderer, model=model, batch_size=batch_size)
+        self._raw_scores = RawScores(activation_field)
 
-        turns = chat_turns(messages)
-        return [[*turns, {"role": "assistant", "content": response}] for response in responses]
+    async def _score_batch(self, batch: Sequence[list[int]]) -> list[float]:
+        return await self._raw_scores.ask(lambda body: self._ask(body, size=len(batch)), self._body(batch))
 
-    async def _score_batch(self, batch: Sequence[list[dict[str, Any]]]) -> list[float]:  # Any: as above
-        body = {"model": self._model, "messages": batch[0], "stream": False}
-        answer = await self._endpoint.post("/v1/chat/completions", body)
-        choices = answer.get("choices") if isinstance(answer, dict) else None
-        if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-            raise unexpected(self.server, "has no 'choices'", answer)
-        scores = _from_content(choices[0]) or _from_logprobs(choices[0])
-        if not scores:
-            raise unexpected(self.server, "has no pair of attribute and score", answer)
-        return [score_of(self.server, self._pick(scores, answer), answer)]
+    def _body(self, batch: Sequence[list[int]]) -> JSONObject:
+        return {**self._fixed, "input": list(batch)}
 
-    def _pick(self, scores: Mapping[str, float | None], answer: object) -> float | None:
-        wanted = self._attribute
-        if wanted is None and len(scores) == 1:
-            wanted = next(iter(scores))
-        if wanted is not None and wanted in scores:
-            return scores[wanted]
-        asked = "no attribute was chosen" if wanted is None else f"{wanted!r} is not one of them"
-        raise unexpected(self.server, f"has scores for {', '.join(scores)}, and {asked} (attribute=)", answer)
+    def _values(self, answer: JSON) -> list[JSON]:
+        return [self._value(row) for row in sorted(answer["data"], key=lambda row: row.get("index", 0))]
+
+    def _value(self, row: JSONObject) -> JSON:
+        return row["probs"]
 
 
-def _from_content(choice: Mapping[str, Any]) -> dict[str, float | None]:  # Any: JSON
-    """Scores by attribute from the text "a:1.0,b:2.0"; nothing when any part of it is something else."""
-    message = choice.get("message")
-    # some servers put a list of one message there
-    message = message[0] if isinstance(message, list) and message else message
-    content = message.get("content") if isinstance(message, dict) else None
-    scores: dict[str, float | None] = {}
-    for pair in str(content or "").split(","):
-        name, colon, number = pair.partition(":")
-        try:
-            scores[name.strip()] = float(number)
-        except ValueError:
-            return {}
-        if not colon or not name.strip():
-            return {}
-    return scores
+class VLLMPoolingReward(VLLMReward):
+    """A reward model behind vLLM's `/pooling`. Of a score at every token, the last one is taken.
+
+    Args:
+        endpoint: the server.
+        renderer: makes token ids.
+        model: the name that the server gives the model; None for the one that it serves.
+        batch_size: responses in one request.
+        activation_field: the request's field that switches the activation off; None finds it out.
+        task: `classify` or `token_classify`, where the server's own choice is not the right one; None sends none.
+    """
+
+    path = "/pooling"
+    answer_form = "a list 'data' of rows with 'data'"
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        renderer: Renderer,
+        *,
+        model: str | None = None,
+        batch_size: int = 32,
+        activation_field: ActivationField | None = None,
+        task: str | None = None,
+    ) -> None:
+        super().__init__(endpoint, renderer, model=model, batch_size=batch_size, activation_field=activation_field)
+        self._fixed |= {"encoding_format": "float"} | ({} if task is None else {"task": task})
+
+    def _value(self, row: JSONObject) -> JSON:
+        values = row["data"]
+        # (tokens, 1) for a score at every token, (1,) for one a text
+        return values[-1] if values and isinstance(values[-1], list) else values
 
 
-def _from_logprobs(choice: Mapping[str, Any]) -> dict[str, float | None]:  # Any: JSON
-    logprobs = choice.get("logprobs")
-    content = logprobs.get("content") if isinstance(logprobs, dict) else None
-    if not isinstance(content, list):
-        return {}
-    return {one["token"]: one.get("logprob") for one in content if isinstance(one, dict) and "token" in one}
+class RawScores:
+    """Asks vLLM for the model's own number, and checks that it does as asked.
+
+    vLLM applies a sigmoid or softmax to classifier outputs unless a request says otherwise. The request's field was
+    `activation` first and is `use_activation` since; a server takes no notice of a field that it does not know. To
+    send both does not do: versions that know both read `activation: false` as true. So the field that works is found
+    out, once.
+
+    A score outside of [0, 1] is proof, so the check costs nothing with nearly every reward model. Only when all first
+    scores lie inside is a second request made, without the field: it shows whether the field was heeded.
+
+    Args:
+        field: the field to send; None finds it out.
+
+    Raises:
+        ConfigurationError: there is no such field, and a server would take no notice of it.
+    """
+
+    def __init__(self, field: ActivationField | None = None) -> None:
+        if field is not None and field not in get_args(ActivationField):
+            allowed = ", ".join(get_args(ActivationField))
+            raise ConfigurationError(f"Unknown activation_field {field!r}; allowed: {allowed}.")
+        self._field = field
+
+    async def ask(self, send: Callable[[JSONObject], Awaitable[list[float]]], body: JSONObject) -> list[float]:
+        """Ask with the field that works.
+
+        Args:
+            send: sends a request and returns the scores of the answer.
+            body: the request without the field.
+
+        Raises:
+            RewardError: the server heeds neither field.
+        """
+        if self._field is not None:
+            return await send({**body, self._field: False})
+        scores = await send({**body, "use_activation": False})
+        finite = [score for score in scores if math.isfinite(score)]
+        if not finite:
+            return scores
+        if any(not 0 <= score <= 1 for score in finite):
+            self._field = "use_activation"
+            return scores
+        default = await send(body)
+        if _is_heeded(scores, default):
+            self._field = "use_activation"
+            return scores
+        older = await send({**body, "activation": False})
+        if _is_heeded(older, default):
+            self._field = "activation"
+            return older
+        raise RewardError(
+            f"The vLLM server returns {finite[0]:.4g}, with and without an activation: either it can't leave a sigmoid "
+            "or softmax out, or it uses none and all rewards lie between 0 and 1.",
+            hint="If the server uses none (started so with --pooler-config) and the model's rewards are in that range, "
+            "pass activation_field='use_activation'. Else take a newer vLLM.",
+        )
 
 
-# OpenRLHF: the `/get_reward` of its remote reward models.
+def _is_heeded(scores: Sequence[float], default: Sequence[float]) -> bool:
+    """Whether `scores`, asked for without an activation, differ from what the server returns by default."""
+    pairs = [(s, d) for s, d in zip(scores, default, strict=True) if math.isfinite(s) and math.isfinite(d)]
+    if any(not 0 <= score <= 1 for score, _ in pairs):
+        return True
+    return sum(abs(score - usual) for score, usual in pairs) > _NOISE * len(pairs)
+
+
+class SGLangReward(_TokenIdsReward):
+    """A reward model behind SGLang, which was started with `--is-embedding`.
+
+    It is asked at its native `/classify`, which returns the number that the model gives. `/v1/classify` puts a softmax
+    over the labels, and of a single label a softmax makes 1.0.
+
+    Args:
+        endpoint: the server.
+        renderer: makes token ids.
+        model: sent along for routers that choose by it; a server with one model does not read it.
+        batch_size: responses in one request.
+    """
+
+    server = "SGLang"
+    path = "/classify"
+    answer_form = "a list with an 'embedding' for each text"
+
+    def _body(self, batch: Sequence[list[int]]) -> JSONObject:
+        return {**self._fixed, "input_ids": list(batch)}
+
+    def _values(self, answer: JSON) -> list[JSON]:
+        return [row["embedding"] for row in answer]
+
+
+class TEIReward(ServedReward[str]):
+    """A sequence classifier with one label behind Text Embeddings Inference, which takes no token ids here.
+
+    Args:
+        endpoint: the server.
+        renderer: makes text.
+        batch_size: responses in one request; the server's own limit is 32 unless it was started with another
+            (`--max-client-batch-size`).
+        truncate: let the server cut texts that are too long for the model, at their end; else it refuses them. What
+            it cuts is known where it states its limit (`/info`).
+    """
+
+    server = "TEI"
+    path = "/predict"
+    answer_form = "a list of predictions for each text"
+
+    def __init__(self, endpoint: Endpoint, renderer: Renderer, *, batch_size: int = 32, truncate: bool = False) -> None:
+        super().__init__(endpoint, batch_size=batch_size)
+        self._renderer = renderer
+        self._truncate = truncate
+        self._info: JSON = None
+
+    async def _render(self, messages: Sequence[BaseMessage], responses: Sequence[str]) -> list[Rendered[str]]:
+        if self._truncate and self._info is None:
+            try:
+                self._info = await self._endpoint.request("GET", "/info")
+            except RewardError:  # a proxy may let the path of scores through alone
+                self._info = {}
+        longest = self._info.get("max_input_length") if isinstance(self._info, dict) else None
+        return await self._renderer.texts(
+            messages,
+            responses,
+            server_adds_special_tokens=True,
+            server_cuts_at=longest if isinstance(longest, int) else None,
+        )
+
+    def _body(self, batch: Sequence[str]) -> JSONObject:
+        return {
+            # one list a text: a flat list of two would be read as text and text pair
+            "inputs": [[text] for text in batch],
+            # without it a single label comes through a sigmoid
+            "raw_scores": True,
+            "truncate": self._truncate,
+        }
+
+    def _values(self, answer: JSON) -> list[JSON]:
+        return [[label["score"] for label in labels] for labels in answer]
 
 
 class OpenRLHFReward(ServedReward[tuple[str, str]]):
@@ -108,269 +260,100 @@ class OpenRLHFReward(ServedReward[tuple[str, str]]):
         batch_size: responses in one request.
     """
 
-    server: ClassVar[str] = "OpenRLHF"
+    server = "OpenRLHF"
+    path = "/get_reward"
+    answer_form = "an object with a list of 'rewards'"
 
     def __init__(self, endpoint: Endpoint, renderer: Renderer, *, batch_size: int = 32) -> None:
         super().__init__(endpoint, batch_size=batch_size)
         self._renderer = renderer
 
-    async def _encode(
-        self,
-        messages: Sequence[BaseMessage],
-        responses: Sequence[str],
-        report: ScoringReport,  # noqa: ARG002  # the server cuts at its own --max_len, which it does not tell
-    ) -> list[tuple[str, str]]:
-        # its tokenizer is told to add no begin token, so the template's own stays in the text
-        texts = await self._renderer.texts(messages, responses, server_adds_special_tokens=False)
-        return [(text, last_query(messages)) for text in texts]
+    async def _render(
+        self, messages: Sequence[BaseMessage], responses: Sequence[str]
+    ) -> list[Rendered[tuple[str, str]]]:
+        # its tokenizer is told to add no begin token, so the template's own stays in the text; the server cuts at its
+        # --max_len, which it does not state
+        rendered = await self._renderer.texts(messages, responses, server_adds_special_tokens=False)
+        return [Rendered((item.input, last_query(messages))) for item in rendered]
 
-    async def _score_batch(self, batch: Sequence[tuple[str, str]]) -> list[float]:
-        body = {
+    def _body(self, batch: Sequence[tuple[str, str]]) -> JSONObject:
+        return {
             "query": [text for text, _ in batch],
             # `serve_rm` reads the first alone; servers that check answers read these
             "prompts": [prompt for _, prompt in batch],
         }
-        answer = await self._endpoint.post("/get_reward", body)
-        rewards = answer.get("rewards") if isinstance(answer, dict) else None
-        if not isinstance(rewards, list):
-            raise unexpected(self.server, "has no list of 'rewards'", answer)
-        return [score_of(self.server, self._only(one), answer) for one in rewards]
 
-    @staticmethod
-    def _only(value: object) -> object:
-        """The number in a list of one: a head that keeps its last dimension returns those."""
-        return value[0] if isinstance(value, list) and len(value) == 1 else value
+    def _values(self, answer: JSON) -> list[JSON]:
+        return list(answer["rewards"])
 
 
-# SGLang: its native `/classify`, which returns the number that the model gives.
-#
-# Not `/v1/classify`: that one puts a softmax over the labels, and of a single label a softmax makes 1.0.
+class NIMReward(ServedReward[list[ChatTurn]]):
+    """A reward model behind NVIDIA NIM, which renders the conversation itself. One request a response.
 
-
-class SGLangReward(ServedReward[list[int]]):
-    """A reward model behind SGLang, which was started with `--is-embedding`.
+    The conversation with the response as its last turn goes to `/v1/chat/completions`. The content of the answer is
+    pairs of attribute and score, as in "helpfulness:1.6,correctness:1.6" or "reward:-12.3", and the same numbers stand
+    where a language model's log probabilities would.
 
     Args:
         endpoint: the server.
-        renderer: makes token ids.
-        model: sent along for routers that choose by it; a server with one model does not read it.
-        batch_size: responses in one request.
+        model: the name that the server gives the model.
+        attribute: which of several scores is the reward, as in "helpfulness"; None where there is one.
     """
 
-    server: ClassVar[str] = "SGLang"
+    server = "NIM"
+    path = "/v1/chat/completions"
+    answer_form = "a chat completion with pairs of attribute and score"
 
-    def __init__(
-        self, endpoint: Endpoint, renderer: Renderer, *, model: str | None = None, batch_size: int = 32
-    ) -> None:
-        super().__init__(endpoint, batch_size=batch_size)
-        self._renderer = renderer
-        self._fixed = {} if model is None else {"model": model}
+    def __init__(self, endpoint: Endpoint, *, model: str, attribute: str | None = None) -> None:
+        super().__init__(endpoint, batch_size=1)
+        self._model = model
+        self._attribute = attribute
 
-    async def _encode(
-        self, messages: Sequence[BaseMessage], responses: Sequence[str], report: ScoringReport
-    ) -> list[list[int] | RewardError]:
-        return await self._renderer.ids(messages, responses, report)
+    async def _render(
+        self, messages: Sequence[BaseMessage], responses: Sequence[str]
+    ) -> list[Rendered[list[ChatTurn]]]:
+        turns = chat_turns(messages)
+        return [Rendered([*turns, {"role": "assistant", "content": response}]) for response in responses]
 
-    async def _score_batch(self, batch: Sequence[list[int]]) -> list[float]:
-        answer = await self._endpoint.post("/classify", {**self._fixed, "input_ids": list(batch)})
-        if not isinstance(answer, list) or not all(isinstance(one, dict) and "embedding" in one for one in answer):
-            raise unexpected(self.server, "is not a list with an 'embedding' for each text", answer)
-        return [self._read(one["embedding"], answer) for one in answer]
+    def _body(self, batch: Sequence[list[ChatTurn]]) -> JSONObject:
+        return {"model": self._model, "messages": batch[0], "stream": False}
 
-    def _read(self, values: object, answer: object) -> float:
-        if values is None:
-            return score_of(self.server, None, answer)
-        if not isinstance(values, list) or len(values) != 1:
-            found = len(values) if isinstance(values, list) else "no"
-            raise unexpected(self.server, f"has {found} outputs for a text; a reward is one number", answer)
-        return score_of(self.server, values[0], answer)
-
-
-# Text Embeddings Inference: `/predict` with raw scores.
-
-
-class TEIReward(ServedReward[str]):
-    """A sequence classifier with one label behind TEI.
-
-    Args:
-        endpoint: the server.
-        renderer: makes text; TEI takes no token ids here.
-        batch_size: responses in one request; the server's own limit is 32 unless it was started with another
-            (`--max-client-batch-size`).
-        truncate: let the server cut texts that are too long for the model, at their end; else it refuses them. What
-            it cuts is known where it tells its limit (`/info`).
-    """
-
-    server: ClassVar[str] = "TEI"
-
-    def __init__(self, endpoint: Endpoint, renderer: Renderer, *, batch_size: int = 32, truncate: bool = False) -> None:
-        super().__init__(endpoint, batch_size=batch_size)
-        self._renderer = renderer
-        self._truncate = truncate
-        self._info: Mapping[str, Any] | None = None  # Any: JSON
-
-    async def _encode(
-        self, messages: Sequence[BaseMessage], responses: Sequence[str], report: ScoringReport
-    ) -> list[str]:
-        texts = await self._renderer.texts(messages, responses, server_adds_special_tokens=True)
-        if self._truncate and (longest := await self._longest()) is not None:
-            lengths = await self._renderer.lengths(texts)
-            report.truncated |= {
-                response for response, length in zip(responses, lengths, strict=True) if length > longest
-            }
-        return texts
-
-    async def _longest(self) -> int | None:
-        """Tokens that the server takes, if it tells; asked once."""
-        if self._info is None:
-            try:
-                info = await self._endpoint.get("/info")
-            except RewardError:  # a proxy may let the path of scores through alone
-                info = {}
-            self._info = info if isinstance(info, dict) else {}
-        longest = self._info.get("max_input_length")
-        return longest if isinstance(longest, int) else None
-
-    async def _score_batch(self, batch: Sequence[str]) -> list[float]:
-        body = {
-            # one list a text: a flat list of two would be read as text and text pair
-            "inputs": [[text] for text in batch],
-            # without it a single label comes through a sigmoid
-            "raw_scores": True,
-            "truncate": self._truncate,
+    def _values(self, answer: JSON) -> list[JSON]:
+        choice = answer["choices"][0]
+        scores = _scores_in_content(choice) or {
+            token["token"]: token.get("logprob") for token in choice["logprobs"]["content"]
         }
-        answer = await self._endpoint.post("/predict", body)
-        if not isinstance(answer, list) or not all(isinstance(one, list) for one in answer):
-            raise unexpected(self.server, "is not a list of predictions for each text", answer)
-        return [self._read(one, answer) for one in answer]
-
-    def _read(self, predictions: list[object], answer: object) -> float:
-        only = predictions[0] if len(predictions) == 1 else None
-        if not isinstance(only, dict) or "score" not in only:
-            found = len(predictions)
-            raise unexpected(self.server, f"has {found} labels for a text; a reward is one number", answer)
-        return score_of(self.server, only["score"], answer)
+        if not scores:
+            raise KeyError("pairs")
+        attribute = next(iter(scores)) if self._attribute is None and len(scores) == 1 else self._attribute
+        if attribute in scores:
+            return [scores[attribute]]
+        why = "no attribute was chosen" if attribute is None else f"{attribute!r} is not one of them"
+        raise self._unexpected(f"has scores for {', '.join(scores)}, and {why} (attribute=)", answer)
 
 
-# vLLM: `/classify` for sequence classifiers, `/pooling` for those and for models with a score at every token.
+def _scores_in_content(choice: JSONObject) -> dict[str, float]:
+    """Scores by attribute from the text "a:1.0,b:2.0"; none when any part of it is something else."""
+    message = choice.get("message") or {}
+    # some servers put a list of one message there
+    content = (message[0] if isinstance(message, list) else message).get("content")
+    try:
+        pairs = [pair.split(":") for pair in str(content or "").split(",")]
+        scores = {name.strip(): float(number) for name, number in pairs}
+    except ValueError:
+        return {}
+    return {} if "" in scores else scores
 
 
-class _VLLM(ServedReward[list[int]]):
-    """What both have in common.
+_ENDPOINT_OPTIONS = ("api_key", "timeout", "attempts", "retry_wait", "max_concurrency")
+_RENDERER_OPTIONS = ("revision", "chat_template", "trust_remote_code", "sanitize")
+_LENGTH_OPTIONS = ("max_length", "truncation")  # where token ids are sent
 
-    Args:
-        endpoint: the server.
-        renderer: makes token ids; a server given text would add begin tokens and read control tokens in a response.
-        model: the name that the server gives the model; None for the one that it serves.
-        batch_size: responses in one request.
-        activation_field: the request's field that switches the activation off; None finds it out.
-    """
-
-    server: ClassVar[str] = "vLLM"
-    path: ClassVar[str]
-
-    def __init__(
-        self,
-        endpoint: Endpoint,
-        renderer: Renderer,
-        *,
-        model: str | None = None,
-        batch_size: int = 32,
-        activation_field: ActivationField | None = None,
-    ) -> None:
-        super().__init__(endpoint, batch_size=batch_size)
-        self._renderer = renderer
-        self._fixed: dict[str, Any] = {} if model is None else {"model": model}  # Any: JSON
-        self._raw = RawScores(activation_field)
-
-    async def _encode(
-        self, messages: Sequence[BaseMessage], responses: Sequence[str], report: ScoringReport
-    ) -> list[list[int] | RewardError]:
-        return await self._renderer.ids(messages, responses, report)
-
-    async def _score_batch(self, batch: Sequence[list[int]]) -> list[float]:
-        return await self._raw(self._ask, {**self._fixed, "input": list(batch)})
-
-    async def _ask(self, body: Mapping[str, Any]) -> list[float]:  # Any: JSON
-        answer = await self._endpoint.post(self.path, body)
-        data = answer.get("data") if isinstance(answer, dict) else None
-        if not isinstance(data, list) or not all(isinstance(one, dict) for one in data):
-            raise unexpected(self.server, "has no 'data'", answer)
-        size = len(body["input"])
-        if len(data) != size:
-            raise unexpected(self.server, f"has {len(data)} scores for {size} texts", answer)
-        data = sorted(data, key=lambda one: one.get("index", 0))
-        return [self._read(one, answer) for one in data]
-
-    @abstractmethod
-    def _read(self, one: Mapping[str, Any], answer: object) -> float:  # Any: JSON
-        """The score in one row of the answer."""
+RewardT = TypeVar("RewardT", VLLMReward, VLLMPoolingReward, SGLangReward, TEIReward, OpenRLHFReward)
 
 
-class VLLMReward(_VLLM):
-    """A sequence classifier with one output behind vLLM's `/classify`."""
-
-    path = "/classify"
-
-    def _read(self, one: Mapping[str, Any], answer: object) -> float:  # Any: JSON
-        values = one.get("probs")
-        if values is None and "probs" in one:
-            return score_of(self.server, None, answer)
-        if not isinstance(values, list) or len(values) != 1:
-            found = len(values) if isinstance(values, list) else "no"
-            raise unexpected(self.server, f"has {found} outputs for a text; a reward is one number", answer)
-        return score_of(self.server, values[0], answer)
-
-
-class VLLMPoolingReward(_VLLM):
-    """A reward model behind vLLM's `/pooling`. Of a score at every token, the last one is taken.
-
-    Args:
-        endpoint: as in `VLLMReward`, like all further arguments but `task`.
-        renderer: see there.
-        task: `classify` or `token_classify`, where the server's own choice is not the right one; None sends none.
-        **options: see there.
-    """
-
-    path = "/pooling"
-
-    def __init__(
-        self,
-        endpoint: Endpoint,
-        renderer: Renderer,
-        *,
-        task: str | None = None,
-        **options: Any,  # Any: those of `VLLMReward`, checked there
-    ) -> None:
-        super().__init__(endpoint, renderer, **options)
-        self._fixed |= {"encoding_format": "float"} | ({} if task is None else {"task": task})
-
-    def _read(self, one: Mapping[str, Any], answer: object) -> float:  # Any: JSON
-        values = one.get("data")
-        if values is None and "data" in one:
-            return score_of(self.server, None, answer)
-        # (tokens, 1) for a score at every token, (1,) for one a text
-        row = values[-1] if isinstance(values, list) and values and isinstance(values[-1], list) else values
-        if not isinstance(row, list) or len(row) != 1:
-            found = len(row) if isinstance(row, list) else "no"
-            raise unexpected(self.server, f"has {found} outputs at a position; a reward is one number", answer)
-        return score_of(self.server, row[0], answer)
-
-
-_ENDPOINT = ("api_key", "timeout", "attempts", "retry_wait", "max_concurrency")
-_RENDERER = ("revision", "chat_template", "trust_remote_code", "sanitize")
-_LENGTH = ("max_length", "truncation")  # where token ids are sent
-
-Made = TypeVar("Made", bound="ServedReward[Any]")  # Any: what a server is sent is the class's own affair
-
-
-class _Parts(TypedDict):
-    endpoint: Endpoint
-    renderer: Renderer
-
-
-def load_vllm(name: str, **options: Any) -> VLLMReward:  # Any: each option is checked by what takes it
-    """A reward model behind vLLM's `/classify`.
+def load_vllm(name: str, **options: Options) -> VLLMReward:
+    """Load a reward model behind vLLM's `/classify`.
 
     Args:
         name: `URL#MODEL`, as in "http://127.0.0.1:8000#Skywork/Skywork-Reward-V2-Llama-3.1-8B".
@@ -381,38 +364,46 @@ def load_vllm(name: str, **options: Any) -> VLLMReward:  # Any: each option is c
     Raises:
         ConfigurationError: an address, a name or an option that can't be used.
     """
-    parts, model = _parts("vllm", VLLMReward.server, name, options, *_LENGTH)
-    return VLLMReward(**parts, model=model, **options)
+    return _load(VLLMReward, "vllm", name, options)
 
 
-def load_vllm_pooling(name: str, **options: Any) -> VLLMPoolingReward:  # Any: as above
-    """A reward model behind vLLM's `/pooling`: `load_vllm`'s arguments, and `task`."""
-    parts, model = _parts("vllm-pooling", VLLMPoolingReward.server, name, options, *_LENGTH)
-    return VLLMPoolingReward(**parts, model=model, **options)
+def load_vllm_pooling(name: str, **options: Options) -> VLLMPoolingReward:
+    """Load `URL#MODEL`, a reward model behind vLLM's `/pooling`; `load_vllm`'s options and `task`."""
+    return _load(VLLMPoolingReward, "vllm-pooling", name, options)
 
 
-def load_sglang(name: str, **options: Any) -> SGLangReward:  # Any: as above
-    """A reward model behind SGLang's `/classify`: `load_vllm`'s arguments without `activation_field`."""
-    parts, model = _parts("sglang", SGLangReward.server, name, options, *_LENGTH)
-    return SGLangReward(**parts, model=model, **options)
+def load_sglang(name: str, **options: Options) -> SGLangReward:
+    """Load `URL#MODEL`, a reward model behind SGLang; `load_vllm`'s options without `activation_field`."""
+    return _load(SGLangReward, "sglang", name, options)
 
 
-def load_tei(name: str, **options: Any) -> TEIReward:  # Any: as above
-    """A reward model behind TEI: `load_sglang`'s arguments without `max_length` and `truncation`, and `truncate`."""
-    parts, _ = _parts("tei", TEIReward.server, name, options)
-    return TEIReward(**parts, **options)
+def load_tei(name: str, **options: Options) -> TEIReward:
+    """Load `URL#MODEL` behind TEI; `load_sglang`'s options without `max_length` and `truncation`, and `truncate`."""
+    return _load(TEIReward, "tei", name, options)
 
 
-def load_openrlhf(name: str, **options: Any) -> OpenRLHFReward:  # Any: as above
-    """A reward model behind OpenRLHF's `/get_reward`: `load_tei`'s arguments without `truncate`."""
-    url, mark, model = name.partition("#")
-    # OpenRLHF's own option for it, --remote_rm_url, takes the whole path
-    parts, _ = _parts("openrlhf", OpenRLHFReward.server, url.removesuffix("/get_reward") + mark + model, options)
-    return OpenRLHFReward(**parts, **options)
+def load_openrlhf(name: str, **options: Options) -> OpenRLHFReward:
+    """Load `URL#MODEL`, a reward model behind OpenRLHF's `/get_reward`; `load_tei`'s options without `truncate`."""
+    return _load(OpenRLHFReward, "openrlhf", name, options)
 
 
-def load_nim(name: str, **options: Any) -> NIMReward:  # Any: as above
-    """A reward model that answers chat completions, as NVIDIA NIM serves them.
+def _load(kind: type[RewardT], scheme: str, name: str, options: dict[str, Options]) -> RewardT:
+    model = name.partition("#")[2]
+    tokenizer = options.pop("tokenizer", None) or model
+    if not tokenizer:
+        raise ConfigurationError(
+            f"'{scheme}:{name}' names no model, so that its chat template is not known.",
+            hint=f"Write it as {scheme}:URL#MODEL, or pass tokenizer=..., a name on the Hugging Face hub or a folder.",
+        )
+    endpoint = _endpoint(kind, name, options)
+    if not issubclass(kind, _TokenIdsReward):
+        return kind(endpoint, Renderer(tokenizer, **_take(options, *_RENDERER_OPTIONS)), **options)
+    renderer = Renderer(tokenizer, **_take(options, *_RENDERER_OPTIONS, *_LENGTH_OPTIONS))
+    return kind(endpoint, renderer, model=model or None, **options)
+
+
+def load_nim(name: str, **options: Options) -> NIMReward:
+    """Load a reward model that answers chat completions, as NVIDIA NIM serves them.
 
     Args:
         name: `URL#MODEL`; the model is needed.
@@ -422,33 +413,19 @@ def load_nim(name: str, **options: Any) -> NIMReward:  # Any: as above
     Raises:
         ConfigurationError: an address, a name or an option that can't be used.
     """
-    url, _, model = name.partition("#")
+    model = name.partition("#")[2]
     if not model:
         raise ConfigurationError(f"'nim:{name}' names no model.", hint="Write it as nim:URL#MODEL.")
     options.setdefault("api_key", os.environ.get("NVIDIA_API_KEY"))
-    endpoint = Endpoint(url, server=NIMReward.server, **_take(options, *_ENDPOINT))
-    return NIMReward(endpoint, model=model, **options)
+    return NIMReward(_endpoint(NIMReward, name, options), model=model, **options)
 
 
-def _parts(
-    scheme: str,
-    server: str,
-    name: str,
-    options: dict[str, Any],  # Any: as above
-    *more: str,
-) -> tuple[_Parts, str | None]:
-    """The server and the renderer that a name and its options describe; the options that they take are taken out."""
-    url, _, model = name.partition("#")
-    tokenizer = options.pop("tokenizer", None) or model
-    if not tokenizer:
-        raise ConfigurationError(
-            f"'{scheme}:{name}' names no model, so that its chat template is not known.",
-            hint=f"Write it as {scheme}:URL#MODEL, or pass tokenizer=..., a name on the Hugging Face hub or a folder.",
-        )
-    endpoint = Endpoint(url, server=server, **_take(options, *_ENDPOINT))
-    renderer = Renderer(tokenizer, **_take(options, *_RENDERER, *more))
-    return {"endpoint": endpoint, "renderer": renderer}, model or None
+def _endpoint(kind: type[ServedReward[Any]], name: str, options: dict[str, Options]) -> Endpoint:
+    # OpenRLHF's own option for the address, --remote_rm_url, takes the whole path
+    url = name.partition("#")[0].removesuffix(kind.path)
+    return Endpoint(url, server=kind.server, **_take(options, *_ENDPOINT_OPTIONS))
 
 
-def _take(options: dict[str, Any], *names: str) -> dict[str, Any]:  # Any: as above
+def _take(options: dict[str, Options], *names: str) -> dict[str, Options]:
+    """Remove options of these names and return them."""
     return {name: options.pop(name) for name in names if name in options}

@@ -5,7 +5,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal
 
 from tpo_graph.errors import ConfigurationError, MissingDependencyError, RewardError
-from tpo_graph.rewards.base import PartialRewardModel, PartialScores, RunContext, query_references
+from tpo_graph.rewards.base import DetailedReward, RunContext, Scoring, query_references
 from tpo_graph.rewards.verifiers.processes import Checkers, TimedCheck
 from tpo_graph.types import Options
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from langchain_core.messages import BaseMessage
 
 
-class MathVerifier(PartialRewardModel):
+class MathVerifier(DetailedReward):
     r"""1.0 for a response whose final answer equals the reference, else 0.0; never NaN.
 
     The final answer is what math-verify takes for it: a `\boxed{}` comes first, then what follows "the final answer
@@ -57,13 +57,13 @@ class MathVerifier(PartialRewardModel):
         self._check = TimedCheck("check_math", warm_up=warm_up, seconds=seconds, if_killed=False, checkers=checkers)
         self._step_seconds = max(1, int(seconds / 2))
 
-    async def score_part(
+    async def score_in_detail(
         self,
         messages: "Sequence[BaseMessage]",
         responses: Sequence[str],
         run: RunContext,  # noqa: ARG002  # right and wrong need no scale
-    ) -> PartialScores:
-        """Check every response; see `PartialRewardModel.score_part`.
+    ) -> Scoring:
+        """Check every response; see `DetailedReward.score_in_detail`.
 
         Raises:
             RewardError: there is no reference, or it has no mathematical content.
@@ -71,7 +71,7 @@ class MathVerifier(PartialRewardModel):
         references = query_references(messages) or self._references
         if not references:
             if self._without_reference == "not_applicable":
-                return [None] * len(responses)
+                return Scoring([None] * len(responses))
             raise RewardError(
                 "The query has no reference answer to compare with.",
                 hint='Give it with the query, as in HumanMessage("6 x 7?", additional_kwargs={"reference": "42"}).',
@@ -80,7 +80,7 @@ class MathVerifier(PartialRewardModel):
         results = await self._check.run([{**fixed, "response": response} for response in responses])
         if None in results:
             raise RewardError(f"The reference {references!r} has nothing that math-verify can read.")
-        return [float(is_right) for is_right in results]
+        return Scoring([float(is_right) for is_right in results])
 
 
 def load_math(name: str, **options: Options) -> MathVerifier:

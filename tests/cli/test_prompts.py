@@ -1,57 +1,8 @@
-"""`graph`, `prompts`, `--version`, `--help`: all that needs no model."""
+"""`tpo-graph prompts`: list, show, copy and check."""
 
-import subprocess
-import sys
-import tomllib
 from pathlib import Path
 
-import pytest
-from typer.testing import CliRunner
-
-from tests.cli.conftest import CONTROL_CODES, ROOT, environment
-from tests.fresh_process import run_script
-from tpo_graph.cli.app import app
 from tpo_graph.prompts.pack import PromptPack, available_packs, pack_folder
-
-
-def test_help_imports_nothing_heavy():
-    done = run_script(
-        """
-        import sys
-        from tpo_graph.cli.app import execute
-        for arguments in ([], ["--help"], ["run", "--help"], ["--version"]):
-            assert execute(arguments) == 0
-        print({"torch", "transformers", "langgraph", "langchain_core", "openai"} & sys.modules.keys())
-        """
-    )
-    assert done.stdout.splitlines()[-1] == "set()"
-    assert "Usage" in done.stdout
-
-
-@pytest.mark.parametrize("arguments", [[], ["--help"]])
-def test_the_command_alone_shows_help(arguments):
-    result = CliRunner().invoke(app, arguments)
-    text = CONTROL_CODES.sub("", result.output)
-    assert result.exit_code == 0
-    for word in ("run", "graph", "prompts", "Exit codes", "130 interrupted"):
-        assert word in text
-
-
-def test_the_module_is_the_command():
-    done = subprocess.run(
-        [sys.executable, "-m", "tpo_graph", "--version"], capture_output=True, text=True, env=environment(), cwd=ROOT
-    )
-    assert done.returncode == 0
-    assert done.stdout.startswith("tpo-graph ")
-
-
-def test_graph_prints_mermaid(tpo, monkeypatch):
-    monkeypatch.setenv("TPO_DEPTH", "abc")  # a picture does not depend on settings
-    ended = tpo("graph")
-    assert ended.code == 0
-    assert ended.err == ""
-    for edge in ("__start__ --> sample", "sample --> score", "select -.-> loss", "select -.-> __end__"):
-        assert edge in ended.out
 
 
 def test_list(tpo):
@@ -144,8 +95,3 @@ def test_check_of_a_pack_that_is_not_complete(tpo, tmp_path):
     ended = tpo("prompts", "check", str(folder))
     assert ended.code == 2
     assert "update" in ended.err.splitlines()[0]
-
-
-def test_the_entry_point_is_the_command():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert project["scripts"]["tpo-graph"] == "tpo_graph.cli:main"

@@ -85,20 +85,7 @@ def test_names_of_models_from_variables(chat_server, tpo, monkeypatch):
 
 def test_the_knobs_reach_the_requests(chat_server, tpo):
     server = chat_server()
-    tpo(
-        "run",
-        QUESTION,
-        *at(server),
-        "--mode",
-        "bon",
-        "-n",
-        "2",
-        "--sample-top-p",
-        "0.5",
-        "--sample-stop",
-        "END",
-        "--seed",
-        "3",
-    )
+    flags = ["--mode", "bon", "-n", "2", "--sample-top-p", "0.5", "--sample-stop", "END", "--seed", "3"]
+    assert tpo("run", QUESTION, *at(server), *flags).code == 0
     body = server.bodies[0]
     assert (body["n"], body["top_p"], body["stop"], body["seed"]) == (2, 0.5, ["END"], 3)

@@ -1,0 +1,104 @@
+"""How a run of the command ended, and everything that it produced."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+from tpo_graph.cli.output import describe_error
+from tpo_graph.errors import PolicyError, RewardError
+from tpo_graph.settings import TPOSettings
+from tpo_graph.types import Candidate, JSONObject, Phase, ScoredCandidate, Usage
+
+Role: TypeAlias = Literal["policy", "critic", "reward model", "second reward model"]
+"""What a model is in a run."""
+
+State: TypeAlias = Mapping[str, Any]
+"""A `TPOState`, or the beginning of one."""
+
+
+@dataclass
+class Outcome:
+    """How a run ended, with everything that was paid for.
+
+    Attributes:
+        models: the names of the models, by role; empty when the request could not be understood.
+        settings: the settings of the run; None when the request could not be understood.
+        variant: the name of the nodes that take the place of the paper's; None for the paper's.
+        prompts: the name of the prompt pack; "" while it is not decided.
+        state: the last state of the graph; empty when the graph did not start.
+        phase: the phase that started last; None before the first.
+        error: what ended the run, or None.
+        interrupted: a person ended it.
+        seconds: wall time, loading included.
+    """
+
+    models: Mapping[Role, str] = field(default_factory=dict)
+    settings: TPOSettings | None = None
+    variant: str | None = None
+    prompts: str = ""
+    state: State = field(default_factory=dict)
+    phase: Phase | None = None
+    error: BaseException | None = None
+    interrupted: bool = False
+    seconds: float = 0.0
+
+    @property
+    def best(self) -> ScoredCandidate | None:
+        """The best candidate so far: the one that a person picked, else the one with the highest reward."""
+        from tpo_graph.selection import preference_pair
+
+        if self.state.get("choices") and self.state.get("best"):
+            picked: ScoredCandidate = self.state["best"]
+            return picked
+        cache = self.state.get("cache")
+        return preference_pair(cache)["best"] if cache else None
+
+    @property
+    def answer(self) -> str | None:
+        """The answer of the run, or of a run that did not finish the text of the best candidate."""
+        return self.state.get("answer") or (self.best["text"] if self.best else None)
+
+    @property
+    def unscored(self) -> list[Candidate]:
+        """The candidates that were drawn and have no reward."""
+        if isinstance(self.error, RewardError) and self.error.unscored:
+            return self.error.unscored
+        return list(self.state.get("pending") or [])
+
+    @property
+    def usage(self) -> Usage:
+        """What was used, including the requests of a phase that failed."""
+        from tpo_graph.accounting import add_usage
+
+        failed = self.error.usage if isinstance(self.error, (PolicyError, RewardError)) else None
+        return add_usage(self.state.get("usage"), {self.phase: failed} if self.phase and failed else {})
+
+    def document(self) -> JSONObject:
+        """The run as plain values; the same keys whether it finished, failed or was interrupted."""
+        from tpo_graph.prompts.template import ROLES
+
+        state = self.state
+        return {
+            "answer": self.answer,
+            "stop_reason": state.get("stop_reason"),
+            "best": self.best,
+            "worst": state.get("worst"),
+            "trajectory": state.get("trajectory", []),
+            "cache": state.get("cache", []),
+            "unscored": self.unscored,
+            "failures": state.get("failures", []),
+            "choices": state.get("choices", []),
+            "warnings": state.get("warnings", []),
+            "usage": self.usage,
+            "seconds": round(self.seconds, 3),
+            "messages": [
+                {"role": ROLES.get(message.type, message.type), "content": message.text}
+                for message in state.get("messages", [])
+            ],
+            "models": dict(self.models),
+            "variant": self.variant,
+            "prompts": self.prompts or None,
+            "settings": self.settings.model_dump(mode="json") if self.settings else None,
+            "interrupted": self.interrupted,
+            "error": describe_error(self.error) if self.error else None,
+        }
