@@ -1,7 +1,8 @@
 """Servers of reward models on loopback, each with the wire format that the real one documents, over one real model.
 
 Every handler refuses what the real server refuses (a missing field, an unknown model) and reads what the real one
-reads. `record` keeps the bodies, so that a test can say which fields were sent.
+reads. `bodies` keeps the requests, so that a test can say which fields were sent. Text in place of token ids is refused
+where our clients send ids.
 """
 
 import asyncio
@@ -19,22 +20,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-Fault = Literal[
-    "500",
-    "429",
-    "401",
-    "404",
-    "hang",
-    "drop",
-    "malformed",
-    "html",
-    "fewer",
-    "more",
-    "null",
-    "text",
-    "two outputs",
-    "another form",
-]
+TransportFault = Literal["500", "429", "401", "404", "hang", "drop", "malformed", "html"]
+AnswerFault = Literal["another form", "fewer", "more", "null", "text", "two outputs"]
 VLLM = Literal["new", "both fields", "old", "oldest"]
 """Which of the fields `use_activation` and `activation` a vLLM knows: the first, both, the second, none."""
 
@@ -119,8 +106,8 @@ class RewardServer:
     reversed_rows: bool = False
     attributes: tuple[str, ...] = ("reward",)
     content_scores: bool = True
-    faults: list[Fault | None] = field(default_factory=list)
-    always: Fault | None = None
+    faults: list[TransportFault | AnswerFault | None] = field(default_factory=list)
+    always: TransportFault | AnswerFault | None = None
     retry_after: str | None = None
     seconds: float = 0.0
     bodies: list[dict[str, Any]] = field(default_factory=list)
@@ -135,7 +122,6 @@ class RewardServer:
             "/classify": self._classify,
             "/pooling": self._pooling,
             "/sglang/classify": self._sglang,
-            "/sglang/v1/classify": self._sglang_openai,
             "/predict": self._predict,
             "/get_reward": self._get_reward,
             "/v1/chat/completions": self._chat,
@@ -185,19 +171,13 @@ class RewardServer:
     def _vllm_scores(self, body: dict[str, Any]) -> list[list[float]]:
         """Scores at every position that is asked for, (texts, positions)."""
         if "input" not in body:
-            raise WireError(
-                400, {"error": {"message": "input: Field required", "type": "BadRequestError", "code": 400}}
-            )
+            raise _vllm_error(400, "input: Field required")
         if body.get("model") not in (None, self.model):
-            message = f"The model `{body['model']}` does not exist."
-            raise WireError(404, {"error": {"message": message, "type": "NotFoundError", "code": 404}})
-        rows = body["input"] if not isinstance(body["input"], str) else [body["input"]]
-        rows = [rows] if isinstance(rows[0], int) else rows
-        rows = [self.encode(row, True) if isinstance(row, str) else row for row in rows]
+            raise _vllm_error(404, f"The model `{body['model']}` does not exist.")
+        rows = body["input"]
         for row in rows:
             if len(row) > self.longest:
-                message = f"This model's maximum context length is {self.longest} tokens."
-                raise WireError(400, {"error": {"message": message, "type": "BadRequestError", "code": 400}})
+                raise _vllm_error(400, f"This model's maximum context length is {self.longest} tokens.")
         # what a decoder gives before the last token is of no interest here
         before = [[7.0] * (len(row) - 1) if self.every_token else [] for row in rows]
         raw = [[*scores, self.score_ids(row)] for row, scores in zip(rows, before, strict=True)]
@@ -234,21 +214,11 @@ class RewardServer:
 
     # SGLang: python/sglang/srt/entrypoints/http_server.py, managers/io_struct.py (EmbeddingReqInput)
 
-    def _sglang_rows(self, body: dict[str, Any]) -> list[float]:
-        text, ids = body.get("text"), body.get("input_ids")
-        if (text is None) == (ids is None):
-            raise WireError(400, {"error": {"message": "Either text or input_ids should be provided."}})
-        rows = ids if ids is not None else [self.encode(one, True) for one in text]
-        return [self.score_ids(row) for row in rows]
-
     def _sglang(self, body: dict[str, Any]) -> Any:
-        return [
-            {"embedding": [score], "meta_info": {"id": "x", "finish_reason": {"type": "length"}}}
-            for score in self._sglang_rows(body)
-        ]
-
-    def _sglang_openai(self, body: dict[str, Any]) -> Any:
-        return {"data": [{"index": place, "probs": [1.0]} for place in range(len(body["input"]))]}
+        if body.get("input_ids") is None:
+            raise WireError(400, {"error": {"message": "Either text or input_ids should be provided."}})
+        meta = {"id": "x", "finish_reason": {"type": "length"}}
+        return [{"embedding": [self.score_ids(row)], "meta_info": meta} for row in body["input_ids"]]
 
     # TEI: router/src/http/types.rs (PredictInput), server.rs (predict)
 
@@ -308,7 +278,12 @@ class RewardServer:
         return {"id": "chat-1", "object": "chat.completion", "created": 0, "model": self.model, "choices": [choice]}
 
 
-def _spoiled(answer: Any, fault: Fault | None) -> Any:
+def _vllm_error(status: int, message: str) -> WireError:
+    kind = {400: "BadRequestError", 404: "NotFoundError"}[status]
+    return WireError(status, {"error": {"message": message, "type": kind, "code": status}})
+
+
+def _spoiled(answer: Any, fault: AnswerFault | None) -> Any:
     """The answer with a fault in it."""
     rows = answer
     if isinstance(answer, dict):

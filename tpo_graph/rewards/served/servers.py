@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 from langchain_core.messages import BaseMessage
@@ -38,12 +38,20 @@ class _TokenIdsReward(ServedReward[list[int]]):
 class VLLMReward(_TokenIdsReward):
     """A sequence classifier with one output behind vLLM's `/classify`.
 
+    vLLM applies a sigmoid or softmax to classifier outputs unless a request says otherwise. The request's field was
+    `activation` first and is `use_activation` since; a server takes no notice of a field that it does not know. To
+    send both does not do: versions that know both read `activation: false` as true. So the field that works is found
+    out, once.
+
     Args:
         endpoint: the server.
         renderer: makes token ids.
         model: the name that the server gives the model; None for the one that it serves.
         batch_size: responses in one request.
         activation_field: the request's field that switches the activation off; None finds it out.
+
+    Raises:
+        ConfigurationError: there is no such field, and a server would take no notice of it.
     """
 
     server = "vLLM"
@@ -60,10 +68,39 @@ class VLLMReward(_TokenIdsReward):
         activation_field: ActivationField | None = None,
     ) -> None:
         super().__init__(endpoint, renderer, model=model, batch_size=batch_size)
-        self._raw_scores = RawScores(activation_field)
+        if activation_field is not None and activation_field not in get_args(ActivationField):
+            allowed = ", ".join(get_args(ActivationField))
+            raise ConfigurationError(f"Unknown activation_field {activation_field!r}; allowed: {allowed}.")
+        self._activation_field = activation_field
 
     async def _score_batch(self, batch: Sequence[list[int]]) -> list[float]:
-        return await self._raw_scores.ask(lambda body: self._ask(body, size=len(batch)), self._body(batch))
+        async def ask(field: ActivationField | None) -> list[float]:
+            return await self._ask(self._body(batch) | ({} if field is None else {field: False}), size=len(batch))
+
+        if self._activation_field is not None:
+            return await ask(self._activation_field)
+        scores = await ask("use_activation")
+        finite = [score for score in scores if math.isfinite(score)]
+        if not finite:
+            return scores
+        # a score outside of [0, 1] proves that there is no activation, so that nearly every model costs one request
+        if any(not 0 <= score <= 1 for score in finite):
+            self._activation_field = "use_activation"
+            return scores
+        default = await ask(None)
+        if _is_heeded(scores, default):
+            self._activation_field = "use_activation"
+            return scores
+        scores = await ask("activation")
+        if _is_heeded(scores, default):
+            self._activation_field = "activation"
+            return scores
+        raise RewardError(
+            f"The vLLM server returns {finite[0]:.4g}, with and without an activation: either it can't leave a sigmoid "
+            "or softmax out, or it uses none and all rewards lie between 0 and 1.",
+            hint="If the server uses none (started so with --pooler-config) and the model's rewards are in that range, "
+            "pass activation_field='use_activation'. Else take a newer vLLM.",
+        )
 
     def _body(self, batch: Sequence[list[int]]) -> JSONObject:
         return {**self._fixed, "input": list(batch)}
@@ -73,6 +110,14 @@ class VLLMReward(_TokenIdsReward):
 
     def _value(self, row: JSONObject) -> JSON:
         return row["probs"]
+
+
+def _is_heeded(scores: Sequence[float], default: Sequence[float]) -> bool:
+    """Whether `scores`, asked for without an activation, differ from what the server returns by default."""
+    pairs = [(s, d) for s, d in zip(scores, default, strict=True) if math.isfinite(s) and math.isfinite(d)]
+    if any(not 0 <= score <= 1 for score, _ in pairs):
+        return True
+    return sum(abs(score - usual) for score, usual in pairs) > _NOISE * len(pairs)
 
 
 class VLLMPoolingReward(VLLMReward):
@@ -107,73 +152,6 @@ class VLLMPoolingReward(VLLMReward):
         values = row["data"]
         # (tokens, 1) for a score at every token, (1,) for one a text
         return values[-1] if values and isinstance(values[-1], list) else values
-
-
-class RawScores:
-    """Asks vLLM for the model's own number, and checks that it does as asked.
-
-    vLLM applies a sigmoid or softmax to classifier outputs unless a request says otherwise. The request's field was
-    `activation` first and is `use_activation` since; a server takes no notice of a field that it does not know. To
-    send both does not do: versions that know both read `activation: false` as true. So the field that works is found
-    out, once.
-
-    A score outside of [0, 1] is proof, so the check costs nothing with nearly every reward model. Only when all first
-    scores lie inside is a second request made, without the field: it shows whether the field was heeded.
-
-    Args:
-        field: the field to send; None finds it out.
-
-    Raises:
-        ConfigurationError: there is no such field, and a server would take no notice of it.
-    """
-
-    def __init__(self, field: ActivationField | None = None) -> None:
-        if field is not None and field not in get_args(ActivationField):
-            allowed = ", ".join(get_args(ActivationField))
-            raise ConfigurationError(f"Unknown activation_field {field!r}; allowed: {allowed}.")
-        self._field = field
-
-    async def ask(self, send: Callable[[JSONObject], Awaitable[list[float]]], body: JSONObject) -> list[float]:
-        """Ask with the field that works.
-
-        Args:
-            send: sends a request and returns the scores of the answer.
-            body: the request without the field.
-
-        Raises:
-            RewardError: the server heeds neither field.
-        """
-        if self._field is not None:
-            return await send({**body, self._field: False})
-        scores = await send({**body, "use_activation": False})
-        finite = [score for score in scores if math.isfinite(score)]
-        if not finite:
-            return scores
-        if any(not 0 <= score <= 1 for score in finite):
-            self._field = "use_activation"
-            return scores
-        default = await send(body)
-        if _is_heeded(scores, default):
-            self._field = "use_activation"
-            return scores
-        older = await send({**body, "activation": False})
-        if _is_heeded(older, default):
-            self._field = "activation"
-            return older
-        raise RewardError(
-            f"The vLLM server returns {finite[0]:.4g}, with and without an activation: either it can't leave a sigmoid "
-            "or softmax out, or it uses none and all rewards lie between 0 and 1.",
-            hint="If the server uses none (started so with --pooler-config) and the model's rewards are in that range, "
-            "pass activation_field='use_activation'. Else take a newer vLLM.",
-        )
-
-
-def _is_heeded(scores: Sequence[float], default: Sequence[float]) -> bool:
-    """Whether `scores`, asked for without an activation, differ from what the server returns by default."""
-    pairs = [(s, d) for s, d in zip(scores, default, strict=True) if math.isfinite(s) and math.isfinite(d)]
-    if any(not 0 <= score <= 1 for score, _ in pairs):
-        return True
-    return sum(abs(score - usual) for score, usual in pairs) > _NOISE * len(pairs)
 
 
 class SGLangReward(_TokenIdsReward):
