@@ -1,1 +1,1 @@
-"""TPO where LangChain has a model: `ChatTPO` in a chain, `TPOMiddleware` in an agent."""
+"""TPO in the place of a LangChain model: `ChatTPO` in a chain, `TPOMiddleware` in an agent."""

@@ -38,7 +38,7 @@ class ChatTPO(AsyncChatModel):
 
     It goes wherever a chat model goes: into chains, agents and graphs, with streaming, tools, structured output,
     caching, retries and fallbacks. `usage_metadata` of an answer is the sum of all requests behind it, and
-    `response_metadata["tpo"]` tells its reward, the steps, the stop reason, the trajectory and the warnings.
+    `response_metadata["tpo"]` has its reward, the number of steps, the stop reason, the trajectory and the warnings.
 
     Example:
         >>> from tpo_graph.testing import ScriptedChatModel, TableReward
@@ -48,31 +48,31 @@ class ChatTPO(AsyncChatModel):
         >>> answer.text, answer.response_metadata["tpo"]["reward"]
         ('4', 1.0)
 
-    While a run works, each step is told as a custom event `tpo_step`, in `astream_events` and, inside a graph, in
+    During a run each step is reported as a custom event `tpo_step`, in `astream_events` and, inside a graph, in
     `stream_mode="custom"`. Then the answer is streamed; candidates never are.
 
-    With tools bound the policy is asked once. When it calls a tool, its message is returned as it is; when it
-    writes a text, that is a candidate of step 0.
+    With tools bound, the policy is asked once at first. When it calls a tool, its message is returned unchanged; when
+    it writes a text, that text is a candidate of step 0.
 
     A call takes the names of settings too, as in `model.invoke(..., depth=1)` and `model.bind(n=10)`. LangChain's
     `temperature`, `top_p`, `max_tokens` and `stop` hold for the phases that write answers, sample and update. A
-    `draft` (an AIMessage) is an answer that is there already; the policy draws only the rest of N, and the budget has
+    `draft` (an AIMessage) is an answer that exists already; the policy draws only the rest of N, and the budget has
     one request less. Any other argument goes to the policy.
 
-    Images and other content that is no text reach the policy when it draws the first candidates, where the prompt pack
-    has no prompt for that. Loss, gradient and update are shown the text of the conversation alone.
+    Images and other content besides text reach the policy when it draws the first candidates, unless the prompt pack
+    has a prompt for that. Loss, gradient and update are shown only the text of the conversation.
 
-    Nodes of your own are held to `stop` and to the schema of structured output as the package's are: their candidates
+    Nodes of your own must respect `stop` and the schema of structured output like the package's own: their candidates
     are cut, and dropped where they are not valid. A `sample` of your own draws without the tools and the response
-    format of the call; the first reply has them. A node that interrupts the run, to ask a person, is refused: then
-    use the graph of `create_tpo_graph` as a node of your graph.
+    format of the call; only the first reply has them. A node that interrupts the run to ask a person is an error: use
+    the graph of `create_tpo_graph` as a node of your graph for that.
 
     Args:
         policy: a chat model, or a name that `load_policy` takes, loaded when it is first used.
         reward: a reward model, or a name that `load_reward` takes.
         critic: writes loss and gradient: a chat model or a name; the policy when None.
-        prompts: see `build_tpo_graph`.
-        nodes: see `build_tpo_graph`, and above.
+        prompts: a prompt pack, its name or its folder; None takes the one that suits the policy.
+        nodes: replacements by name, as in `{"loss": my_node}`, or the name of a variant, as in `"fused-critique"`.
         settings: defaults for every call; None reads the `TPO_*` variables.
         stop: texts at which every answer ends.
         **options: settings by name, which beat `settings`; LangChain's standard arguments as in a call; and the
@@ -147,7 +147,7 @@ class ChatTPO(AsyncChatModel):
         tool_choice: Any = None,
         **kwargs: Options,
     ) -> Runnable[LanguageModelInput, AIMessage]:
-        """Give the policy tools. Its tool calls come back untouched; a final text is optimised.
+        """Give the policy tools. Its tool calls are returned unchanged; a final text is optimised.
 
         Args:
             tools: in any format that LangChain takes; dicts reach the policy as they are.
@@ -167,17 +167,17 @@ class ChatTPO(AsyncChatModel):
         strict: bool | None = None,
         **kwargs: Options,
     ) -> Runnable[LanguageModelInput, Any]:
-        """Answers as values of a schema. An answer that is not valid makes no candidate.
+        """Answers as values of a schema. An answer that is not valid is not a candidate.
 
-        The policy is told the schema in the conversation, from where it reaches every phase.
+        The schema is added to the conversation, from where it reaches every phase.
 
         Args:
             schema: a pydantic class, a TypedDict, a JSON schema, or a tool in any format that LangChain takes.
             include_raw: return a dict with `raw` (the message), `parsed` and `parsing_error`.
-            method: `json_schema` and `json_mode` send a response format with the first sampling as well;
-                `function_calling` sends none, for candidates are texts; None sends a JSON schema where the policy is
-                an OpenAI-compatible one.
-            strict: whether the provider is to enforce the schema to the letter.
+            method: `json_schema` and `json_mode` also send a response format with the first sampling;
+                `function_calling` sends none, because candidates are texts; None sends a JSON schema where the policy
+                is OpenAI-compatible.
+            strict: whether the provider is to enforce the schema to the letter; None leaves it to the provider.
             **kwargs: further arguments of every call.
 
         Returns:
@@ -185,7 +185,7 @@ class ChatTPO(AsyncChatModel):
             OutputParserException, or returns it as `parsing_error`.
 
         Raises:
-            ConfigurationError: `schema` is none, or the method is unknown.
+            ConfigurationError: `schema` is not a schema, or the method is unknown.
         """
         answer_schema = AnswerSchema.of(schema, method=method, strict=strict)
         traced = {"kwargs": {"method": method or "json_schema"}, "schema": schema}

@@ -89,7 +89,7 @@ class TPORunner:
         nodes too), and `select` does not write the answer's message, because the chat model returns it.
         """
         key = options.graph_key()
-        if (graph := self._graphs.get(key)) is not None:
+        if graph := self._graphs.get(key):
             return graph
         replaced = parts.nodes if isinstance(parts.nodes, Mapping) else {}
         # another `model` in the call may take something else

@@ -62,8 +62,9 @@ class AnswerSchema:
 
         Args:
             schema: a pydantic class, a TypedDict, a JSON schema, or a tool.
-            method: see the attribute of this name.
-            strict: see the attribute of this name.
+            method: how the policy is told the schema, besides in words; None sends a JSON schema where the policy is
+                OpenAI-compatible.
+            strict: whether the provider is to enforce the schema to the letter; None leaves it to the provider.
 
         Raises:
             ConfigurationError: `schema` is none of these or not valid itself, or the method is unknown.
