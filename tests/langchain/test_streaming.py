@@ -21,6 +21,14 @@ def chat(**options):
     return ChatTPO(**{"policy": scripted_policy(), "reward": number_reward(), **options})
 
 
+def graph_of(ask, **compile_options):
+    """A graph of one node."""
+    builder = StateGraph(MessagesState)
+    builder.add_node("ask", ask)
+    builder.add_edge(START, "ask")
+    return builder.compile(**compile_options)
+
+
 def outer_graph(model, *, sync=False, **compile_options):
     """A graph of one node that asks the model, as people write it."""
 
@@ -30,10 +38,19 @@ def outer_graph(model, *, sync=False, **compile_options):
     def ask_sync(state):
         return {"messages": [model.invoke(state["messages"])]}
 
-    builder = StateGraph(MessagesState)
-    builder.add_node("ask", ask_sync if sync else ask)
-    builder.add_edge(START, "ask")
-    return builder.compile(**compile_options)
+    return graph_of(ask_sync if sync else ask, **compile_options)
+
+
+def streamed(sync, model, **options):
+    """What a graph around the model streams, from sync or async code."""
+    graph = outer_graph(model, sync=sync)
+    if sync:
+        return list(graph.stream(ASKED, **options))
+
+    async def collect():
+        return [part async for part in graph.astream(ASKED, **options)]
+
+    return asyncio.run(collect())
 
 
 ASKED = {"messages": [("user", "q")]}
@@ -85,14 +102,7 @@ def texts_by_place(parts):
 
 @pytest.mark.parametrize("sync", [False, True], ids=["async node", "sync node"])
 def test_no_draft_leaks_into_the_message_stream_of_a_graph(sync):
-    parts = list(outer_graph(chat(), sync=True).stream(ASKED, stream_mode="messages", subgraphs=True)) if sync else None
-
-    async def collect():
-        stream = outer_graph(chat()).astream(ASKED, stream_mode="messages", subgraphs=True)
-        return [part async for part in stream]
-
-    parts = parts or asyncio.run(collect())
-    texts = texts_by_place(parts)
+    texts = texts_by_place(streamed(sync, chat(), stream_mode="messages", subgraphs=True))
     assert [text for text in texts.pop(0) if text] == ["rev ", "18"]
     # the graph inside says nothing at all, not even the answer again
     assert texts == {}
@@ -107,50 +117,36 @@ def test_no_draft_leaks_when_the_node_itself_streams():
             whole = chunk if whole is None else whole + chunk
         return {"messages": [whole]}
 
-    builder = StateGraph(MessagesState)
-    builder.add_node("ask", ask)
-    builder.add_edge(START, "ask")
-    parts = builder.compile().stream(ASKED, stream_mode="messages", subgraphs=True)
+    parts = graph_of(ask).stream(ASKED, stream_mode="messages", subgraphs=True)
     texts = texts_by_place(parts)
     assert [text for text in texts.pop(0) if text] == ["rev ", "18"]
     assert texts == {}
 
 
 def test_the_inner_graph_can_be_watched_with_subgraphs():
-    parts = list(outer_graph(chat(depth=1), sync=True).stream(ASKED, stream_mode="updates", subgraphs=True))
+    parts = streamed(True, chat(depth=1), stream_mode="updates", subgraphs=True)
     inner = [next(iter(update)) for namespace, update in parts if namespace]
     assert inner == ["sample", "score", "select", "loss", "gradient", "update", "score", "select"]
 
 
 async def test_events_stream_the_answer_and_tell_the_steps():
-    answer, steps, leaked = [], [], []
+    answer, steps, leaked, order = [], [], [], []
     async for event in chat().astream_events("q", version="v2"):
         if event["event"] == "on_chat_model_stream":
             (answer if event["name"] == "ChatTPO" else leaked).append(event["data"]["chunk"].text)
+        if event["name"] in ("ChatTPO", "tpo_step") and event["event"] in ("on_chat_model_stream", "on_custom_event"):
+            order.append(event["event"])
         if event["event"] == "on_custom_event":
             steps.append((event["name"], event["data"]["step"], event["data"]["best_reward"]))
     assert "".join(answer) == "rev 18"
     assert steps == [("tpo_step", 0, 4.0), ("tpo_step", 1, 11.0), ("tpo_step", 2, 18.0)]
     assert leaked == []
-
-
-async def test_steps_are_told_before_the_answer_begins():
-    order = []
-    async for event in chat(depth=1).astream_events("q", version="v2"):
-        if event["event"] == "on_custom_event" or (
-            event["event"] == "on_chat_model_stream" and event["name"] == "ChatTPO"
-        ):
-            order.append(event["event"])
-    assert order[:2] == ["on_custom_event"] * 2
-    assert "on_custom_event" not in order[2:]
+    assert order == ["on_custom_event"] * 3 + ["on_chat_model_stream"] * 2
 
 
 @pytest.mark.parametrize("sync", [False, True], ids=["async", "sync"])
 def test_steps_are_in_the_custom_stream_of_a_graph(sync):
-    async def collect():
-        return [part async for part in outer_graph(chat()).astream(ASKED, stream_mode="custom")]
-
-    parts = list(outer_graph(chat(), sync=True).stream(ASKED, stream_mode="custom")) if sync else asyncio.run(collect())
+    parts = streamed(sync, chat(), stream_mode="custom")
     assert [part["tpo_step"]["best_reward"] for part in parts] == [4.0, 11.0, 18.0]
 
 
@@ -285,10 +281,7 @@ async def test_two_models_in_one_node():
         answers = await asyncio.gather(*(model.ainvoke(state["messages"]) for _ in range(3)))
         return {"messages": answers}
 
-    builder = StateGraph(MessagesState)
-    builder.add_node("ask", ask)
-    builder.add_edge(START, "ask")
-    result = await builder.compile().ainvoke(ASKED)
+    result = await graph_of(ask).ainvoke(ASKED)
     assert [message.text.split()[0] for message in result["messages"][1:]] == ["rev"] * 3
 
 

@@ -1,6 +1,5 @@
 """with_structured_output: what is not valid is no candidate, the best valid answer is returned parsed."""
 
-import asyncio
 import json
 from typing import Annotated
 
@@ -117,18 +116,14 @@ def test_revisions_are_held_to_the_schema_too():
 
 
 @pytest.mark.parametrize("way", ["ainvoke", "stream", "astream"])
-def test_other_ways_to_call_it(way):
+async def test_other_ways_to_call_it(way):
     model = structured(playing(joke(1), joke(2), joke(3)))
-
-    async def last():
-        return [chunk async for chunk in model.astream("q")][-1]
-
-    ways = {
-        "ainvoke": lambda: asyncio.run(model.ainvoke("q")),
-        "stream": lambda: list(model.stream("q"))[-1],
-        "astream": lambda: asyncio.run(last()),
-    }
-    assert ways[way]().score == 3
+    if way == "ainvoke":
+        assert (await model.ainvoke("q")).score == 3
+    elif way == "stream":
+        assert list(model.stream("q"))[-1].score == 3
+    else:
+        assert [chunk async for chunk in model.astream("q")][-1].score == 3
 
 
 def test_when_nothing_is_valid_the_parser_says_why():
@@ -240,14 +235,6 @@ def test_what_is_no_json_is_not_accepted(text):
     assert not AnswerSchema.of(JokeDict).accepts(text)
 
 
-def test_a_title_with_blanks_is_no_name():
-    policy = playing(joke(1), joke(2))
-    schema = {**JOKE_SCHEMA, "title": "A good joke", "description": "Fun."}
-    structured(policy, schema, n=2, method="json_schema").invoke("q")
-    sent = policy.knobs[0]["response_format"]["json_schema"]
-    assert (sent["name"], sent["schema"]) == ("A_good_joke", schema)
-
-
 def test_a_schema_without_properties_is_kept_whole():
     policy = playing("[1]", '["a", "b"]')
     model = ChatTPO(policy=policy, reward=TableReward(lambda text: -float(len(text))), n=2, depth=0)
@@ -299,3 +286,9 @@ def test_revisions_of_ones_own_are_held_to_it_too():
     found = model.with_structured_output(Joke, include_raw=True).invoke("q")
     assert found["parsed"].score == 50
     assert found["raw"].response_metadata["tpo"]["stop_reason"] == "updates_failed"
+
+
+def test_a_title_with_blanks_becomes_a_name_that_providers_take():
+    schema = {**JOKE_SCHEMA, "title": "A good joke", "description": "Fun."}
+    sent = AnswerSchema.of(schema, method="json_schema").policy_arguments(None)["response_format"]["json_schema"]
+    assert (sent["name"], sent["schema"]) == ("A_good_joke", schema)
