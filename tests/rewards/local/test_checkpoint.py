@@ -1,28 +1,48 @@
 """What is refused when it loads, and that loading and scoring write nothing."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 
 import pytest
+import torch
 from langchain_core.messages import HumanMessage
 from transformers import AutoModelForCausalLM
 
-from tests.rewards.local.tokens import make_tokenizer
+from tests.rewards.local.checkpoints import make_tokenizer
 from tpo_graph.errors import ConfigurationError, RewardError
-from tpo_graph.rewards.base import RewardModel
+from tpo_graph.rewards.base import RunContext
 from tpo_graph.rewards.local import ClassifierReward
+
+pytestmark = pytest.mark.torch
 
 QUESTION = [HumanMessage("Why do warm rooms make people sleepy?")]
 
 
-def rewrite(folder, **changes):
-    """Change a checkpoint's config."""
-    path = folder / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+@pytest.fixture
+def changed(checkpoint, tmp_path):
+    """A function that copies the llama checkpoint with changes to its config and, where given, code of its own."""
 
+    def copy(code="", **config):
+        folder = tmp_path / "changed"
+        shutil.copytree(checkpoint("llama"), folder)
+        path = folder / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **config}))
+        if code:
+            (folder / "own.py").write_text(code)
+        return folder
+
+    return copy
+
+
+OWN_CLASSES = {"AutoConfig": "own.OwnConfig", "AutoModelForSequenceClassification": "own.OwnReward"}
+OWN = {"architectures": ["OwnReward"], "auto_map": OWN_CLASSES, "model_type": "own"}
+# as ArmoRM: a Llama config with 19 labels, and a class of its own
+ARMO = {
+    "architectures": ["OwnReward"],
+    "auto_map": {"AutoModelForSequenceClassification": "own.OwnReward"},
+    "id2label": {str(label): f"LABEL_{label}" for label in range(19)},
+    "label2id": {f"LABEL_{label}": label for label in range(19)},
+}
 
 OWN_CODE = """
 from torch import nn
@@ -50,23 +70,11 @@ class OwnReward(LlamaPreTrainedModel):
 """
 
 
-async def test_trusted_code_gets_the_mask_that_its_authors_gave_it(checkpoint, reward, conversation, tmp_path):
-    folder = tmp_path / "own"
-    shutil.copytree(checkpoint("llama"), folder)
-    config = json.loads((folder / "config.json").read_text())
-    classes = {"AutoConfig": "own.OwnConfig", "AutoModelForSequenceClassification": "own.OwnReward"}
-    config |= {"architectures": ["OwnReward"], "auto_map": classes, "model_type": "own"}
-    (folder / "config.json").write_text(json.dumps(config))
-    (folder / "own.py").write_text(OWN_CODE)
-    own = reward(folder, trust_remote_code=True)
+async def test_trusted_code_gets_the_mask_that_its_authors_gave_it(changed, reward, conversation):
+    own = reward(changed(OWN_CODE, **OWN), trust_remote_code=True)
     texts = ["Warm.", "Since air scatters light."]
-    assert await own.score(conversation, texts) == pytest.approx(
-        await reward("llama").score(conversation, texts), abs=1e-4
-    )
-
-
-def test_it_is_a_reward_model(reward):
-    assert isinstance(reward("llama"), RewardModel)
+    expected = await reward("llama").score(conversation, texts)
+    assert await own.score(conversation, texts) == pytest.approx(expected, abs=1e-4)
 
 
 def test_a_language_model_is_refused(checkpoint):
@@ -90,7 +98,7 @@ def test_several_outputs_need_an_extraction(checkpoint):
 
 
 def test_no_chat_template_is_refused_unless_one_is_given(checkpoint, reward):
-    tokenizer = make_tokenizer(decoder=True)
+    tokenizer = make_tokenizer()
     tokenizer.chat_template = None
     folder = checkpoint("llama", tokenizer=tokenizer)
     with pytest.raises(RewardError, match="no chat template"):
@@ -98,34 +106,16 @@ def test_no_chat_template_is_refused_unless_one_is_given(checkpoint, reward):
     reward(folder, chat_template="{% for m in messages %}{{ m['content'] }}\n{% endfor %}")
 
 
-def test_own_code_is_not_run_unless_trusted(checkpoint, tmp_path):
-    folder = own_code(checkpoint, tmp_path, "raise RuntimeError('this must not run')")
-    with pytest.raises(RewardError, match="brings its own code, which is not run") as caught:
-        ClassifierReward.from_pretrained(str(folder))
-    assert "trust_remote_code=True" in caught.value.hint
-
-
-def test_own_code_that_can_not_be_imported_says_so(checkpoint, tmp_path, monkeypatch):
-    """As ArmoRM's, which imports a name that transformers no longer has."""
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
-    folder = own_code(
-        checkpoint, tmp_path, "from transformers.models.llama.modeling_llama import LLAMA_INPUTS_DOCSTRING"
-    )
-    with pytest.raises(RewardError, match="fails to import here: cannot import name 'LLAMA_INPUTS_DOCSTRING'"):
-        ClassifierReward.from_pretrained(str(folder), trust_remote_code=True)
-
-
-@pytest.mark.parametrize("labels", [1, 19])
-def test_own_code_for_a_known_architecture_is_named_before_its_outputs(checkpoint, tmp_path, labels):
-    """As ArmoRM: a Llama config with 19 labels, and a class of its own."""
-    folder = gated(checkpoint, tmp_path, "raise RuntimeError('this must not run')", labels=labels)
-    with pytest.raises(RewardError, match=r"own code \(OwnReward\), which is not run unless you trust it") as caught:
+@pytest.mark.parametrize("config", [OWN, ARMO], ids=["own", "armo"])
+def test_own_code_is_not_run_unless_trusted(changed, config):
+    folder = changed("raise RuntimeError('this must not run')", **config)
+    with pytest.raises(RewardError, match=r"brings its own code.*, which is not run unless you trust it") as caught:
         ClassifierReward.from_pretrained(str(folder))
     assert "trust_remote_code=True" in caught.value.hint
 
 
 @pytest.mark.parametrize(
-    ("code", "said", "hint"),
+    ("code", "reason", "hint"),
     [
         (
             "from transformers.models.llama.modeling_llama import GONE",
@@ -135,68 +125,36 @@ def test_own_code_for_a_known_architecture_is_named_before_its_outputs(checkpoin
         ("import no_such_package", "not found in your environment: no_such_package", "a model without own code"),
     ],
 )
-@pytest.mark.parametrize("labels", [1, 19])
-def test_that_own_code_does_not_import_is_said_before_its_outputs(
-    checkpoint, tmp_path, monkeypatch, labels, code, said, hint
+@pytest.mark.parametrize("config", [OWN, ARMO], ids=["own", "armo"])
+def test_own_code_that_can_not_be_imported_is_reported_before_its_outputs(
+    changed, tmp_path, monkeypatch, config, code, reason, hint
 ):
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
-    folder = gated(checkpoint, tmp_path, code, labels=labels)
-    with pytest.raises(RewardError, match=f"fails to import here: .*{said}") as caught:
-        ClassifierReward.from_pretrained(str(folder), trust_remote_code=True)
+    with pytest.raises(RewardError, match=f"fails to import here: .*{reason}") as caught:
+        ClassifierReward.from_pretrained(str(changed(code, **config)), trust_remote_code=True)
     assert hint in caught.value.hint
 
 
-def test_own_code_that_transformers_has_by_now_is_not_needed(checkpoint, reward, tmp_path):
-    folder = tmp_path / "own_code"
-    shutil.copytree(checkpoint("llama"), folder)
-    rewrite(folder, auto_map={"AutoModelForSequenceClassification": "own.LlamaForSequenceClassification"})
+def test_own_code_that_transformers_has_by_now_is_not_needed(changed, reward):
+    folder = changed(auto_map={"AutoModelForSequenceClassification": "own.LlamaForSequenceClassification"})
     assert reward(folder).max_length == 2048
 
 
-def gated(checkpoint, tmp_path, code, *, labels):
-    folder = own_code(checkpoint, tmp_path, code)
-    names = {f"LABEL_{number}": number for number in range(labels)}
-    rewrite(
-        folder,
-        model_type="llama",
-        auto_map={"AutoModelForSequenceClassification": "own.OwnReward"},
-        label2id=names,
-        id2label={str(number): name for name, number in names.items()},
-    )
-    return folder
-
-
-def own_code(checkpoint, tmp_path, code):
-    import shutil
-
-    folder = tmp_path / "own_code"
-    shutil.copytree(checkpoint("llama"), folder)
-    rewrite(
-        folder,
-        model_type="own",
-        architectures=["OwnReward"],
-        auto_map={"AutoConfig": "own.OwnConfig", "AutoModelForSequenceClassification": "own.OwnReward"},
-    )
-    (folder / "own.py").write_text(f"{code}\nclass OwnConfig: ...\nclass OwnReward: ...\n")
-    return folder
-
-
-def test_a_missing_folder_an_empty_one_and_a_broken_file_are_told_apart(checkpoint, tmp_path):
-    import shutil
-
+def test_a_missing_folder_an_empty_one_and_a_broken_file_are_told_apart(changed, tmp_path):
     with pytest.raises(RewardError, match="no such folder"):
         ClassifierReward.from_pretrained(str(tmp_path / "nowhere"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(RewardError, match=r"could not be loaded|lacks a file"):
         ClassifierReward.from_pretrained(str(tmp_path / "empty"))
-    shutil.copytree(checkpoint("llama"), tmp_path / "broken")
-    (tmp_path / "broken" / "model.safetensors").write_bytes(b"\x10\x00")
-    with pytest.raises(RewardError, match=r"weights .* can't be read"):
-        ClassifierReward.from_pretrained(str(tmp_path / "broken"))
+    broken = changed()
+    (broken / "model.safetensors").write_bytes(b"\x10\x00")
+    with pytest.raises(RewardError, match=r"weights that can't be read") as caught:
+        ClassifierReward.from_pretrained(str(broken))
+    assert "download it again" in caught.value.hint
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "problem"),
     [
         ({"truncation": "left"}, "truncation 'left'; allowed: error, truncate_prompt, truncate_response"),
         ({"dtype": "int4"}, "dtype 'int4'; allowed: auto, float32"),
@@ -206,15 +164,13 @@ def test_a_missing_folder_an_empty_one_and_a_broken_file_are_told_apart(checkpoi
         ({"extraction": "best"}, "extraction 'best'; allowed: label:NAME_OR_INDEX"),
     ],
 )
-def test_arguments_are_checked_before_anything_is_loaded(options, said):
-    with pytest.raises(ConfigurationError, match=said):
+def test_arguments_are_checked_before_anything_is_loaded(options, problem):
+    with pytest.raises(ConfigurationError, match=problem):
         ClassifierReward.from_pretrained("/nowhere", **options)
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:0"])
 def test_a_device_that_is_not_here_is_refused(device, checkpoint):
-    import torch
-
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     with pytest.raises(ConfigurationError, match=device):
@@ -227,16 +183,15 @@ async def test_more_tokens_than_positions_are_refused_and_a_lower_limit_holds(ch
     assert reward("bert").max_length == 512
     assert reward("roberta").max_length == 511  # a table of 514 rows, counted from the one after its pad id, 2
     model = reward("bert", max_length=100)
-    _, counts = await model.score_with_counts([HumanMessage("air " * 200)], ["Since air.", "No."])
-    assert (counts["truncated_prompts"], counts["truncated_responses"]) == (2, 0)
-    assert counts["dropped_tokens"] > 200
+    scoring = await model.score_in_detail([HumanMessage("air " * 200)], ["Since air.", "No."], RunContext())
+    assert scoring.truncated == {"Since air.", "No."}
 
 
 async def test_a_text_over_the_table_of_positions_loses_the_start_of_its_conversation(reward):
-    model = reward("bert")
-    scores, counts = await model.score_with_counts([HumanMessage("light " * 600)], ["Since air.", "air " * 700])
-    assert len(scores) == 2
-    assert (counts["truncated_prompts"], counts["truncated_responses"]) == (2, 1)
+    texts = ["Since air.", "air " * 700]
+    scoring = await reward("bert").score_in_detail([HumanMessage("light " * 600)], texts, RunContext())
+    assert len(scoring.scores) == 2
+    assert scoring.truncated == set(texts)
 
 
 async def test_half_precision_loads_where_it_is_asked_for(reward):
@@ -247,7 +202,7 @@ async def test_half_precision_loads_where_it_is_asked_for(reward):
 
 
 async def test_nothing_is_written(reward, checkpoint, capfd):
-    tokenizer = make_tokenizer(decoder=True)
+    tokenizer = make_tokenizer()
     tokenizer.model_max_length = 200  # a tokenizer that knows a limit warns of longer texts
     for kind in ("llama", "gemma3_text", "gpt2", "bert", "deberta-v2", "modernbert"):
         await reward(kind).score([HumanMessage("light " * 2000)], ["Since air.", "Warm."])
@@ -256,12 +211,3 @@ async def test_nothing_is_written(reward, checkpoint, capfd):
     await model.score([HumanMessage("light " * 2000)], ["Since air.", "Warm.<|end|>"])
     written = capfd.readouterr()
     assert (written.out, written.err) == ("", "")
-
-
-def test_importing_the_package_imports_no_torch():
-    code = (
-        "import sys, tpo_graph.rewards.load, tpo_graph.rewards.local as local; local.ClassifierReward; "
-        "sys.exit(any(name in sys.modules for name in ('torch', 'transformers')))"
-    )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0

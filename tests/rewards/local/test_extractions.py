@@ -1,166 +1,27 @@
-"""Rewards of models that have not exactly one output, each against the model run by hand."""
+"""Extractions by name, and how a process reward is made of its steps."""
 
-import json
 import math
 
 import pytest
-import torch
-from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoModelForTokenClassification
 
-from tpo_graph.errors import ConfigurationError, RewardError
+from tpo_graph.errors import ConfigurationError
 from tpo_graph.rewards.local import LabelLogit, LastTokenLogit, ProcessReward, ValueHead
-from tpo_graph.rewards.local.checkpoint import quiet_loading
 from tpo_graph.rewards.local.extractions import extraction_by_name
-
-TEXTS = ["The body rests.\n\nLess heat, more sleep.\n\nSo people sleep.", "Warm.", "The sky is blue.\n\nAir. " * 3]
-
-
-def by_hand(folder, auto_class):
-    """Model and tokenizer as a person would load them."""
-    from transformers import AutoTokenizer
-
-    with quiet_loading():
-        model = auto_class.from_pretrained(folder, dtype=torch.float32).eval().requires_grad_(False)
-        return model, AutoTokenizer.from_pretrained(folder)
-
-
-def rendered_ids(tokenizer, conversation, text):
-    roles = {"human": "user", "ai": "assistant", "system": "system"}
-    turns = [{"role": roles[message.type], "content": message.content} for message in conversation]
-    return tokenizer.apply_chat_template([*turns, {"role": "assistant", "content": text}], return_dict=False)
-
-
-async def test_one_label_of_several(checkpoint, reward, conversation):
-    names = {"id2label": {0: "helpful", 1: "honest", 2: "brief"}, "label2id": {"helpful": 0, "honest": 1, "brief": 2}}
-    folder = checkpoint("llama", num_labels=3, **names)
-    model, tokenizer = by_hand(folder, AutoModelForSequenceClassification)
-    expected = [
-        float(model(torch.tensor([rendered_ids(tokenizer, conversation, text)])).logits[0, 1]) for text in TEXTS
-    ]
-
-    assert await reward(folder, extraction="label:honest").score(conversation, TEXTS) == pytest.approx(
-        expected, abs=1e-4
-    )
-    assert await reward(folder, extraction=LabelLogit(1)).score(conversation, TEXTS) == pytest.approx(
-        expected, abs=1e-4
-    )
-    with pytest.raises(ConfigurationError, match="no label 'kind'; allowed: brief, helpful, honest"):
-        reward(folder, extraction="label:kind")
-    with pytest.raises(ConfigurationError, match="allowed: 0 to 2"):
-        reward(folder, extraction="label:3")
-
-
-@pytest.mark.parametrize("kind", ["llama", "gemma2"])
-async def test_a_logit_at_the_last_position(kind, checkpoint, reward, conversation):
-    """gemma2 caps its logits after the head: the model's own forward is what counts."""
-    folder = checkpoint(kind, auto_class=AutoModelForCausalLM)
-    model, tokenizer = by_hand(folder, AutoModelForCausalLM)
-    expected = [
-        float(model(torch.tensor([rendered_ids(tokenizer, conversation, text)])).logits[0, -1, 0]) for text in TEXTS
-    ]
-
-    assert await reward(folder, extraction="nemotron").score(conversation, TEXTS) == pytest.approx(expected, abs=1e-4)
-    with pytest.raises(ConfigurationError, match="Column 99999 is outside of the vocabulary"):
-        reward(folder, extraction="last_token_logit:99999")
-
-
-@pytest.mark.parametrize("aggregate", ["min", "product", "last"])
-async def test_a_process_reward_reads_each_step(aggregate, checkpoint, reward, conversation):
-    folder = checkpoint("qwen3", auto_class=AutoModelForTokenClassification, num_labels=2)
-    model, tokenizer = by_hand(folder, AutoModelForTokenClassification)
-    mark = tokenizer.encode("\n", add_special_tokens=False)[0]
-    expected = []
-    for text in TEXTS:
-        whole = rendered_ids(tokenizer, conversation, "\u203b")
-        head = whole[: len(rendered_ids(tokenizer, conversation, "")) - 2]  # up to the response
-        ids, steps = list(head), []
-        for step in text.split("\n\n"):
-            ids += [*tokenizer.encode(step.strip(), add_special_tokens=False), mark]
-            steps.append(len(ids) - 1)
-        logits = model(torch.tensor([ids])).logits[0, steps].softmax(-1)[:, 1]
-        expected.append(float({"min": logits.min(), "product": logits.prod(), "last": logits[-1]}[aggregate]))
-
-    scores, counts = await reward(folder, extraction=f"process:{aggregate}").score_with_counts(conversation, TEXTS)
-    assert scores == pytest.approx(expected, abs=1e-4)
-    assert counts["prefix_builds"] == 1
-
-
-async def test_a_process_reward_of_two_tokens(checkpoint, reward, conversation):
-    folder = checkpoint("llama", auto_class=AutoModelForCausalLM)
-    good_or_bad = ProcessReward("last", step_token="<pad>", positive="+", negative="-")
-    scores = await reward(folder, extraction=good_or_bad).score(conversation, [*TEXTS, ""])
-    assert all(0 < score < 1 for score in scores[:3])
-    assert math.isnan(scores[3]), "a response without a step can't be scored"
-
-    with pytest.raises(RewardError, match=r"'\+\+\+' is 3 tokens"):
-        reward(folder, extraction=ProcessReward(step_token="+++", positive="+", negative="-"))
-
-
-async def test_an_encoder_has_no_steps(checkpoint, reward):
-    folder = checkpoint("bert", auto_class=AutoModelForTokenClassification, num_labels=2)
-    with pytest.raises(ConfigurationError, match="can't be read at each step"):
-        reward(folder, extraction="process:min")
-
-
-def write_value_model(folder, weights, head, kind):
-    """Weights and value head in one file, or the head's two tensors in files of their own."""
-    name = "pytorch_model.bin" if kind.endswith("bin") else "model.safetensors"
-    (folder / "model.safetensors").unlink()
-
-    def write(tensors, file):
-        if file.endswith("bin"):
-            torch.save(tensors, folder / file)
-        else:
-            save_file(tensors, folder / file, metadata={"format": "pt"})
-
-    if not kind.startswith("sharded"):
-        write({**weights, **head}, name)
-        return
-    stem, _, suffix = name.rpartition(".")
-    parts = [weights, *({key: tensor} for key, tensor in head.items())]
-    places = {}
-    for number, tensors in enumerate(parts):
-        write(tensors, f"{stem}-{number}.{suffix}")
-        places |= dict.fromkeys(tensors, f"{stem}-{number}.{suffix}")
-    (folder / f"{name}.index.json").write_text(json.dumps({"metadata": {"total_size": 0}, "weight_map": places}))
-
-
-@pytest.mark.parametrize("kind", ["safetensors", "bin", "sharded safetensors", "sharded bin"])
-async def test_a_value_head(kind, checkpoint, reward, conversation, tmp_path):
-    import shutil
-
-    source = checkpoint("llama", auto_class=AutoModelForCausalLM)
-    folder = tmp_path / "value"
-    shutil.copytree(source, folder)
-    head = {"v_head.summary.weight": torch.randn(1, 32), "v_head.summary.bias": torch.tensor([0.5])}
-    write_value_model(folder, load_file(folder / "model.safetensors"), head, kind)
-    model, tokenizer = by_hand(source, AutoModelForCausalLM)
-    expected = []
-    for text in TEXTS:
-        hidden = model.model(torch.tensor([rendered_ids(tokenizer, conversation, text)])).last_hidden_state[0, -1]
-        expected.append(float(head["v_head.summary.weight"][0] @ hidden + 0.5))
-
-    assert await reward(folder, extraction="value_head").score(conversation, TEXTS) == pytest.approx(expected, abs=1e-4)
-    with pytest.raises(RewardError, match="holds no value head"):
-        reward(source, extraction=ValueHead())
-    with pytest.raises(RewardError) as caught:
-        reward(folder)
-    assert "extraction='value_head'" in caught.value.hint
 
 
 @pytest.mark.parametrize(
-    ("outputs", "aggregate", "reward_of_it"),
+    ("outputs", "aggregate", "expected"),
     [
         ([[0.0, 0.0], [0.0, 100.0]], "min", 0.5),
         ([[0.0, 0.0], [0.0, 100.0]], "product", 0.5),
         ([[0.0, 0.0], [0.0, 100.0]], "last", 1.0),
         ([[0.0, 100.0], [math.nan, 0.0]], "min", math.nan),
+        ([[0.0, math.nan], [0.0, 100.0]], "product", math.nan),
         ([], "product", math.nan),
     ],
 )
-def test_aggregates(outputs, aggregate, reward_of_it):
-    assert ProcessReward(aggregate).reward(outputs) == pytest.approx(reward_of_it, nan_ok=True)
+def test_aggregates(outputs, aggregate, expected):
+    assert ProcessReward(aggregate).reward(outputs) == pytest.approx(expected, nan_ok=True)
 
 
 @pytest.mark.parametrize(
@@ -171,10 +32,21 @@ def test_a_process_reward_that_is_not_complete_is_refused(options):
         ProcessReward(**options)
 
 
-def test_names():
-    assert extraction_by_name("label:1") == LabelLogit(1)
-    assert extraction_by_name("label:helpful") == LabelLogit("helpful")
-    assert extraction_by_name("process:min") == ProcessReward("min")
-    assert extraction_by_name("last_token_logit:5") == LastTokenLogit(5)
-    assert extraction_by_name("nemotron") == LastTokenLogit(0)
-    assert extraction_by_name("value_head") == ValueHead()
+@pytest.mark.parametrize(
+    ("name", "extraction"),
+    [
+        ("label:1", LabelLogit(1)),
+        ("label:helpful", LabelLogit("helpful")),
+        ("process:min", ProcessReward("min")),
+        ("last_token_logit:5", LastTokenLogit(5)),
+        ("nemotron", LastTokenLogit(0)),
+        ("value_head", ValueHead()),
+    ],
+)
+def test_names(name, extraction):
+    assert extraction_by_name(name) == extraction
+
+
+def test_an_unknown_name_is_refused():
+    with pytest.raises(ConfigurationError, match="extraction 'best'; allowed: label:NAME_OR_INDEX"):
+        extraction_by_name("best")

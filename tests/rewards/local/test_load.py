@@ -2,12 +2,25 @@
 
 import pytest
 
+from tests.fresh_process import run_script
 from tpo_graph.errors import ConfigurationError, RewardError
 from tpo_graph.rewards import load
 from tpo_graph.rewards.load import load_reward
 from tpo_graph.rewards.local import ClassifierReward
 
 
+@pytest.mark.subprocess
+def test_importing_the_package_imports_no_torch():
+    script = """
+        import sys
+        import tpo_graph.rewards.load
+        from tpo_graph.rewards.local import ClassifierReward
+        assert not {"torch", "transformers"} & sys.modules.keys()
+    """
+    assert run_script(script).returncode == 0
+
+
+@pytest.mark.torch
 def test_a_folder_loads(checkpoint):
     model = load_reward(f"hf:{checkpoint('bert')}", max_length=64)
     assert isinstance(model, ClassifierReward)
@@ -16,7 +29,7 @@ def test_a_folder_loads(checkpoint):
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "suggestion"),
     [
         ("Skywork/Skywork-Reward-V2-Qwen3-0.6B", "Did you mean 'hf:Skywork/Skywork-Reward-V2-Qwen3-0.6B'"),
         ("locl", "Did you mean 'local'"),
@@ -26,11 +39,12 @@ def test_a_folder_loads(checkpoint):
         ("local:big", "'local' takes no name"),
     ],
 )
-def test_a_name_that_is_unknown_says_what_is_allowed(name, said):
-    with pytest.raises(ConfigurationError, match=said):
+def test_a_name_that_is_unknown_says_what_is_allowed(name, suggestion):
+    with pytest.raises(ConfigurationError, match=suggestion):
         load_reward(name)
 
 
+@pytest.mark.torch
 def test_an_unknown_option_is_named(checkpoint):
     with pytest.raises(ConfigurationError, match="unexpected keyword argument 'depth'"):
         load_reward(f"hf:{checkpoint('bert')}", depth=3)

@@ -10,7 +10,6 @@ from tpo_graph.rewards.local.extractions import (
     SingleScore,
     ValueHead,
 )
-from tpo_graph.rewards.local.worker import ScoreCounts
 
 __all__ = [
     "ClassifierReward",
@@ -18,7 +17,6 @@ __all__ = [
     "LabelLogit",
     "LastTokenLogit",
     "ProcessReward",
-    "ScoreCounts",
     "SingleScore",
     "Truncation",
     "ValueHead",

@@ -1,10 +1,9 @@
 """The local reward model: a transformers checkpoint that scores responses in this process."""
 
 import asyncio
-import math
 import weakref
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from langchain_core.messages import BaseMessage
 
@@ -12,13 +11,10 @@ from tpo_graph.errors import ConfigurationError, MissingDependencyError
 from tpo_graph.rewards.base import DetailedReward, RunContext, Scoring
 from tpo_graph.rewards.local.encoding import TRUNCATIONS, ConversationEncoder, Truncation
 from tpo_graph.rewards.local.extractions import Extraction, SingleScore, extraction_by_name
-from tpo_graph.rewards.local.worker import ScoreCounts, ScoringWorker
+from tpo_graph.rewards.local.worker import ScoringWorker
 
 if TYPE_CHECKING:
-    from tpo_graph.rewards.local.checkpoint import Checkpoint
-
-
-DTYPES = ("auto", "float32", "bfloat16", "float16")
+    from tpo_graph.rewards.local.checkpoint import Checkpoint, DType
 
 GATHER_SECONDS = 0.002
 """Long enough for the tasks of one event loop to hand in their requests, too short to be felt."""
@@ -52,10 +48,11 @@ class ClassifierReward(DetailedReward):
         Args:
             checkpoint: model and tokenizer.
             extraction: how the reward is read; None for a model with one output.
-            truncation: see `from_pretrained`.
-            sanitize: see `from_pretrained`.
-            batch_tokens: see `from_pretrained`.
-            prefix_bytes: see `from_pretrained`.
+            truncation: what a text that is too long loses: tokens from the start of the conversation, from the end of
+                the response, or nothing (it has no score then).
+            sanitize: whether control tokens inside a message are plain text.
+            batch_tokens: tokens of one forward pass; None for the device's own.
+            prefix_bytes: memory for keys and values of conversations that may come again.
         """
         from tpo_graph.rewards.local.scoring import Scorer
 
@@ -82,7 +79,7 @@ class ClassifierReward(DetailedReward):
         name_or_path: str,
         *,
         device: str | None = None,
-        dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+        dtype: "DType" = "auto",
         attention: str | None = None,
         revision: str | None = None,
         trust_remote_code: bool = False,
@@ -106,9 +103,8 @@ class ClassifierReward(DetailedReward):
             revision: branch, tag or commit on the hub.
             trust_remote_code: whether code that comes with the checkpoint may run.
             truncation: what a text that is too long loses: tokens from the start of the conversation, from the end of
-                the response, or nothing (it has no score then). Counted in `counts`, and a warning of a run.
-            sanitize: whether control tokens that a message brings into the text are plain text, so that a response
-                can't end its turn.
+                the response, or nothing (it has no score then). A run warns of each of these.
+            sanitize: whether control tokens inside a message are plain text, so that a response can't end its turn.
             max_length: tokens of conversation and response together; None for what model and tokenizer state.
             batch_tokens: tokens of one forward pass; None for the device's own.
             prefix_bytes: memory for keys and values of conversations that may come again.
@@ -122,8 +118,6 @@ class ClassifierReward(DetailedReward):
         """
         if truncation not in TRUNCATIONS:
             raise ConfigurationError(f"Unknown truncation {truncation!r}; allowed: {', '.join(TRUNCATIONS)}.")
-        if dtype not in DTYPES:
-            raise ConfigurationError(f"Unknown dtype {dtype!r}; allowed: {', '.join(DTYPES)}.")
         for option, number in (("max_length", max_length), ("batch_tokens", batch_tokens)):
             if number is not None and number < 1:
                 raise ConfigurationError(f"{option}={number}: it must be at least 1, or None.")
@@ -131,7 +125,8 @@ class ClassifierReward(DetailedReward):
             raise ConfigurationError(f"prefix_bytes={prefix_bytes}: it must be at least 0.")
         if not name_or_path.strip():
             raise ConfigurationError("The reward model's name is empty.", hint="Give owner/name, or a folder.")
-        how = extraction_by_name(extraction) if isinstance(extraction, str) else extraction
+        if isinstance(extraction, str):
+            extraction = extraction_by_name(extraction)
         try:
             from tpo_graph.rewards.local.checkpoint import load_checkpoint
         except ImportError as error:
@@ -148,11 +143,11 @@ class ClassifierReward(DetailedReward):
             trust_remote_code=trust_remote_code,
             max_length=max_length,
             chat_template=chat_template,
-            extraction=how or SingleScore(),
+            extraction=extraction or SingleScore(),
         )
         return cls(
             checkpoint,
-            extraction=how,
+            extraction=extraction,
             truncation=truncation,
             sanitize=sanitize,
             batch_tokens=batch_tokens,
@@ -163,7 +158,7 @@ class ClassifierReward(DetailedReward):
         self,
         messages: Sequence[BaseMessage],
         responses: Sequence[str],
-        run: RunContext,  # noqa: ARG002  # a classifier scores each response by itself
+        run: RunContext,  # noqa: ARG002  # each response is scored by itself
     ) -> Scoring:
         """Score every response as the next assistant turn of the conversation.
 
@@ -175,26 +170,13 @@ class ClassifierReward(DetailedReward):
             run: the run that they are scored for.
 
         Returns:
-            One float for each response, which responses were cut, and why one has no score; NaN where the model gives
-            NaN, and for a response that is too long under `truncation="error"`.
+            The scores, NaN where the model gives NaN and for a response that is too long under `truncation="error"`;
+            which responses were truncated; and why one has no score.
 
         Raises:
             RewardError: when the conversation or none of the texts can be scored.
         """
-        scoring, _ = await asyncio.wrap_future(self._worker.submit(messages, responses))
-        return scoring
-
-    async def score_with_counts(
-        self, messages: Sequence[BaseMessage], responses: Sequence[str]
-    ) -> tuple[list[float], ScoreCounts]:
-        """Score as `score` does, and tell what was truncated, deduplicated and batched for it."""
-        scoring, counts = await asyncio.wrap_future(self._worker.submit(messages, responses))
-        return [math.nan if score is None else score for score in scoring.scores], counts
-
-    @property
-    def counts(self) -> ScoreCounts:
-        """What was done so far, over all calls."""
-        return self._worker.totals
+        return await asyncio.wrap_future(self._worker.submit(messages, responses))
 
     def close(self) -> None:
         """Stop the thread after the batch that runs, and let the model go; does not block.

@@ -1,127 +1,43 @@
 """From a conversation and its responses to token ids, as the model's authors tokenise them.
 
 The ids are those of the chat template's text through the tokenizer, with two differences: begin and end tokens that
-both the template and the tokenizer would add come once, and control tokens that a message brings into the text are
-plain text, so that a response can't end its own turn. A template that takes such tokens out itself, as those do that
-strip a block of reasoning, sees the message as it is.
+both the template and the tokenizer would add appear once, and control tokens inside a message are plain text, so that a
+response can't end its own turn. A template that takes such tokens out itself, as those do that strip a block of
+reasoning, sees the message as it is.
 """
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 from langchain_core.messages import BaseMessage, convert_to_openai_messages
 
 from tpo_graph.errors import RewardError
-from tpo_graph.rewards.local.extractions import CommonHead
 from tpo_graph.types import JSON, JSONObject, Options
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-
-# From LangChain messages to the role and content dicts that chat templates take.
+TokenIds: TypeAlias = tuple[int, ...]
 
 ChatTurn: TypeAlias = JSONObject
 """One message as a chat template sees it: `role`, `content`, perhaps `tool_calls`."""
 
-UNSPOKEN = frozenset({"text", "reasoning", "thinking", "redacted_thinking", "tool_use", "tool_call", "function_call"})
-"""Content blocks whose text alone is scored: reasoning is no part of the answer, tool calls have a key of their own."""
-
-
-def chat_turns(messages: Sequence[BaseMessage]) -> list[ChatTurn]:
-    """Return the conversation as a chat template takes it.
-
-    Raises:
-        RewardError: when a message holds an image or another thing that a text reward model can't see.
-    """
-    turns: list[ChatTurn] = []
-    for message in messages:
-        if not isinstance(message.content, str):
-            kinds = {block.get("type", "?") for block in message.content if isinstance(block, dict)}
-            if kinds - UNSPOKEN:
-                raise RewardError(
-                    f"A {message.type} message holds {', '.join(sorted(kinds - UNSPOKEN))}; "
-                    "a local reward model reads text alone.",
-                    hint="Leave images and files out of the conversation that is scored.",
-                )
-        turn = convert_to_openai_messages(message.model_copy(update={"content": str(message.text)}))
-        for call in turn.get("tool_calls") or ():
-            # templates print the arguments themselves; as a JSON text they would be quoted twice
-            call["function"]["arguments"] = json.loads(call["function"]["arguments"])
-        turns.append(turn)
-    return turns
-
-
-# The truncation policy: which tokens a text that is too long for the model loses.
-
 Truncation: TypeAlias = Literal["error", "truncate_prompt", "truncate_response"]
+"""What a text that is too long loses: nothing (it is not scored), the oldest tokens of the conversation, or the last
+tokens of the response."""
 
-TRUNCATIONS: tuple[Truncation, ...] = ("error", "truncate_prompt", "truncate_response")
+TRUNCATIONS: tuple[Truncation, ...] = get_args(Truncation)
 
-
-class TooLongError(RewardError):
-    """One text does not fit into the model; others of the same conversation may."""
-
-
-@dataclass(frozen=True, slots=True)
-class Cut:
-    """Tokens to drop from a text.
-
-    Attributes:
-        prompt: from the start of the conversation, after the tokenizer's own first tokens.
-        response: from the end of the response, before what closes its turn.
-    """
-
-    prompt: int = 0
-    response: int = 0
-
-
-def plan_cut(*, length: int, limit: int | None, leading: int, prompt: int, tail: int, truncation: Truncation) -> Cut:
-    """Decide what a text loses.
-
-    `truncate_prompt` drops the oldest tokens of the conversation, `truncate_response` the last tokens of the response.
-    What one of them can't give comes from the other: a response that fills the model alone keeps its start.
-
-    Args:
-        length: tokens of the text.
-        limit: tokens that the model takes; None for no limit.
-        leading: tokens at the start that always stay (begin of text, [CLS]).
-        prompt: tokens before the response, `leading` included.
-        tail: tokens after the response, which always stay (they close the turn, and a decoder is read there).
-        truncation: the policy.
-
-    Raises:
-        TooLongError: for a text over the limit when the policy is `error`, or when nothing of it would be left.
-    """
-    if limit is None or length <= limit:
-        return Cut()
-    excess = length - limit
-    if truncation == "error":
-        raise TooLongError(
-            f"A text of {length} tokens is longer than the {limit} tokens that the reward model takes.",
-            hint="Allow truncation='truncate_prompt' or 'truncate_response', or ask the policy for shorter responses.",
-        )
-    from_prompt = max(prompt - leading, 0)
-    from_response = max(length - prompt - tail, 0)
-    if excess > from_prompt + from_response:
-        raise TooLongError(
-            f"The reward model takes {limit} tokens, and {length - from_prompt - from_response} of a text's tokens "
-            "are the chat template's own: nothing of the text would be left.",
-            hint="Raise max_length.",
-        )
-    if truncation == "truncate_prompt":
-        cut = min(excess, from_prompt)
-        return Cut(prompt=cut, response=excess - cut)
-    cut = min(excess, from_response)
-    return Cut(prompt=excess - cut, response=cut)
-
-
-TokenIds: TypeAlias = tuple[int, ...]
+IGNORED_BLOCKS = frozenset(
+    {"text", "reasoning", "thinking", "redacted_thinking", "tool_use", "tool_call", "function_call"}
+)
+"""Content blocks of which nothing but text is scored: reasoning is not part of the answer, and tool calls have a key of
+their own."""
 
 PROBE = "\u203b"
-"""A response that no policy writes: where its ids part from a response's is where the response begins."""
+"""A response that no policy writes: the response begins where a text's ids differ from those of the probe's text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,11 +73,11 @@ class ConversationEncoder:
         step_token: str | None = None,
         step_separator: str = "",
     ) -> None:
-        """Prepare the tokenizer's parts.
+        """Look up the tokenizer's own begin, end and control tokens.
 
         Args:
             tokenizer: with a chat template.
-            truncation: what to do with a text longer than `max_length`.
+            truncation: what a text longer than `max_length` loses.
             max_length: tokens that the model takes; None for no limit.
             sanitize: whether control tokens inside a message become plain text.
             ignored_at_end: the id that the model's own pooling skips at the end of a text, its config's pad id.
@@ -174,10 +90,11 @@ class ConversationEncoder:
         self._sanitize = sanitize
         self._ignored_at_end = ignored_at_end
         self._begin, self._end = added_ids(tokenizer)
-        added = tokenizer.added_tokens_decoder.items()
-        # white space and what the vocabulary does not know are part of a text; some tokenizers have tokens of them
+        # white space and what the vocabulary lacks are parts of a text, although some tokenizers have tokens for them
         self._control_ids = frozenset(
-            number for number, token in added if not token.content.isspace() and number != tokenizer.unk_token_id
+            token_id
+            for token_id, token in tokenizer.added_tokens_decoder.items()
+            if not token.content.isspace() and token_id != tokenizer.unk_token_id
         )
         self._step_separator = step_separator
         self._step_id = None if step_token is None else single_token_id(tokenizer, step_token)
@@ -185,50 +102,70 @@ class ConversationEncoder:
     def encode(self, messages: Sequence[BaseMessage], responses: Sequence[str]) -> list[EncodedText | RewardError]:
         """Encode each response as the next assistant turn of the conversation.
 
+        Args:
+            messages: the conversation.
+            responses: the texts that may follow it.
+
         Returns:
-            For each response its text, or why it can't be one: it is too long under `error`.
+            For each response its text, or the error that says why it does not fit into the model.
 
         Raises:
             RewardError: when the chat template refuses the conversation.
         """
         turns = chat_turns(messages)
-        rendered = self._rendered(turns, PROBE)
-        head = CommonHead(self._tokenizer, rendered, before=rendered.rfind(PROBE))
-        probe = self._completed(head.ids)
+        rendered = apply_template(self._tokenizer, turns, PROBE, tokenize=False)
+        start = CommonStart(self._tokenizer, rendered, before=rendered.rfind(PROBE))
+        probe = self._with_added_ids(start.ids)
         clean_probe = self._sanitized(turns, PROBE) if self._sanitize else probe
         controls = self._controls(clean_probe)
         if self._controls(probe) != controls:
-            probe = clean_probe  # the conversation brings control tokens of its own
+            probe = clean_probe  # the conversation holds control tokens of its own
         encoded: list[EncodedText | RewardError] = []
         for response in responses:
-            ids = self._completed(head.encode(self._rendered(turns, response)))
+            ids = self._with_added_ids(start.encode(apply_template(self._tokenizer, turns, response, tokenize=False)))
             clean = self._sanitize and self._controls(ids) != controls
             if clean:
                 ids = self._sanitized(turns, response)
             try:
-                text = self._cut(ids, response, clean_probe if clean else probe)
-            except TooLongError as error:
+                text = self._truncated(ids, response, clean_probe if clean else probe)
+            except RewardError as error:  # it is too long; others may not be
                 encoded.append(error)
                 continue
-            # for the others, what comes before the response may be written otherwise
-            shared = min(text.shared, common_start(probe, clean_probe)) if clean else text.shared
-            encoded.append(replace(text, shared=shared))
+            if clean:  # what precedes the other responses may have been tokenised differently
+                text = replace(text, shared=min(text.shared, common_start(probe, clean_probe)))
+            encoded.append(text)
         return encoded
 
     def _controls(self, ids: TokenIds) -> TokenIds:
-        """The control tokens of a text, in order: the same for each response, unless one brings its own."""
-        return tuple(one for one in ids if one in self._control_ids)
+        """The control tokens of a text, in order: the same for all responses that have none of their own."""
+        return tuple(token_id for token_id in ids if token_id in self._control_ids)
 
-    def _cut(self, ids: TokenIds, response: str, probe: TokenIds) -> EncodedText:
-        """Find the response in the ids, and cut them where they are too long."""
+    def _with_added_ids(self, ids: TokenIds) -> TokenIds:
+        """The ids with the tokenizer's begin and end tokens, once."""
+        begin = () if ids[: len(self._begin)] == self._begin else self._begin
+        end = () if self._end and ids[-len(self._end) :] == self._end else self._end
+        return begin + ids + end
+
+    def _sanitized(self, turns: Sequence[ChatTurn], response: str) -> TokenIds:
+        """The ids of the conversation with the response, control tokens inside of messages as plain text."""
+        ids = apply_template(self._tokenizer, turns, response, sanitize_control_tokens=True, return_dict=False)
+        return self._with_added_ids(tuple(ids))
+
+    def _truncated(self, ids: TokenIds, response: str, probe: TokenIds) -> EncodedText:
+        """Find the response in the ids, and shorten them where they are too long."""
         prompt = common_start(ids, probe)
-        tail = common_end(ids[prompt:], probe[prompt:])
-        marks: list[int] = []
+        tail = common_start(ids[prompt:][::-1], probe[prompt:][::-1])
+        marks: list[int] = []  # places of the step tokens; the same token inside a step is not one
         if self._step_id is not None:
-            steps = self._steps(response, self._step_id, marks, start=prompt)
-            ids = ids[:prompt] + steps + ids[len(ids) - tail :]
+            # such models are trained on steps that are tokenised one by one
+            steps: list[int] = []
+            for step in filter(None, map(str.strip, response.split(self._step_separator))):
+                steps += self._tokenizer.encode(step, add_special_tokens=False, split_special_tokens=self._sanitize)
+                marks.append(prompt + len(steps))
+                steps.append(self._step_id)
+            ids = ids[:prompt] + tuple(steps) + ids[len(ids) - tail :]
         leading = max(common_start(ids, self._begin), int(ids[:1] == (self._tokenizer.bos_token_id,)))
-        cut = plan_cut(
+        lost_prompt, lost_response = plan_cut(
             length=len(ids),
             limit=self._max_length,
             leading=leading,
@@ -236,45 +173,125 @@ class ConversationEncoder:
             tail=tail,
             truncation=self._truncation,
         )
-        end = len(ids) - tail - cut.response
-        if cut.response:
-            ids = ids[:end] + ids[len(ids) - tail :]
-        if cut.prompt:
-            ids = ids[:leading] + ids[leading + cut.prompt :]
+        end = len(ids) - tail - lost_response
+        ids = ids[:end] + ids[len(ids) - tail :]
+        ids = ids[:leading] + ids[leading + lost_prompt :]
         if self._step_id is None:
             positions: tuple[int, ...] = (pooled_position(ids, self._ignored_at_end),)
         else:
-            positions = tuple(mark - cut.prompt for mark in marks if mark < end)
-        # how much a cut conversation lost depends on the response, so that nothing of it is shared
-        return EncodedText(ids, 0 if cut.prompt else prompt, positions, cut.prompt, cut.response)
+            positions = tuple(mark - lost_prompt for mark in marks if mark < end)
+        # how much a conversation lost depends on the response, so that none of it is shared
+        return EncodedText(ids, 0 if lost_prompt else prompt, positions, lost_prompt, lost_response)
 
-    def _completed(self, ids: TokenIds) -> TokenIds:
-        """The ids with begin and end tokens, once."""
-        begin = () if ids[: len(self._begin)] == self._begin else self._begin
-        end = () if self._end and ids[-len(self._end) :] == self._end else self._end
-        return begin + ids + end
 
-    def _rendered(self, turns: Sequence[ChatTurn], response: str) -> str:
-        """The text of the conversation with the response, as the template writes it."""
-        return str(apply_template(self._tokenizer, turns, response, tokenize=False))
+class CommonStart:
+    """Tokenises once what several texts have in common, up to an added token.
 
-    def _sanitized(self, turns: Sequence[ChatTurn], response: str) -> TokenIds:
-        """The ids of the same, with control tokens that a message brings as plain text."""
-        ids = apply_template(self._tokenizer, turns, response, sanitize_control_tokens=True, return_dict=False)
-        return self._completed(tuple(ids))
+    A tokenizer of the `tokenizers` library splits a text at its added tokens before it does anything else, and
+    tokenises the pieces one by one. So the ids of a text are those of what precedes an added token and those of the
+    rest, which begins with that token. Where there is no such place, texts are tokenised whole.
+    """
 
-    def _steps(self, response: str, step_id: int, marks: list[int], *, start: int) -> TokenIds:
-        """The response's steps, tokenised one by one as such models are trained, each followed by the step token.
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", text: str, *, before: int) -> None:
+        """Find the place, and tokenise what precedes it.
 
-        Adds the places of the step tokens to `marks`, counted so that the response begins at `start`. The same token
-        inside a step or after the response is not one of them.
+        Args:
+            tokenizer: gives the ids; begin and end tokens of its own are left out.
+            text: the first of the texts.
+            before: the common start ends before this place of it.
         """
-        ids: list[int] = []
-        for step in filter(None, (part.strip() for part in response.split(self._step_separator))):
-            ids += self._tokenizer.encode(step, add_special_tokens=False, split_special_tokens=self._sanitize)
-            ids.append(step_id)
-            marks.append(start + len(ids) - 1)
-        return tuple(ids)
+        self._tokenizer = tokenizer
+        self.ids = self._encoded(text)
+        """Token ids of the first text."""
+        # a token that takes the white space before it, or that is searched for in normalised text, is no clean cut
+        splitting = [
+            token.content
+            for token in (tokenizer.added_tokens_decoder.values() if tokenizer.is_fast else ())
+            if not (token.lstrip or token.normalized or token.single_word)
+        ]
+        end, token = max(((text.rfind(token, 0, before), token) for token in splitting), default=(-1, ""))
+        self._start, self._length = text[: end + len(token)], max(end, 0)
+        self._start_ids = self._encoded(text[: self._length])
+        if self._length and self._start_ids + self._encoded(text[self._length :]) != self.ids:
+            self._length = 0
+
+    def encode(self, text: str) -> TokenIds:
+        """The token ids of a text, which need not begin like the first one."""
+        if not self._length or not text.startswith(self._start):
+            return self._encoded(text)
+        return self._start_ids + self._encoded(text[self._length :])
+
+    def _encoded(self, text: str) -> TokenIds:
+        return tuple(self._tokenizer.encode(text, add_special_tokens=False))
+
+
+def plan_cut(
+    *, length: int, limit: int | None, leading: int, prompt: int, tail: int, truncation: Truncation
+) -> tuple[int, int]:
+    """Decide what a text loses.
+
+    What the conversation or the response can't give comes from the other: a response that fills the model alone keeps
+    its start.
+
+    Args:
+        length: tokens of the text.
+        limit: tokens that the model takes; None for no limit.
+        leading: tokens at the start that always stay (begin of text, [CLS]).
+        prompt: tokens before the response, `leading` included.
+        tail: tokens after the response, which always stay (they close the turn, and a decoder is read there).
+        truncation: which of the two loses tokens first.
+
+    Returns:
+        How many tokens to drop from the start of the conversation, after `leading`, and how many from the end of the
+        response, before `tail`.
+
+    Raises:
+        RewardError: for a text over the limit when `truncation` is `error`, or when nothing of it would be left.
+    """
+    if limit is None or length <= limit:
+        return 0, 0
+    excess = length - limit
+    if truncation == "error":
+        raise RewardError(
+            f"A text of {length} tokens is longer than the {limit} tokens that the reward model takes.",
+            hint="Allow truncation='truncate_prompt' or 'truncate_response', or ask the policy for shorter responses.",
+        )
+    in_prompt, in_response = max(prompt - leading, 0), max(length - prompt - tail, 0)
+    if excess > in_prompt + in_response:
+        raise RewardError(
+            f"The reward model takes {limit} tokens, and {length - in_prompt - in_response} of a text's tokens "
+            "are the chat template's own: nothing of the text would be left.",
+            hint="Raise max_length.",
+        )
+    lost_prompt = min(excess, in_prompt) if truncation == "truncate_prompt" else excess - min(excess, in_response)
+    return lost_prompt, excess - lost_prompt
+
+
+def chat_turns(messages: Sequence[BaseMessage]) -> list[ChatTurn]:
+    """Return a conversation in the form that chat templates take.
+
+    Args:
+        messages: the conversation.
+
+    Raises:
+        RewardError: when a message holds an image or something else that a text reward model can't read.
+    """
+    turns: list[ChatTurn] = []
+    for message in messages:
+        blocks = [] if isinstance(message.content, str) else message.content
+        unreadable = {block.get("type", "?") for block in blocks if isinstance(block, dict)} - IGNORED_BLOCKS
+        if unreadable:
+            raise RewardError(
+                f"A {message.type} message holds {', '.join(sorted(unreadable))}; "
+                "a local reward model reads text alone.",
+                hint="Leave images and files out of the conversation that is scored.",
+            )
+        turn = convert_to_openai_messages(message.model_copy(update={"content": str(message.text)}))
+        for call in turn.get("tool_calls") or ():
+            # templates print the arguments themselves; as a JSON text they would be quoted twice
+            call["function"]["arguments"] = json.loads(call["function"]["arguments"])
+        turns.append(turn)
+    return turns
 
 
 def apply_template(
@@ -306,12 +323,10 @@ def apply_template(
 
 
 def pooled_position(ids: TokenIds, ignored_at_end: int | None) -> int:
-    """Where a sequence classifier reads a text given alone: the last id that is not its config's pad id.
+    """Where a sequence classifier reads a text that is scored alone: the last id that is not its config's pad id.
 
     The pad id may be the end-of-turn token, which then is skipped: what the model was trained with.
     """
-    if ignored_at_end is None:
-        return len(ids) - 1
     return next((at for at in range(len(ids) - 1, -1, -1) if ids[at] != ignored_at_end), 0)
 
 
@@ -323,11 +338,6 @@ def common_start(one: TokenIds, other: TokenIds) -> int:
             break
         length += 1
     return length
-
-
-def common_end(one: TokenIds, other: TokenIds) -> int:
-    """Length of the longest common end."""
-    return common_start(one[::-1], other[::-1])
 
 
 def single_token_id(tokenizer: "PreTrainedTokenizerBase", token: str) -> int:

@@ -1,62 +1,15 @@
 """Extractions: which numbers of a model's output are the reward, for models without a single-score head.
 
-An extraction is torch-free: it names the kind of head to load, the positions of a text to read, the columns of
-the output to keep there, and how the numbers that come back make one reward.
+An extraction does not need torch: it names the kind of head to load, the positions of a text to read and the columns of
+the output to keep there, and makes one reward of these numbers.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
+from typing import ClassVar, Literal, Protocol, TypeAlias
 
 from tpo_graph.errors import ConfigurationError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-
-# Token ids of texts that begin alike: what they have in common is tokenised once.
-
-
-class CommonHead:
-    """The start of a text, up to an added token that many texts have there.
-
-    A tokenizer of the `tokenizers` library cuts a text at its added tokens before it does anything else, and tokenises
-    the pieces one by one. So the ids of a text are those of what comes before an added token and those of the rest,
-    which begins with that token. Where there is no such place, texts are tokenised whole.
-
-    Args:
-        tokenizer: gives the ids; begin and end tokens of its own are left out.
-        text: the first of the texts.
-        before: the head ends before this place of it.
-    """
-
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", text: str, *, before: int) -> None:
-        self._tokenizer = tokenizer
-        self.ids: tuple[int, ...] = self._encoded(text)
-        """Of the first text."""
-        # one that takes white space before it, or is looked for in changed text, is no clean cut
-        cuts = [
-            token.content
-            for token in (tokenizer.added_tokens_decoder.values() if tokenizer.is_fast else ())
-            if not (token.lstrip or token.normalized or token.single_word)
-        ]
-        end, token = max(((text.rfind(token, 0, before), token) for token in cuts), default=(-1, ""))
-        self._common = text[: end + len(token)] if end > 0 else ""
-        self._length = max(end, 0)
-        self._head = self._encoded(text[: self._length])
-        if self._head + self._encoded(text[self._length :]) != self.ids:
-            self._common, self._length, self._head = "", 0, ()
-
-    def encode(self, text: str) -> tuple[int, ...]:
-        """The ids of a text."""
-        if not self._length or not text.startswith(self._common):
-            return self._encoded(text)
-        return self._head + self._encoded(text[self._length :])
-
-    def _encoded(self, text: str) -> tuple[int, ...]:
-        return tuple(self._tokenizer.encode(text, add_special_tokens=False))
-
 
 HeadKind: TypeAlias = Literal["sequence", "token", "causal", "value"]
 """Sequence classification, token classification, next-token logits, or a value head on a causal model."""
@@ -64,13 +17,7 @@ HeadKind: TypeAlias = Literal["sequence", "token", "causal", "value"]
 Aggregate: TypeAlias = Literal["min", "product", "last"]
 
 EXTRACTION_NAMES = (
-    "label:NAME_OR_INDEX",
-    "process:min",
-    "process:product",
-    "process:last",
-    "last_token_logit:TOKEN_ID",
-    "nemotron",
-    "value_head",
+    "label:NAME_OR_INDEX, process:min, process:product, process:last, last_token_logit:TOKEN_ID, nemotron, value_head"
 )
 
 
@@ -98,26 +45,35 @@ class Extraction(Protocol):
         ...
 
     def reward(self, outputs: Sequence[Sequence[float]]) -> float:
-        """Make one reward of the outputs of a text, shape (positions, columns)."""
+        """Make one reward of a text's outputs.
+
+        Args:
+            outputs: numbers of shape (positions, columns).
+        """
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class SingleScore:
-    """The one output of a sequence classifier: what nearly every reward model has."""
+class _OneNumber:
+    """The one number at a text's pooled position, as the model gives it."""
 
-    head: HeadKind = "sequence"
-    step_token: str | None = None
-    step_separator: str = ""
-    columns: tuple[int | str, ...] = (0,)
+    step_token: ClassVar[None] = None
+    step_separator: ClassVar[str] = ""
 
     def reward(self, outputs: Sequence[Sequence[float]]) -> float:
-        """The score itself."""
+        """Return the number itself, no activation applied."""
         return outputs[0][0]
 
 
-@dataclass(frozen=True, slots=True)
-class LabelLogit:
+@dataclass(frozen=True)
+class SingleScore(_OneNumber):
+    """The only output of a sequence classifier, which is what nearly every reward model has."""
+
+    head: ClassVar[HeadKind] = "sequence"
+    columns: ClassVar[tuple[int | str, ...]] = (0,)
+
+
+@dataclass(frozen=True)
+class LabelLogit(_OneNumber):
     """One label's logit of a sequence classifier with several labels.
 
     Attributes:
@@ -125,18 +81,37 @@ class LabelLogit:
     """
 
     label: str | int
-    head: HeadKind = "sequence"
-    step_token: str | None = None
-    step_separator: str = ""
+    head: ClassVar[HeadKind] = "sequence"
 
     @property
     def columns(self) -> tuple[int | str, ...]:
         """The label's column."""
         return (self.label,)
 
-    def reward(self, outputs: Sequence[Sequence[float]]) -> float:
-        """The logit, no activation applied."""
-        return outputs[0][0]
+
+@dataclass(frozen=True)
+class LastTokenLogit(_OneNumber):
+    """One token's logit at the end of the text, from a language model trained so (Nemotron reward: token 0).
+
+    Attributes:
+        token: id in the vocabulary, or the token.
+    """
+
+    token: int | str = 0
+    head: ClassVar[HeadKind] = "causal"
+
+    @property
+    def columns(self) -> tuple[int | str, ...]:
+        """The token's column."""
+        return (self.token,)
+
+
+@dataclass(frozen=True)
+class ValueHead(_OneNumber):
+    """The value head that TRL's PPO trainer puts on a causal model (`v_head.summary`), at the last token."""
+
+    head: ClassVar[HeadKind] = "value"
+    columns: ClassVar[tuple[int | str, ...]] = (0,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,58 +160,26 @@ class ProcessReward:
         return () if self.negative is None else (self.positive, self.negative)
 
     def reward(self, outputs: Sequence[Sequence[float]]) -> float:
-        """Softmax over the columns at each step, then the aggregate; NaN when no step is left to read."""
-        positive = self.positive if isinstance(self.positive, int) else 0
-        steps = [_softmax(row)[positive] for row in outputs]
-        if not steps:
+        """Aggregate the probabilities, by softmax over the columns, of all steps; NaN when no step is left to read."""
+        column = self.positive if isinstance(self.positive, int) else 0
+        probabilities = []
+        for row in outputs:
+            highest = max(row)
+            powers = [math.exp(value - highest) for value in row]
+            probabilities.append(powers[column] / sum(powers))
+        # a probability is NaN where any of its row is; min() would drop one that is not the first
+        if not probabilities or (self.aggregate == "min" and any(map(math.isnan, probabilities))):
             return math.nan
         if self.aggregate == "last":
-            return steps[-1]
-        # min() would drop a NaN that is not the first
-        if self.aggregate == "min":
-            return math.nan if any(math.isnan(step) for step in steps) else min(steps)
-        return math.prod(steps)
-
-
-@dataclass(frozen=True, slots=True)
-class LastTokenLogit:
-    """One token's logit at the end of the text, from a language model trained so (Nemotron reward: token 0).
-
-    Attributes:
-        token: id in the vocabulary, or the token.
-    """
-
-    token: int | str = 0
-    head: HeadKind = "causal"
-    step_token: str | None = None
-    step_separator: str = ""
-
-    @property
-    def columns(self) -> tuple[int | str, ...]:
-        """The token's column."""
-        return (self.token,)
-
-    def reward(self, outputs: Sequence[Sequence[float]]) -> float:
-        """The logit itself."""
-        return outputs[0][0]
-
-
-@dataclass(frozen=True, slots=True)
-class ValueHead:
-    """The value head that TRL's PPO trainer puts on a causal model (`v_head.summary`), at the last token."""
-
-    head: HeadKind = "value"
-    step_token: str | None = None
-    step_separator: str = ""
-    columns: tuple[int | str, ...] = (0,)
-
-    def reward(self, outputs: Sequence[Sequence[float]]) -> float:
-        """The value itself."""
-        return outputs[0][0]
+            return probabilities[-1]
+        return min(probabilities) if self.aggregate == "min" else math.prod(probabilities)
 
 
 def extraction_by_name(name: str) -> Extraction:
-    """Return the extraction of a name such as `process:min`.
+    """Return the extraction of a name.
+
+    Args:
+        name: one of `EXTRACTION_NAMES`, such as `process:min`.
 
     Raises:
         ConfigurationError: for an unknown name.
@@ -256,16 +199,6 @@ def extraction_by_name(name: str) -> Extraction:
     if kind == "last_token_logit" and argument.isdecimal():
         return LastTokenLogit(int(argument))
     raise ConfigurationError(
-        f"Unknown extraction {name!r}; allowed: {', '.join(EXTRACTION_NAMES)}.",
+        f"Unknown extraction {name!r}; allowed: {EXTRACTION_NAMES}.",
         hint="An extraction object (LabelLogit, ProcessReward, LastTokenLogit, ValueHead) is taken too.",
     )
-
-
-def _softmax(row: Sequence[float]) -> list[float]:
-    """Softmax of one row; a NaN anywhere makes all of it NaN."""
-    if any(math.isnan(value) for value in row):
-        return [math.nan] * len(row)
-    top = max(row)
-    powers = [math.exp(value - top) for value in row]
-    total = sum(powers)
-    return [power / total for power in powers]

@@ -1,42 +1,28 @@
 """Scores encoded texts with a loaded model: plans the batches, reuses prefixes, copes with too little memory."""
 
 import gc
+from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import Cache
 
+from tpo_graph._bounded_cache import BoundedCache
+from tpo_graph._private_api import keys_and_values, prefix_cache
 from tpo_graph.errors import ConfigurationError, RewardError
+from tpo_graph.rewards.local.batches import Batch, BatchLimits, prefix_of, split_by_length, worthwhile
 from tpo_graph.rewards.local.checkpoint import Checkpoint
-from tpo_graph.rewards.local.encoding import EncodedText, TokenIds, single_token_id
+from tpo_graph.rewards.local.encoding import EncodedText, TokenIds, common_start, single_token_id
 from tpo_graph.rewards.local.extractions import Extraction
-from tpo_graph.rewards.local.forward import (
-    Batch,
-    BatchLimits,
-    Forward,
-    KeptPrefixes,
-    Prefix,
-    describe,
-    pad_id_of,
-    prefix_of,
-    run_prefix,
-    split_by_length,
-    worthwhile,
-)
-from tpo_graph.rewards.local.worker import ScoreCounts
+from tpo_graph.rewards.local.forward import Forward, pad_id_of
 
+SEEN_ONCE = 256
+"""How many prefixes of single texts are remembered, to keep those that come again."""
 
-def limits_for(device: torch.device, batch_tokens: int | None) -> BatchLimits:
-    """Batch limits by device.
-
-    A CPU is busy with some two hundred tokens: measured, larger batches only add padding, and attention masks that
-    make it slower than one text at a time. Texts on a shared prefix need the mask anyway. An accelerator idles until
-    there are thousands.
-    """
-    if device.type == "cpu":
-        tokens = batch_tokens or 192
-        return BatchLimits(tokens, continued_tokens=batch_tokens or 384, pass_tokens=20, prefix_rows=18_000)
-    tokens = batch_tokens or 16384
-    return BatchLimits(tokens, continued_tokens=tokens, pass_tokens=512, prefix_rows=8 * tokens)
+# a CPU, Apple's backend and cuBLAS have no exception of their own for it
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "cublas_status_alloc_failed")
 
 
 class Scorer:
@@ -53,22 +39,19 @@ class Scorer:
             batch_tokens: tokens of a batch; None for the device's own.
             prefix_bytes: memory for kept prefixes.
         """
-        self.limits = limits_for(checkpoint.model.device, batch_tokens)
-        self.ignored_at_end = pad_id_of(checkpoint.model) if extraction.head == "sequence" else None
-        self._model = checkpoint.model
+        model = checkpoint.model
+        self.limits = BatchLimits.of_device(model.device.type, batch_tokens)
+        self.ignored_at_end = pad_id_of(model) if extraction.head == "sequence" else None
+        self._model = model
         self._extraction = extraction
-        self._architecture = describe(checkpoint.model, extraction.head)
-        if extraction.step_token is not None and self._architecture.readout == "whole":
+        self._forward = Forward(
+            model, extraction.head, value_head=checkpoint.value_head, columns=_columns(checkpoint, extraction)
+        )
+        if extraction.step_token is not None and self._forward.readout == "whole":
             raise ConfigurationError(
-                f"{type(checkpoint.model).__name__} can't be read at each step.",
+                f"{type(model).__name__} can't be read at each step.",
                 hint="Process rewards need a decoder with a token classification or language model head.",
             )
-        self._forward = Forward(
-            checkpoint.model,
-            self._architecture,
-            value_head=checkpoint.value_head,
-            columns=_columns(checkpoint, extraction),
-        )
         self._prefixes = KeptPrefixes(prefix_bytes)
 
     def plan(self, conversations: Sequence[Sequence[EncodedText]]) -> list[Batch]:
@@ -81,37 +64,54 @@ class Scorer:
         plain: list[EncodedText] = []
         for texts in conversations:
             sharing = [text for text in texts if text.shared]
-            prefix = self._worthwhile_prefix(sharing)
-            if not prefix:
+            prefix = prefix_of(sharing) if sharing and self._forward.shares_prefix else ()
+            # a single text gains nothing now, but a conversation that was seen twice will be seen again
+            kept = self._prefixes.find(prefix) is not None or (len(sharing) == 1 and self._prefixes.seen_before(prefix))
+            total = sum(len(text.ids) for text in sharing)
+            if not worthwhile(self.limits, prefix=len(prefix), texts=len(sharing), total=total, kept=kept):
                 plain += texts
                 continue
             plain += [text for text in texts if not text.shared]
             rows = max(self.limits.prefix_rows // max(len(text.ids) for text in sharing), 1)
             batches += [
-                Batch(prefix, tuple(part[start : start + rows]))
-                for part in split_by_length(sharing, self.limits, skipped=len(prefix))
-                for start in range(0, len(part), rows)
+                Batch(prefix, tuple(group[start : start + rows]))
+                for group in split_by_length(sharing, self.limits, skipped=len(prefix))
+                for start in range(0, len(group), rows)
             ]
-        parts = split_by_length(plain, self.limits) if self._architecture.padded else [[text] for text in plain]
-        return batches + [Batch((), tuple(part)) for part in parts]
+        groups = split_by_length(plain, self.limits) if self._forward.padded else [[text] for text in plain]
+        return batches + [Batch((), tuple(group)) for group in groups]
 
-    def run(self, batch: Batch, counts: ScoreCounts) -> list[float]:
+    def run(self, batch: Batch) -> list[float]:
         """Score a batch; when memory runs out, in halves.
 
+        Args:
+            batch: from `plan`, or with fewer texts.
+
+        Returns:
+            One float for each text; NaN where the model gives NaN.
+
         Raises:
-            RewardError: when not even one text fits.
+            RewardError: when the model fails, or not even one text fits into memory.
         """
         try:
             with torch.inference_mode():
-                outputs = self._outputs(batch, counts)
-            counts["batches"] += 1
+                if batch.prefix:
+                    found = self._prefixes.find(batch.prefix)
+                    if found is None:
+                        found = run_prefix(self._model, batch.prefix), len(batch.prefix)
+                        self._prefixes.keep(found[0])
+                    prefix, length = found
+                    outputs = self._forward(batch.texts, prefix.cache(length), length)
+                else:
+                    outputs = self._forward(batch.texts)
             return [self._extraction.reward(rows) for rows in outputs]
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not _out_of_memory(error):
-                raise RewardError(f"The reward model failed on a batch: {error}") from error
             cause = str(error)
+            if not isinstance(error, torch.OutOfMemoryError | MemoryError) and not any(
+                words in cause.lower() for words in OUT_OF_MEMORY
+            ):
+                raise RewardError(f"The reward model failed on a batch: {error}") from error
         # outside of the handler, whose traceback would keep the tensors of the failed pass
-        counts["out_of_memory"] += 1
         kept = len(self._prefixes)
         self._prefixes.clear()
         gc.collect()
@@ -120,71 +120,114 @@ class Scorer:
         if len(batch.texts) > 1:
             middle = len(batch.texts) // 2
             first, second = (Batch(batch.prefix, half) for half in (batch.texts[:middle], batch.texts[middle:]))
-            return self.run(first, counts) + self.run(second, counts)
+            return self.run(first) + self.run(second)
         if batch.prefix or kept:
-            return self.run(Batch((), batch.texts), counts)
+            return self.run(Batch((), batch.texts))
         raise RewardError(
             f"One text of {len(batch.texts[0].ids)} tokens does not fit into memory: {cause}",
             hint="Set max_length, or take a smaller model, dtype or another device.",
         )
 
-    def _outputs(self, batch: Batch, counts: ScoreCounts) -> list[list[list[float]]]:
-        if not batch.prefix:
-            return self._forward(batch.texts)
-        prefix, length = self._prefix(batch.prefix, counts)
-        return self._forward(batch.texts, prefix.cache(length), length)
-
-    def _prefix(self, ids: TokenIds, counts: ScoreCounts) -> tuple[Prefix, int]:
-        found = self._prefixes.find(ids)
-        if found is not None:
-            counts["prefix_hits"] += 1
-            return found
-        prefix = run_prefix(self._model, ids)
-        counts["prefix_builds"] += 1
-        self._prefixes.keep(prefix)
-        return prefix, len(ids)
-
-    def _worthwhile_prefix(self, texts: Sequence[EncodedText]) -> TokenIds:
-        """The prefix of a conversation's texts if reusing it saves enough; else ()."""
-        if not texts or not self._architecture.shared_prefix:
-            return ()
-        prefix = prefix_of(texts)
-        kept = self._prefixes.find(prefix) is not None
-        # a single text gains nothing now, but a conversation that comes again will come once more
-        coming = kept or (len(texts) == 1 and self._prefixes.seen_before(prefix))
-        total = sum(len(text.ids) for text in texts)
-        if worthwhile(self.limits, prefix=len(prefix), texts=len(texts), total=total, kept=coming):
-            return prefix
-        return ()
-
 
 def _columns(checkpoint: Checkpoint, extraction: Extraction) -> list[int]:
     """Indices of the outputs that the extraction keeps."""
     if extraction.head == "causal":
-        vocabulary = len(checkpoint.tokenizer)
-        tokens = checkpoint.tokenizer
-        ids = [one if isinstance(one, int) else single_token_id(tokens, one) for one in extraction.columns]
-        return _inside(ids, vocabulary, "the vocabulary")
-    names = {str(name): int(index) for name, index in (checkpoint.model.config.label2id or {}).items()}
-    unknown = [one for one in extraction.columns if isinstance(one, str) and one not in names]
-    if unknown:
-        raise ConfigurationError(f"The reward model has no label {unknown[0]!r}; allowed: {', '.join(names)}.")
-    indices = [one if isinstance(one, int) else names[one] for one in extraction.columns]
-    outputs = 1 if extraction.head == "value" else checkpoint.model.config.num_labels or 1
-    return _inside(indices, outputs, "the model's outputs")
-
-
-def _inside(indices: list[int], size: int, what: str) -> list[int]:
+        tokenizer = checkpoint.tokenizer
+        place, size = "the vocabulary", len(tokenizer)
+        indices = [
+            column if isinstance(column, int) else single_token_id(tokenizer, column) for column in extraction.columns
+        ]
+    else:
+        config = checkpoint.model.config
+        place, size = "the model's outputs", 1 if extraction.head == "value" else config.num_labels or 1
+        labels = {str(name): int(index) for name, index in (config.label2id or {}).items()}
+        unknown = [column for column in extraction.columns if isinstance(column, str) and column not in labels]
+        if unknown:
+            raise ConfigurationError(f"The reward model has no label {unknown[0]!r}; allowed: {', '.join(labels)}.")
+        indices = [column if isinstance(column, int) else labels[column] for column in extraction.columns]
     for index in indices:
         if not 0 <= index < size:
-            raise ConfigurationError(f"Column {index} is outside of {what}; allowed: 0 to {size - 1}.")
+            raise ConfigurationError(f"Column {index} is outside of {place}; allowed: 0 to {size - 1}.")
     return indices
 
 
-_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "cublas_status_alloc_failed")
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """A prefix that has been run.
+
+    Attributes:
+        ids: its tokens.
+        layers: keys and values of each layer, each (1, heads, tokens, head size).
+    """
+
+    ids: TokenIds
+    layers: tuple[tuple[torch.Tensor, torch.Tensor], ...]
+
+    @property
+    def bytes(self) -> int:
+        """Memory of all keys and values."""
+        return sum(keys.nbytes + values.nbytes for keys, values in self.layers)
+
+    def cache(self, length: int) -> Cache:
+        """A cache of the first `length` tokens for one forward pass over any number of rows."""
+        return prefix_cache([(keys[:, :, :length], values[:, :, :length]) for keys, values in self.layers])
 
 
-def _out_of_memory(error: BaseException) -> bool:
-    # a CPU, Apple's backend and cuBLAS have no exception of their own for it
-    said = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in said for words in _OUT_OF_MEMORY)
+def run_prefix(model: PreTrainedModel, ids: TokenIds) -> Prefix:
+    """Run the backbone over a prefix and keep its keys and values."""
+    # without a config every layer keeps all tokens, the sliding ones too
+    cache = DynamicCache()
+    model.base_model(input_ids=torch.tensor([ids], device=model.device), past_key_values=cache, use_cache=True)
+    return Prefix(ids, keys_and_values(cache))
+
+
+class KeptPrefixes:
+    """The keys and values of conversations, reused for all their responses in every step of a run.
+
+    Those used last are kept, up to a number of bytes.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        """Keep up to `max_bytes` of keys and values. The newest is kept whatever its size: its batches are to come."""
+        self._max_bytes = max_bytes
+        self._kept: OrderedDict[TokenIds, Prefix] = OrderedDict()
+        self._bytes = 0
+        self._seen: BoundedCache[int, bool] = BoundedCache(SEEN_ONCE)
+
+    def __len__(self) -> int:
+        """How many prefixes are kept."""
+        return len(self._kept)
+
+    def find(self, ids: TokenIds) -> tuple[Prefix, int] | None:
+        """The kept prefix that shares most with `ids`, and how many tokens of it can be used.
+
+        A response may merge with the last token of what precedes it, so nearly all of `ids` is enough.
+        """
+        best: tuple[Prefix, int] | None = None
+        for kept in reversed(self._kept.values()):
+            length = common_start(kept.ids, ids)
+            if length >= 0.9 * len(ids) and (best is None or length > best[1]):
+                best = kept, length
+        if best is not None:
+            self._kept.move_to_end(best[0].ids)
+        return best
+
+    def keep(self, prefix: Prefix) -> None:
+        """Add a prefix, and drop the ones used least recently until all fit."""
+        self._kept[prefix.ids] = prefix
+        self._bytes += prefix.bytes
+        while self._bytes > self._max_bytes and len(self._kept) > 1:
+            _, dropped = self._kept.popitem(last=False)
+            self._bytes -= dropped.bytes
+
+    def seen_before(self, ids: TokenIds) -> bool:
+        """Whether this prefix was asked about before; it is remembered for the next time."""
+        key = hash(ids)
+        before = self._seen.get(key) is not None
+        self._seen.put(key, True)
+        return before
+
+    def clear(self) -> None:
+        """Drop everything that is kept."""
+        self._kept.clear()
+        self._bytes = 0
