@@ -31,14 +31,7 @@ DECODERS: dict[str, dict[str, object]] = {
     "phi3": ROPE,
     "gpt2": {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 1024},
     "gpt_neox": {**SIZES, "max_position_embeddings": 1024},
-    "opt": {
-        "hidden_size": 32,
-        "ffn_dim": 48,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "word_embed_proj_dim": 32,
-        "max_position_embeddings": 1024,
-    },
+    "opt": {**SIZES, "ffn_dim": 48, "word_embed_proj_dim": 32, "max_position_embeddings": 1024},
 }
 ENCODERS: dict[str, dict[str, object]] = {
     "bert": BERT,

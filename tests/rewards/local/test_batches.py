@@ -66,12 +66,3 @@ def test_a_prefix_leaves_each_text_a_token_and_its_positions():
 )
 def test_when_a_prefix_is_worthwhile(prefix, texts, total, kept, worth):
     assert worthwhile(LIMITS, prefix=prefix, texts=texts, total=total, kept=kept) is worth
-
-
-@pytest.mark.parametrize(
-    ("device", "batch_tokens", "tokens", "continued_tokens"),
-    [("cpu", None, 192, 384), ("cpu", 50, 50, 50), ("cuda", None, 16_384, 16_384), ("cuda", 50, 50, 50)],
-)
-def test_limits_of_a_device(device, batch_tokens, tokens, continued_tokens):
-    limits = BatchLimits.of_device(device, batch_tokens)
-    assert (limits.tokens, limits.continued_tokens) == (tokens, continued_tokens)

@@ -182,9 +182,6 @@ async def test_more_tokens_than_positions_are_refused_and_a_lower_limit_holds(ch
         ClassifierReward.from_pretrained(str(checkpoint("bert")), max_length=513)
     assert reward("bert").max_length == 512
     assert reward("roberta").max_length == 511  # a table of 514 rows, counted from the one after its pad id, 2
-    model = reward("bert", max_length=100)
-    scoring = await model.score_in_detail([HumanMessage("air " * 200)], ["Since air.", "No."], RunContext())
-    assert scoring.truncated == {"Since air.", "No."}
 
 
 async def test_a_text_over_the_table_of_positions_loses_the_start_of_its_conversation(reward):

@@ -45,8 +45,3 @@ def test_a_process_reward_that_is_not_complete_is_refused(options):
 )
 def test_names(name, extraction):
     assert extraction_by_name(name) == extraction
-
-
-def test_an_unknown_name_is_refused():
-    with pytest.raises(ConfigurationError, match="extraction 'best'; allowed: label:NAME_OR_INDEX"):
-        extraction_by_name("best")

@@ -113,23 +113,19 @@ def write_value_model(folder, weights, head, kind):
     """Weights and value head in one file, or the head's two tensors in files of their own."""
     name = "pytorch_model.bin" if kind.endswith("bin") else "model.safetensors"
     (folder / "model.safetensors").unlink()
-
-    def write(tensors, file):
-        if file.endswith("bin"):
+    contents = {name: {**weights, **head}}
+    if kind.startswith("sharded"):
+        stem, _, suffix = name.rpartition(".")
+        parts = [weights, *({key: tensor} for key, tensor in head.items())]
+        contents = {f"{stem}-{number}.{suffix}": tensors for number, tensors in enumerate(parts)}
+        places = {key: file for file, tensors in contents.items() for key in tensors}
+        index = {"metadata": {"total_size": 0}, "weight_map": places}
+        (folder / f"{name}.index.json").write_text(json.dumps(index))
+    for file, tensors in contents.items():
+        if kind.endswith("bin"):
             torch.save(tensors, folder / file)
         else:
             save_file(tensors, folder / file, metadata={"format": "pt"})
-
-    if not kind.startswith("sharded"):
-        write({**weights, **head}, name)
-        return
-    stem, _, suffix = name.rpartition(".")
-    parts = [weights, *({key: tensor} for key, tensor in head.items())]
-    places = {}
-    for number, tensors in enumerate(parts):
-        write(tensors, f"{stem}-{number}.{suffix}")
-        places |= dict.fromkeys(tensors, f"{stem}-{number}.{suffix}")
-    (folder / f"{name}.index.json").write_text(json.dumps({"metadata": {"total_size": 0}, "weight_map": places}))
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "bin", "sharded safetensors", "sharded bin"])
