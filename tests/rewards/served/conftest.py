@@ -15,8 +15,7 @@ import torch
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast, pipeline
 
-from tests.rewards.local.conftest import make_checkpoint
-from tests.rewards.local.tokens import make_tokenizer
+from tests.rewards.local.checkpoints import make_checkpoint, make_tokenizer
 from tests.rewards.served.wire import Host, RewardServer
 from tpo_graph import RewardModel, load_reward
 
