@@ -170,7 +170,7 @@ def here() -> Callable[..., None]:
         (["--max-body-seconds", "0"], "max_body_seconds=0"),
         (["--prompts", "nowhere"], "No prompt pack 'nowhere'"),
         (["--config", "nowhere.toml"], "can't be read"),
-        (["--host", "no.such.host.invalid", "--without-key"], "can't be served at"),
+        (["--host", "no.such.host.invalid", "--without-key"], "can't use the address"),
     ],
 )
 def test_what_is_wrong_is_told_before_anything_is_loaded(here, capsys, arguments, says):

@@ -5,15 +5,9 @@ import logging
 import httpx
 import openai
 import pytest
-from starlette.applications import Starlette
-from starlette.routing import Route
 
-from tests.serving.conftest import served
 from tests.tpo_script import scripted_policy
-from tpo_graph.serving import Limits
-from tpo_graph.serving.chat import ChatEndpoint
-from tpo_graph.serving.limits import ApiKeys, Slots
-from tpo_graph.serving.metrics import Metrics
+from tpo_graph.run_parts import ModelStore
 from tpo_graph.testing import TableReward
 
 BODY = {"model": "bon-2", "messages": [{"role": "user", "content": "q"}]}
@@ -61,28 +55,23 @@ def test_a_budget_that_is_too_small(serve):
     assert told["hint"] in told["message"]
 
 
-class BrokenBackends:
-    """What no error of ours covers."""
+class BrokenStore(ModelStore):
+    """Fails with what no error of ours covers."""
 
-    policies = ("one",)
-
-    async def model(self, policy):
+    def policy(self, name):
         raise SystemError("a secret")
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_defect_tells_nothing_and_is_logged(caplog, stream):
-    slots = Slots(1)
-    endpoint = ChatEndpoint(BrokenBackends(), ApiKeys(), Limits(), slots, Metrics())
-    app = Starlette(routes=[Route("/v1/chat/completions", endpoint, methods=["POST"])])
-    app.state.slots = slots
-    with served(app) as running, caplog.at_level(logging.ERROR):
+def test_a_defect_reaches_the_log_and_not_the_client(serve, caplog, stream):
+    running = serve("scripted", models=BrokenStore())
+    with caplog.at_level(logging.ERROR):
         response = running.post({**BODY, "stream": stream})
-    told = response.json()["error"]
-    assert (response.status_code, told["type"]) == (500, "server_error")
-    assert told["message"] == "The server failed. Its log tells more."
+    error = response.json()["error"]
+    assert (response.status_code, error["type"]) == (500, "server_error")
+    assert error["message"] == "The server failed. The details are in its log."
     assert "a secret" in caplog.text
-    assert slots.taken == 0
+    assert running.slots.taken == 0
 
 
 def test_a_reward_model_of_ones_own_that_raises(serve):

@@ -155,10 +155,19 @@ REFUSED = [
     ({"tools": [TOOL, {"type": "custom"}]}, "tools[1]", "invalid_value"),
     ({"tools": [TOOL], "tool_choice": "f"}, "tool_choice", "invalid_value"),
     ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "g"}}}, "tool_choice", "invalid_value"),
-    ({"response_format": {"type": "grammar"}}, "response_format", "invalid_value"),
+    ({"response_format": {"type": "grammar"}}, "response_format.type", "invalid_value"),
     ({"response_format": {"type": "json_object", "x": 1}}, "response_format.x", "unknown_parameter"),
-    ({"response_format": {"type": "json_object", "json_schema": {}}}, "response_format", "invalid_value"),
-    ({"response_format": {"type": "json_schema", "json_schema": {"schema": {}}}}, "response_format", "invalid_value"),
+    ({"response_format": {"type": "json_schema"}}, "response_format", "invalid_value"),
+    (
+        {"response_format": {"type": "json_object", "json_schema": {"name": "a", "schema": {}}}},
+        "response_format",
+        "invalid_value",
+    ),
+    (
+        {"response_format": {"type": "json_schema", "json_schema": {"schema": {}}}},
+        "response_format.json_schema.name",
+        "missing_required_parameter",
+    ),
     (
         {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {}, "x": 1}}},
         "response_format.json_schema.x",

@@ -10,7 +10,8 @@ import pytest
 from tests.tpo_script import number_reward, scripted_policy
 from tpo_graph import ConfigurationError
 from tpo_graph.serving import Limits, create_app
-from tpo_graph.serving.limits import Signal, unless
+from tpo_graph.serving.chat import cancel_on
+from tpo_graph.serving.limits import SharedEvent
 
 BODY = {"model": "bon-2", "messages": [{"role": "user", "content": "q"}]}
 
@@ -226,7 +227,7 @@ def test_one_app_serves_one_event_loop_after_another():
 
 
 def test_a_signal_reaches_every_loop():
-    signal, ended = Signal(), []
+    signal, ended = SharedEvent(), []
 
     async def wait():
         await signal.wait()
@@ -253,4 +254,4 @@ async def test_what_fails_while_work_waits_is_not_taken_for_an_end():
         raise ValueError("broken")
 
     with pytest.raises(ValueError, match="broken"):
-        await unless(fails(), asyncio.sleep(60))
+        await cancel_on(fails(), asyncio.sleep(60))

@@ -156,7 +156,7 @@ def serve(
             models=models,
         )
         if loopback and not keys:
-            app.refuse_other_names(served, host)
+            app.allow_only_local_hosts(served, host)
         address, bound_port = listening.getsockname()[:2]
         shown = f"[{address}]" if ":" in address else address
         _print(f"serving at http://{shown}:{bound_port}/v1 (Ctrl-C ends it)")

@@ -1,13 +1,14 @@
-"""The process around the app: its socket, its log, and an end that lets requests finish."""
+"""The app, and the process that `tpo-graph serve` runs it in."""
 
 import ipaddress
 import socket
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import uvicorn
+from openai.types import Model
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -20,16 +21,14 @@ from tpo_graph.errors import ConfigurationError, TPOError
 from tpo_graph.policies.providers import Policy
 from tpo_graph.prompts.pack import PromptPack
 from tpo_graph.rewards.base import RewardModel
-from tpo_graph.run_parts import ModelStore
-from tpo_graph.serving.backends import Backends
+from tpo_graph.run_parts import ModelStore, RunParts
 from tpo_graph.serving.call import ModelName, listed_names
 from tpo_graph.serving.chat import ChatEndpoint
 from tpo_graph.serving.limits import ApiKeys, Limits, Slots
 from tpo_graph.serving.metrics import Metrics
-from tpo_graph.serving.responses import RequestRefusedError, error_response, unexpected
+from tpo_graph.serving.responses import RequestRefusedError, error_response
 from tpo_graph.settings import TPOSettings
-
-# The app: its routes, and what they share.
+from tpo_graph.types import JSONObject, Node
 
 
 def create_app(
@@ -38,12 +37,13 @@ def create_app(
     *,
     critic: Policy | str | None = None,
     prompts: PromptPack | str | Path | None = None,
+    nodes: Mapping[str, Node] | str | None = None,
     settings: TPOSettings | None = None,
     api_keys: Sequence[str] = (),
     limits: Limits | None = None,
     models: ModelStore | None = None,
 ) -> Starlette:
-    """An ASGI app that serves TPO as OpenAI's API: to be run by any ASGI server, or mounted in another app.
+    """An ASGI app that serves TPO as OpenAI's API: for any ASGI server, or to be mounted in another app.
 
     Example:
         >>> from tpo_graph.testing import ScriptedChatModel, TableReward
@@ -52,84 +52,82 @@ def create_app(
         ['/v1/chat/completions', '/v1/models', '/v1/models/{name:path}', '/health', '/metrics']
 
     Args:
-        policies: chat models, or names that `load_policy` takes, by the id that clients know them by (a model name
-            is `RECIPE` or `RECIPE/ID`); the first is the default.
-        reward: a reward model, or a name that `load_reward` takes.
-        critic: writes loss and gradient: a chat model or a name; None for the policy of the request.
-        prompts: see `build_tpo_graph`.
+        policies: chat models, or names for `load_policy`, by the id that clients know them by (a model name is
+            `RECIPE` or `RECIPE/ID`); the first is the default.
+        reward: a reward model, or a name for `load_reward`.
+        critic: the chat model that writes loss and gradient, or its name; None for the policy of the request.
+        prompts: a prompt pack, its name or its folder; None for the one that suits the policy.
+        nodes: replacements of nodes by name, or the name of a variant such as `fused-critique`.
         settings: defaults of every request; None reads the `TPO_*` variables.
-        api_keys: one of these has to come with every request but `/health`; none lets everybody in.
-        limits: what the server takes on; None for the defaults.
-        models: what loads the names; `shared_models` of `tpo_graph.run_parts` has each once for several apps.
+        api_keys: every request but those to `/health` must have one of these; without any, everybody may ask.
+        limits: what the server accepts; None for the defaults.
+        models: where models by name are loaded; `shared_models` of `tpo_graph.run_parts` shares them between apps.
 
     Returns:
-        The app. Its `state.slots` tells how many requests are worked on; its `closing` is an event that ends them.
+        The app. Its `state.slots` counts the requests that are worked on; setting its `closing` ends them.
 
     Raises:
-        ConfigurationError: there is no policy, one of the parts is none, or a key is empty.
+        ConfigurationError: there is no policy, a part is of the wrong kind, or a key is empty.
     """
-    limits = limits or Limits()
-    backends = Backends(policies, reward, critic=critic, prompts=prompts, settings=settings, models=models)
+    if not policies:
+        raise ConfigurationError("There is no policy to serve.", hint='For example {"gpt": "openai:gpt-4o-mini"}.')
+    limits, settings, models = limits or Limits(), settings or TPOSettings.load(), models or ModelStore()
+    parts = {
+        name: RunParts(
+            policy=policy, reward=reward, critic=critic, prompts=prompts, nodes=nodes, settings=settings, models=models
+        )
+        for name, policy in policies.items()
+    }
     keys, slots, metrics = ApiKeys(api_keys), Slots(limits.max_concurrency), Metrics()
     created = int(time.time())
 
-    def described(name: str) -> dict[str, str | int]:
-        return {"id": name, "object": "model", "created": created, "owned_by": "tpo_graph"}
+    def described(name: str) -> JSONObject:
+        return Model(id=name, object="model", created=created, owned_by="tpo_graph").to_dict()
 
     async def all_models(request: Request) -> Response:
         keys.check(request.headers)
-        names = listed_names(backends.policies, limits)
+        names = listed_names(list(parts), limits)
         return JSONResponse({"object": "list", "data": [described(name) for name in names]})
 
-    async def model(request: Request) -> Response:
+    async def one_model(request: Request) -> Response:
         keys.check(request.headers)
         name = request.path_params["name"]
-        ModelName.parse(name, backends.policies)
+        ModelName.parse(name, list(parts))
         return JSONResponse(described(name))
 
     async def health(_: Request) -> Response:
         closing = slots.closing.is_set()
-        told = {"status": "closing" if closing else "ok", "in_flight": slots.taken, "max_concurrency": slots.most}
-        return JSONResponse(told, 503 if closing else 200)
+        status = {"status": "closing" if closing else "ok", "in_flight": slots.taken, "max_concurrency": slots.most}
+        return JSONResponse(status, 503 if closing else 200)
 
-    async def exposed(request: Request) -> Response:
+    async def all_metrics(request: Request) -> Response:
         keys.check(request.headers)
-        return metrics.exposed()
+        return metrics.response()
 
     app = Starlette(
         routes=[
-            Route("/v1/chat/completions", ChatEndpoint(backends, keys, limits, slots, metrics), methods=["POST"]),
+            Route("/v1/chat/completions", ChatEndpoint(parts, keys, limits, slots, metrics), methods=["POST"]),
             Route("/v1/models", all_models),
-            Route("/v1/models/{name:path}", model),
+            Route("/v1/models/{name:path}", one_model),
             Route("/health", health),
-            Route("/metrics", exposed),
+            Route("/metrics", all_metrics),
         ],
-        exception_handlers={TPOError: _ours, HTTPException: _of_starlette, Exception: _any_other},
+        # what is not ours, Starlette raises again after the response, for the server's log
+        exception_handlers={TPOError: _failed, HTTPException: _failed, Exception: _failed},
     )
     app.state.slots = slots
     return app
 
 
-async def _ours(_: Request, error: Exception) -> Response:
-    return error_response(error) if isinstance(error, TPOError) else error_response(unexpected())
-
-
-async def _of_starlette(request: Request, error: Exception) -> Response:
-    """No such path, or no such method."""
-    if not isinstance(error, HTTPException):
-        return error_response(unexpected())
-    said = f"{request.method} {request.url.path}: {error.detail}."
-    return error_response(RequestRefusedError(said, status=error.status_code, headers=error.headers))
-
-
-async def _any_other(_: Request, error: Exception) -> Response:
-    # Starlette raises it again, for the server's log
-    del error
-    return error_response(unexpected())
+async def _failed(request: Request, error: Exception) -> Response:
+    if isinstance(error, HTTPException):  # Starlette's: no such path, or no such method
+        message = f"{request.method} {request.url.path}: {error.detail}."
+        error = RequestRefusedError(message, status=error.status_code, headers=error.headers)
+    return error_response(error)
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a server that is bound to `host`."""
+    """Whether only this machine can reach a server at this host."""
     if host == "localhost":
         return True
     try:
@@ -138,10 +136,11 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def refuse_other_names(app: Starlette, host: str) -> None:
+def allow_only_local_hosts(app: Starlette, host: str) -> None:
     """Answer only to the names of this machine, for a server that asks for no key.
 
-    A page that a browser has open may point a name of its own at this machine, and then ask as if it came from here.
+    A page in a browser may point a name of its own at this machine, and then ask as if it came from here. `host`, where
+    the app is served, is allowed as well.
     """
     names = ["localhost", "127.0.0.1", "[::1]", "::1", host]
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=names, www_redirect=False)
@@ -151,42 +150,31 @@ def bind(host: str, port: int) -> socket.socket:
     """A socket that listens; port 0 takes one that is free.
 
     Raises:
-        ConfigurationError: the address can't be had.
+        ConfigurationError: the address can't be used.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family)
     except (OSError, OverflowError) as error:
-        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise ConfigurationError(
-            f"The address {host}:{port} can't be served at: {why}.",
+            f"The server can't use the address {host}:{port}: {reason}.",
             hint="Choose another with --host and --port; --port 0 takes a port that is free.",
         ) from error
 
 
 def serve(app: Starlette, listening: socket.socket, *, grace_seconds: float, log_requests: bool) -> None:
-    """Serve until Ctrl-C or SIGTERM; a second one ends the grace.
+    """Serve until Ctrl-C or SIGTERM; a second one ends the grace period.
 
     Args:
         app: from `create_app`.
         listening: from `bind`.
-        grace_seconds: how long requests may go on when the server ends; then they are cancelled and told so.
+        grace_seconds: how long requests may go on when the server ends; then they are cancelled with a 503.
         log_requests: write a line for each request to standard error.
     """
-    config = uvicorn.Config(
-        app, log_config=_log_config(log_requests), access_log=log_requests, lifespan="off", server_header=False
-    )
-    try:
-        server = graceful_server(config, grace_seconds=grace_seconds, end_grace=app.state.slots.closing.set)
-        server.run(sockets=[listening])
-    except KeyboardInterrupt:
-        return  # uvicorn raises the signal again when it has ended, and ending is what it was told
-
-
-def _log_config(log_requests: bool) -> dict[str, Any]:  # Any: as the logging module has it
-    """All to standard error: results are what belongs on standard output, and a server has none."""
+    # everything goes to standard error: standard output is for results, and a server has none
     level = {"level": "WARNING", "handlers": ["stderr"], "propagate": False}
-    return {
+    log_config: JSONObject = {
         "version": 1,
         "disable_existing_loggers": False,
         "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(message)s"}},
@@ -197,3 +185,8 @@ def _log_config(log_requests: bool) -> dict[str, Any]:  # Any: as the logging mo
             "tpo_graph.serving": level,
         },
     }
+    config = uvicorn.Config(app, log_config=log_config, access_log=log_requests, lifespan="off", server_header=False)
+    server = graceful_server(config, grace_seconds=grace_seconds, end_grace=app.state.slots.closing.set)
+    # uvicorn raises the signal again when it has ended, but Ctrl-C asked for no more than the end
+    with suppress(KeyboardInterrupt):
+        server.run(sockets=[listening])

@@ -1,179 +1,103 @@
-"""What a chat request asks of a `ChatTPO`."""
+"""What a chat request asks of a `ChatTPO`: a recipe and a policy by the model name, and the arguments of one call."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import get_args
 
-from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage
 from pydantic import ValidationError
 
-from tpo_graph.errors import ConfigurationError, PolicyError
+from tpo_graph.errors import ConfigurationError, MissingDependencyError, PolicyError
 from tpo_graph.langchain.chat_model import ChatTPO
 from tpo_graph.langchain.schema import AnswerSchema
+from tpo_graph.policies.providers import Policy, is_openai_compatible, models_inside, takes_knob
 from tpo_graph.serving.limits import Limits
-from tpo_graph.serving.requests import POLICY_FIELDS, ChatRequest, answer_schema, check_policy, checked_format
+from tpo_graph.serving.requests import ChatRequest, PolicyFields
 from tpo_graph.serving.responses import RequestRefusedError
-from tpo_graph.settings import TPOSettings
-from tpo_graph.types import Mode
+from tpo_graph.settings import PolicyPhase, TPOSettings
+from tpo_graph.types import Mode, Options
 
-# Model names: a recipe, and the policy that it runs with.
-
-_MODES: tuple[Mode, ...] = get_args(Mode)
-_OPTION = re.compile(r"(?:(?P<which>[dn]))?(?P<value>[0-9]{1,4})")
+_OPTION = re.compile(r"([dn]?)([0-9]{1,4})")
 _LISTED = ("tpo", "tpo-d2-n5", "tpo-d5-n20", "revision", "revision-d2-n5", "bon", "bon-16")
-_HOW = "A name is a recipe, as in tpo, tpo-d2-n5, revision-d3-n4 or bon-16, or RECIPE/POLICY."
 
 
 @dataclass(frozen=True)
 class ModelName:
-    """A model name, understood.
+    """The name of a model, `RECIPE` or `RECIPE/POLICY`.
 
     Attributes:
-        mode: the first word of the recipe.
-        policy: id of the policy.
-        settings: what the recipe says: the mode, and D and N where they are named.
+        policy: the id of the policy that it runs with.
+        settings: those of the recipe: the mode, and D and N if it names them.
     """
 
-    mode: Mode
     policy: str
-    settings: Mapping[str, Any]  # Any: values of settings
+    settings: Mapping[str, Options]
 
     @classmethod
-    def parse(cls, name: str, policies: Iterable[str]) -> "ModelName":
-        """From `RECIPE` or `RECIPE/POLICY`; without a policy it is the first.
+    def parse(cls, name: str, policies: Sequence[str]) -> "ModelName":
+        """Read a name.
+
+        Args:
+            name: as the client wrote it.
+            policies: ids of all policies; the first is the one of a name without a policy.
 
         Raises:
             RequestRefusedError: there is no such model.
         """
-        known = list(policies)
         recipe, slash, policy = name.partition("/")
-        if not slash:
-            policy = known[0]
-        mode = next((mode for mode in _MODES if mode == recipe.partition("-")[0]), None)
-        settings = _options(recipe, mode) if mode is not None else None
-        if mode is None or settings is None or policy not in known:
-            raise RequestRefusedError(
-                f"The model {name!r} does not exist.",
-                status=404,
-                param="model",
-                code="model_not_found",
-                hint=f"{_HOW} Policies here: {', '.join(known)}.",
-            )
-        return cls(mode=mode, policy=policy, settings={"mode": mode, **settings})
+        mode, *options = recipe.split("-")
+        # a bare number is N where nothing but N can be meant
+        letters = {"n": "n", "": "n"} if mode == "bon" else {"n": "n", "d": "depth"}
+        settings: dict[str, Options] = {"mode": mode}
+        for option in options:
+            match = _OPTION.fullmatch(option)
+            setting = letters.get(match[1]) if match else None
+            if match is None or setting is None or setting in settings:
+                break
+            settings[setting] = int(match[2])
+        else:
+            policy = policy if slash else policies[0]
+            if mode in get_args(Mode) and settings.get("n") != 0 and policy in policies:
+                return cls(policy, settings)
+        raise RequestRefusedError(
+            f"The model {name!r} does not exist.",
+            status=404,
+            param="model",
+            code="model_not_found",
+            hint="A name is a recipe, as in tpo, tpo-d2-n5, revision-d3-n4 or bon-16, or RECIPE/POLICY. "
+            f"Policies here: {', '.join(policies)}.",
+        )
 
 
-def listed_names(policies: Iterable[str], limits: Limits) -> Iterator[str]:
-    """Names that `/v1/models` tells; others that can be understood work as well."""
-    known = list(policies)
-    recipes = [name for name in _LISTED if limits.allow(ModelName.parse(name, known).settings)]
+def listed_names(policies: Sequence[str], limits: Limits) -> Iterator[str]:
+    """The names for `/v1/models` within the limits; any other that can be parsed works as well."""
+    recipes = []
+    for recipe in _LISTED:
+        settings = ModelName.parse(recipe, policies).settings
+        if settings.get("n", 0) <= limits.max_n and settings.get("depth", 0) <= limits.max_depth:
+            recipes.append(recipe)
     yield from recipes
-    for policy in known:
+    for policy in policies:
         yield from (f"{recipe}/{policy}" for recipe in recipes)
 
 
-def _options(recipe: str, mode: Mode) -> dict[str, int] | None:
-    """D and N of a recipe; None where it can't be understood."""
-    _, *parts = recipe.split("-")
-    found: dict[str, int] = {}
-    for part in parts:
-        option = _OPTION.fullmatch(part)
-        # a bare number is N where N is all there is to say
-        which = (option["which"] or ("n" if mode == "bon" else None)) if option else None
-        setting = {"d": "depth", "n": "n"}.get(which or "")
-        if option is None or setting is None or setting in found or (mode == "bon" and setting == "depth"):
-            return None
-        found[setting] = int(option["value"])
-    return None if found.get("n") == 0 else found
+def call_arguments(chat: ChatRequest, name: ModelName, model: ChatTPO, limits: Limits) -> dict[str, Options]:
+    """The arguments of the call of a `ChatTPO` that a request asks for.
 
+    Args:
+        chat: the request.
+        name: its model name.
+        model: the model of that name's policy.
+        limits: of the server.
 
-@dataclass(frozen=True)
-class Call:
-    """One call of a `ChatTPO`.
-
-    Attributes:
-        model: the model to call.
-        messages: the conversation.
-        arguments: of the call.
-        schema: what the answer has to be valid for.
+    Raises:
+        RequestRefusedError: a value can't be used; `param` names its field.
     """
-
-    model: ChatTPO
-    messages: list[BaseMessage]
-    arguments: dict[str, Any]  # Any: values of settings, and the provider's own
-    schema: AnswerSchema | None
-
-    @classmethod
-    def of(cls, chat: ChatRequest, name: ModelName, model: ChatTPO, limits: Limits) -> "Call":
-        """From a request.
-
-        Raises:
-            RequestRefusedError: a value can't be used; `param` names its field.
-        """
-        response_format = checked_format(chat.response_format)
-        schema = answer_schema(response_format)
-        named = _settings(chat, name)
-        _check_settings(named, model.settings, limits)
-        check_policy(chat, name.mode, model)
-        arguments = {
-            **named,
-            **_given(temperature=chat.temperature, top_p=chat.top_p, max_tokens=chat.most_tokens),
-            **_given(stop=chat.stop_texts or None, response_format=response_format),
-            **_given(**{field: getattr(chat, field) for field in POLICY_FIELDS}),
-        }
-        if chat.tools:
-            arguments |= {"tools": chat.tools, **_given(tool_choice=chat.tool_choice)}
-            arguments |= _given(parallel_tool_calls=chat.parallel_tool_calls)
-        return cls(
-            model=model,
-            messages=[message.to_langchain() for message in chat.messages],
-            arguments=arguments,
-            schema=schema,
-        )
-
-    def check(self, message: AIMessage) -> None:
-        """Look at an answer before it goes out.
-
-        Raises:
-            PolicyError: a response format was asked for, and no candidate had it.
-        """
-        if self.schema is None or message.tool_calls or message.invalid_tool_calls:
-            return
-        if not self.schema.accepts(message.text):
-            raise PolicyError(
-                "None of the candidates is valid for the response_format.",
-                hint="A larger N (tpo.n) or a stronger policy helps, and so does a simpler schema.",
-            )
-
-
-def _settings(chat: ChatRequest, name: ModelName) -> dict[str, Any]:  # Any: values of settings
-    """The settings that model name, `seed` and `tpo` name."""
-    outside = {**name.settings, **_given(seed=chat.seed)}
-    for setting, value in outside.items():
-        if setting in chat.tpo and chat.tpo[setting] != value:
-            where = "seed" if setting == "seed" else f"the model {chat.model!r}"
-            raise RequestRefusedError(
-                f"tpo.{setting} says {chat.tpo[setting]!r} and {where} says {value!r}.",
-                param=f"tpo.{setting}",
-                code="invalid_value",
-                hint="Say it once.",
-            )
-    _check_names(chat.tpo)
-    return {**chat.tpo, **outside}
-
-
-def _check_names(named: Mapping[str, Any]) -> None:  # Any: values of settings
-    try:
-        TPOSettings(**named)
-    except ConfigurationError as error:
-        cause = error.__cause__
-        place = cause.errors()[0]["loc"] if isinstance(cause, ValidationError) else ()
-        param = f"tpo.{place[0]}" if place else "tpo"
-        raise RequestRefusedError(error.message, param=param, code="invalid_value", hint=error.hint) from error
-
-
-def _check_settings(named: dict[str, Any], defaults: TPOSettings, limits: Limits) -> None:  # Any: values of settings
-    chosen = defaults.overridden_by(named)
+    schema = _schema_of(chat)
+    settings = _settings_of(chat, name)
+    chosen = model.settings.overridden_by(settings)
     steps = 0 if chosen.mode == "bon" else chosen.depth
     for setting, value, most in (("n", chosen.n, limits.max_n), ("depth", steps, limits.max_depth)):
         if value > most:
@@ -182,7 +106,109 @@ def _check_settings(named: dict[str, Any], defaults: TPOSettings, limits: Limits
                 param=f"tpo.{setting}",
                 code="invalid_value",
             )
+    _check_policy(chat, chosen.mode, model)
+    arguments: dict[str, Options] = {
+        "temperature": chat.temperature,
+        "top_p": chat.top_p,
+        "max_tokens": chat.max_completion_tokens or chat.max_tokens,
+        "stop": chat.stop or None,
+        "answer_schema": schema,
+        **{field: getattr(chat, field) for field in PolicyFields.model_fields},
+    }
+    if chat.tools:
+        arguments |= {field: getattr(chat, field) for field in ("tools", "tool_choice", "parallel_tool_calls")}
+    return {**settings, **{name: value for name, value in arguments.items() if value is not None}}
 
 
-def _given(**values: Any) -> dict[str, Any]:  # Any: of any field
-    return {name: value for name, value in values.items() if value is not None}
+def check_answer(message: AIMessage, schema: AnswerSchema | None) -> None:
+    """Check an answer before it goes out.
+
+    Raises:
+        PolicyError: a response format was asked for, and no candidate was valid for it.
+    """
+    if schema is None or message.tool_calls or message.invalid_tool_calls or schema.accepts(message.text):
+        return
+    raise PolicyError(
+        "None of the candidates is valid for the response_format.",
+        hint="A larger N (tpo.n) or a stronger policy helps, and so does a simpler schema.",
+    )
+
+
+def _schema_of(chat: ChatRequest) -> AnswerSchema | None:
+    """What answers have to be valid for; None for any text."""
+    if chat.response_format is None:
+        return None
+    try:
+        return AnswerSchema.of_response_format(chat.response_format.model_dump(by_alias=True, exclude_unset=True))
+    except MissingDependencyError:
+        raise
+    except ConfigurationError as error:
+        raise RequestRefusedError(
+            f"response_format: {error.message}", param="response_format", code="invalid_value"
+        ) from error
+
+
+def _settings_of(chat: ChatRequest, name: ModelName) -> dict[str, Options]:
+    """The settings in the model name, in `seed` and in `tpo`."""
+    outside = {**name.settings, **({} if chat.seed is None else {"seed": chat.seed})}
+    for setting, value in outside.items():
+        if setting in chat.tpo and chat.tpo[setting] != value:
+            other = "seed" if setting == "seed" else f"the model {chat.model!r}"
+            raise RequestRefusedError(
+                f"tpo.{setting} is {chat.tpo[setting]!r}, but {other} asks for {value!r}.",
+                param=f"tpo.{setting}",
+                code="invalid_value",
+                hint="Name it once.",
+            )
+    try:
+        TPOSettings(**chat.tpo)
+    except ConfigurationError as error:
+        cause = error.__cause__
+        place = cause.errors()[0]["loc"] if isinstance(cause, ValidationError) else ()
+        param = f"tpo.{place[0]}" if place else "tpo"
+        raise RequestRefusedError(error.message, param=param, code="invalid_value", hint=error.hint) from error
+    return {**chat.tpo, **outside}
+
+
+def _check_policy(chat: ChatRequest, mode: Mode, model: ChatTPO) -> None:
+    """Refuse by the client's own name what would not reach the policy, before anything is paid for."""
+    policy = model.policy
+    inside = models_inside(policy)
+    for field, asked, knob in _requested_knobs(chat, model):
+        if not takes_knob(asked, knob):
+            raise _not_passed_on(field, "the policy has no way to take it")
+    for field in PolicyFields.model_fields:
+        if getattr(chat, field) is not None and not is_openai_compatible(policy):
+            raise _not_passed_on(field, "the policy is not an OpenAI-compatible one")
+    takes_tools = inside and all(type(chat_model).bind_tools is not BaseChatModel.bind_tools for chat_model in inside)
+    if chat.tools and not takes_tools:
+        raise _not_passed_on("tools", "the policy takes none")
+    if model.prompts.prompt("sample", mode) is not None:
+        # then images and the like have no place in what the policy is shown
+        for place, message in enumerate(chat.messages):
+            for index, part in enumerate(message.content if isinstance(message.content, list) else []):
+                if part["type"] != "text":
+                    raise _not_passed_on(
+                        f"messages[{place}].content[{index}]",
+                        f"the prompt pack {model.prompts.name!r} shows the policy texts alone",
+                    )
+
+
+def _requested_knobs(chat: ChatRequest, model: ChatTPO) -> Iterator[tuple[str, Policy, str]]:
+    """Each knob that a request names: the client's name for it, the model that has to take it, and our name."""
+    for field in ("temperature", "top_p", "max_tokens", "max_completion_tokens", "seed"):
+        if getattr(chat, field) is not None:
+            yield field, model.policy, "max_new_tokens" if field.startswith("max_") else field
+    # a setting without a value may be written as a text
+    named = {name for name, value in chat.tpo.items() if value not in (None, "none", "null")}
+    if "seed" in named:
+        yield "tpo.seed", model.policy, "seed"
+    for phase in get_args(PolicyPhase):
+        asked = (model.critic or model.policy) if phase in ("loss", "gradient") else model.policy
+        for knob in ("temperature", "top_p", "max_new_tokens"):
+            if f"{phase}_{knob}" in named:
+                yield f"tpo.{phase}_{knob}", asked, knob
+
+
+def _not_passed_on(field: str, reason: str) -> RequestRefusedError:
+    return RequestRefusedError(f"{field} can't be passed on: {reason}.", param=field, code="unsupported_parameter")

@@ -1,259 +1,223 @@
-"""`/v1/chat/completions`."""
+"""`/v1/chat/completions`: one request from its first byte to the last one of its answer."""
 
 import asyncio
 import json
-import logging
-from collections.abc import AsyncGenerator, Callable, Coroutine
-from contextlib import aclosing
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from typing import TypeVar
 
 from langchain_core.callbacks import AsyncCallbackHandler
 from langchain_core.messages import AIMessage
-from langchain_core.runnables import RunnableConfig
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
-from starlette.types import Message, Receive, Scope, Send
+from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
-from tpo_graph.errors import TPOError
+from tpo_graph.langchain.chat_model import ChatTPO
 from tpo_graph.langchain.run import STEP_EVENT
-from tpo_graph.serving.backends import Backends
-from tpo_graph.serving.call import Call, ModelName
-from tpo_graph.serving.limits import ApiKeys, Limits, Slot, Slots, Stopped, disconnected, going_down, read_body, unless
+from tpo_graph.run_parts import RunParts
+from tpo_graph.serving.call import ModelName, call_arguments, check_answer
+from tpo_graph.serving.limits import ApiKeys, Limits, Slots, read_body, shutting_down
 from tpo_graph.serving.metrics import Metrics, Observation
 from tpo_graph.serving.requests import ChatRequest
 from tpo_graph.serving.responses import (
-    Completion,
     RequestRefusedError,
-    error_object,
+    chat_completion,
+    chat_completion_chunks,
     error_response,
-    status_for,
-    unexpected,
+    status_and_body,
 )
-from tpo_graph.types import StepRecord
+from tpo_graph.types import Options, StepRecord
 
-# Server-sent events: comments while a run works, then the answer in chunks.
+T = TypeVar("T")
 
-Progress: TypeAlias = Callable[[StepRecord], None]
-Run: TypeAlias = Callable[[Progress], Coroutine[Any, Any, AIMessage]]  # Any: what a coroutine is sent
-
-DONE = "[DONE]"
-
-
-class Steps(AsyncCallbackHandler):
-    """Hands the steps of a run on as they are done."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-
-    async def on_custom_event(self, name: str, data: Any, **_: Any) -> None:  # Any: LangChain's own
-        """Take a step."""
-        if name == STEP_EVENT:
-            self._progress(data)
-
-
-async def happenings(run: Run, *, silence: float) -> AsyncGenerator[StepRecord | AIMessage | None, None]:
-    """The steps of a run as they are done, None after each silence of so many seconds, and the answer last.
-
-    Raises:
-        Exception: what `run` raises.
-    """
-    steps: asyncio.Queue[StepRecord] = asyncio.Queue()
-    work = asyncio.ensure_future(run(steps.put_nowait))
-    try:
-        while not work.done() or not steps.empty():
-            step = asyncio.ensure_future(steps.get())
-            await asyncio.wait((work, step), timeout=silence, return_when=asyncio.FIRST_COMPLETED)
-            if step.done():
-                yield step.result()
-                continue
-            step.cancel()
-            if not work.done():
-                yield None
-        yield work.result()
-    finally:
-        work.cancel()
-        await asyncio.gather(work, return_exceptions=True)
-
-
-class EventSender:
-    """Sends events over an ASGI connection."""
-
-    def __init__(self, send: Send) -> None:
-        self._send = send
-
-    async def begin(self) -> None:
-        """Send the head of the response."""
-        headers = [
-            (b"content-type", b"text/event-stream; charset=utf-8"),
-            (b"cache-control", b"no-cache"),
-            (b"x-accel-buffering", b"no"),  # nginx would hold events back
-        ]
-        await self._send({"type": "http.response.start", "status": 200, "headers": headers})
-
-    async def data(self, document: Any) -> None:  # Any: JSON, or the word at the end
-        """Send one event."""
-        text = document if document == DONE else json.dumps(document, ensure_ascii=False, separators=(",", ":"))
-        await self._write(f"data: {text}\n\n")
-
-    async def comment(self, text: str) -> None:
-        """Send a comment, which clients leave out: it keeps the connection alive, and tells people how far it is."""
-        await self._write(f": {text}\n\n")
-
-    async def end(self) -> None:
-        """End the response."""
-        await self._send({"type": "http.response.body", "body": b""})
-
-    async def _write(self, text: str) -> None:
-        await self._send({"type": "http.response.body", "body": text.encode(), "more_body": True})
-
-
-_log = logging.getLogger(__name__)
-_CLIENT_LEFT = 499  # nginx's word for it; nobody sees the response
-
-
-class _WayBack:
-    """ASGI's `send`, which remembers whether a response has begun."""
-
-    def __init__(self, send: Send) -> None:
-        self._send = send
-        self.begun = False
-
-    async def __call__(self, message: Message) -> None:
-        self.begun = True
-        await self._send(message)
-
-
-@dataclass(frozen=True)
-class _Exchange:
-    """One request and the way back.
-
-    Attributes:
-        scope: ASGI's.
-        receive: ASGI's.
-        send: ASGI's.
-        slot: what the request holds while it is worked on.
-        seen: what metrics will tell of it.
-    """
-
-    scope: Scope
-    receive: Receive
-    send: Send
-    slot: Slot
-    seen: Observation
+_CLIENT_LEFT = 499  # nginx's status for it; nobody sees the response
+_STREAM_HEADERS = {
+    "Cache-Control": "no-cache",
+    "X-Accel-Buffering": "no",  # nginx would hold events back
+}
 
 
 @dataclass(frozen=True)
 class ChatEndpoint:
-    """An ASGI app for one path: it watches for the client from the request to the last byte."""
+    """An ASGI app for the path of chat completions.
 
-    backends: Backends
+    Attributes:
+        policies: what runs are made of, by the id of the policy; the first is the default.
+        keys: who may ask.
+        limits: what a request may ask for.
+        slots: counts the requests that are worked on.
+        metrics: counts everything else.
+    """
+
+    policies: Mapping[str, RunParts]
     keys: ApiKeys
     limits: Limits
     slots: Slots
     metrics: Metrics
+    _models: dict[str, ChatTPO] = field(default_factory=dict, init=False)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        way_back = _WayBack(send)
-        with self.metrics.request() as seen:
-            try:
-                request = Request(scope, receive)
-                self.keys.check(request.headers)
-                _check_content_type(request)
-                # before there is a body to read; a slot is taken when it is there, for it may never come
-                self.slots.check()
-                chat = ChatRequest.parse(await read_body(request, self.limits))
-                with self.slots.one() as slot:
-                    exchange = _Exchange(scope, receive, way_back, slot, seen)
-                    await unless(disconnected(receive), self._serve(chat, exchange))
-            except (Stopped, ClientDisconnect):
-                seen.status = _CLIENT_LEFT
-                if not way_back.begun:
-                    # nobody reads it, and middleware around this app takes no response for a defect
-                    await Response(status_code=_CLIENT_LEFT)(scope, receive, send)
-            except Exception as error:  # whatever it is, a client gets JSON
-                told = _told(error)
-                seen.status = status_for(told)
-                if not way_back.begun:
-                    await error_response(told)(scope, receive, send)
+        with self.metrics.request() as observation:
+            async with AsyncExitStack() as stack:
+                try:
+                    response = await self._respond(Request(scope, receive), observation, stack)
+                except (CancelledByEventError, ClientDisconnect):
+                    # nobody reads it, but middleware takes an app that sends no response for a broken one
+                    response = Response(status_code=_CLIENT_LEFT)
+                except Exception as error:  # whatever it is, the client gets JSON
+                    response = error_response(error)
+                observation.status = response.status_code
+                with suppress(ClientDisconnect):
+                    await response(scope, receive, send)
 
-    async def _serve(self, chat: ChatRequest, exchange: _Exchange) -> None:
-        name = ModelName.parse(chat.model, self.backends.policies)
-        seen = exchange.seen
-        seen.mode, seen.policy = name.mode, name.policy
-        call = Call.of(chat, name, await self.backends.model(name.policy), self.limits)
-
-        async def run(progress: Progress) -> AIMessage:
-            message = await self._answer(call, progress)
-            self.metrics.answered(seen, message)
-            return message
-
-        completion = Completion(chat.model)
-        if chat.stream:
-            await self._stream(run, completion, exchange, with_usage=chat.wants_usage)
-            return
-        response = JSONResponse(completion.whole(await run(lambda _: None)))
-        seen.status = 200
-        exchange.slot.release()
-        await response(exchange.scope, exchange.receive, exchange.send)
-
-    async def _stream(self, run: Run, completion: Completion, exchange: _Exchange, *, with_usage: bool) -> None:
-        """Send the answer as events. What fails before the first one is an HTTP error; later it is an event."""
-        events = EventSender(exchange.send)
-        async with aclosing(happenings(run, silence=self.limits.keep_alive_seconds)) as happened:
-            first = await anext(happened)
-            exchange.seen.status = 200
-            await events.begin()
-            try:
-                await _send(first, completion, with_usage, events)
-                async for each in happened:
-                    await _send(each, completion, with_usage, events)
-            except Exception as error:  # as in `__call__`
-                told = _told(error)
-                exchange.seen.status = status_for(told)
-                await events.data(error_object(told))
-        exchange.slot.release()
-        await events.data(DONE)
-        await events.end()
-
-    async def _answer(self, call: Call, progress: Progress) -> AIMessage:
-        """The answer, unless the server ends first."""
-        config: RunnableConfig = {"callbacks": [Steps(progress)]}
-        try:
-            message = await unless(
-                self.slots.closing.wait(), call.model.ainvoke(call.messages, config, **call.arguments)
+    async def _respond(self, request: Request, observation: Observation, stack: AsyncExitStack) -> Response:
+        """The response, ready to be sent. Where it is a stream, the run goes on until the stack is closed."""
+        self.keys.check(request.headers)
+        content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if content_type != "application/json":
+            # a page of any site may make a browser send other types to this server
+            raise RequestRefusedError(
+                f"The content type is {content_type!r}, not 'application/json'.",
+                status=415,
+                code="unsupported_content_type",
             )
-        except Stopped:
-            raise going_down() from None
-        call.check(message)
+        # the slot is taken later, because a body may never come; this spares the reading where all are taken
+        self.slots.check()
+        chat = ChatRequest.parse(await read_body(request, self.limits))
+        steps: asyncio.Queue[StepRecord | None] = asyncio.Queue()
+        run = await stack.enter_async_context(background(self._answer(chat, observation, steps.put_nowait)))
+        if not chat.stream:
+            message = await cancel_on(_disconnect(request), run)
+            body = chat_completion(message, model=chat.model).to_json(indent=None)
+            return Response(body, media_type="application/json")
+        comments = stream_progress(run, steps, silence=self.limits.keep_alive_seconds)
+        # what fails before there is something to send is an HTTP error; later it is an event
+        first = await cancel_on(_disconnect(request), anext(comments, ""))
+        events = _events(first, comments, run, chat, observation)
+        return StreamingResponse(events, headers=_STREAM_HEADERS, media_type="text/event-stream")
+
+    async def _answer(
+        self, chat: ChatRequest, observation: Observation, on_step: Callable[[StepRecord], None]
+    ) -> AIMessage:
+        """The answer, unless the server ends first."""
+        with self.slots.one():
+            name = ModelName.parse(chat.model, list(self.policies))
+            observation.mode, observation.policy = name.settings["mode"], name.policy
+            if name.policy not in self._models:
+                parts = await self.policies[name.policy].aload()
+                # several requests may have waited for the models: the first one's graphs are kept
+                self._models.setdefault(name.policy, ChatTPO(**vars(parts)))
+            model = self._models[name.policy]
+            arguments = call_arguments(chat, name, model, self.limits)
+            messages = [message.to_langchain() for message in chat.messages]
+            answer = model.ainvoke(messages, {"callbacks": [_StepHandler(on_step)]}, **arguments)
+            try:
+                message = await cancel_on(self.slots.closing.wait(), answer)
+            except CancelledByEventError:
+                raise shutting_down() from None
+            check_answer(message, arguments.get("answer_schema"))
+        self.metrics.answered(observation, message)
         return message
 
 
-async def _send(
-    happened: StepRecord | AIMessage | None, completion: Completion, with_usage: bool, events: EventSender
-) -> None:
-    if isinstance(happened, AIMessage):
-        for chunk in completion.chunks(happened, with_usage=with_usage):
-            await events.data(chunk)
-    elif happened is None:
-        await events.comment("working")
-    else:
-        await events.comment(f"step {happened['step']}: best reward {happened['best_reward']:+.4g}")
+class _StepHandler(AsyncCallbackHandler):
+    """Passes on the record of each step of a run."""
+
+    def __init__(self, on_step: Callable[[StepRecord], None]) -> None:
+        self._on_step = on_step
+
+    async def on_custom_event(self, name: str, data: StepRecord, **_: Options) -> None:
+        if name == STEP_EVENT:
+            self._on_step(data)
 
 
-def _told(error: Exception) -> TPOError:
-    """The error that a client is told; the log gets what is a defect."""
-    if isinstance(error, TPOError):
-        return error
-    _log.error("A request failed.", exc_info=error)
-    return unexpected()
+async def stream_progress(
+    run: asyncio.Future[AIMessage], steps: asyncio.Queue[StepRecord | None], *, silence: float
+) -> AsyncIterator[str]:
+    """Comments, which clients leave out, for each step of a run and after each so many seconds of silence.
+
+    Args:
+        run: the run, already under way.
+        steps: gets the record of each step as it is done.
+        silence: seconds without a step until a comment is due, so that proxies keep the connection.
+
+    Raises:
+        Exception: whatever the run raises.
+    """
+    run.add_done_callback(lambda _: steps.put_nowait(None))
+    while True:
+        try:
+            async with asyncio.timeout(silence):
+                step = await steps.get()
+        except TimeoutError:
+            yield ": working\n\n"
+            continue
+        if step is None:
+            break
+        yield f": step {step['step']}: best reward {step['best_reward']:+.4g}\n\n"
+    await run
 
 
-def _check_content_type(request: Request) -> None:
-    """Take JSON that is called so: a page of any site may make a browser send other types to this server."""
-    given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if given != "application/json":
-        raise RequestRefusedError(
-            f"The content type is {given!r}, not 'application/json'.", status=415, code="unsupported_content_type"
-        )
+async def _events(
+    first: str,
+    comments: AsyncIterator[str],
+    run: asyncio.Future[AIMessage],
+    chat: ChatRequest,
+    observation: Observation,
+) -> AsyncIterator[str]:
+    """The server-sent events of a stream: comments, and then the answer in chunks."""
+    observation.status = _CLIENT_LEFT  # until all chunks are sent
+    try:
+        yield first
+        async for comment in comments:
+            yield comment
+        include_usage = chat.stream_options is not None and chat.stream_options.include_usage
+        for chunk in chat_completion_chunks(await run, model=chat.model, include_usage=include_usage):
+            yield f"data: {chunk.to_json(indent=None)}\n\n"
+        observation.status = 200
+    except Exception as error:  # as in the endpoint
+        observation.status, body = status_and_body(error)
+        yield f"data: {json.dumps(body, ensure_ascii=False, separators=(',', ':'))}\n\n"
+    yield "data: [DONE]\n\n"
+
+
+class CancelledByEventError(Exception):
+    """An event came before the work was done."""
+
+
+async def cancel_on(event: Awaitable[object], work: Awaitable[T]) -> T:
+    """The result of some work, which is cancelled as soon as an event comes.
+
+    Args:
+        event: returns when the event has come.
+        work: has ended, one way or the other, when this function has.
+
+    Raises:
+        CancelledByEventError: the event came first.
+        Exception: whatever either of them raises.
+    """
+    async with background(event) as waiting, background(work) as working:
+        await asyncio.wait((waiting, working), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            waiting.result()
+            raise CancelledByEventError
+        return working.result()
+
+
+@asynccontextmanager
+async def background(work: Awaitable[T]) -> AsyncIterator[asyncio.Future[T]]:
+    """Some work as a task beside the `with` block; it is cancelled if it has not ended when the block does."""
+    task = asyncio.ensure_future(work)
+    try:
+        yield task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def _disconnect(request: Request) -> None:
+    """Wait until the client has left; the body of its request has been read."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -12,7 +12,7 @@ from starlette.routing import Route
 
 from tpo_graph.policies.load import policy_ids
 from tpo_graph.run_parts import shared_models
-from tpo_graph.serving.app import create_app, refuse_other_names
+from tpo_graph.serving.app import allow_only_local_hosts, create_app
 
 _keys = (os.environ.get("TPO_API_KEY") or "").split()
 _served = create_app(
@@ -24,7 +24,7 @@ _served = create_app(
     models=shared_models,  # the Studio graph of the same langgraph.json has them from there too
 )
 if not _keys:
-    refuse_other_names(_served, "localhost")
+    allow_only_local_hosts(_served, "localhost")
 
 # LangGraph gives an app's middleware and error handlers to all of its own paths as well, so that ours stay inside
 app = Starlette(

@@ -1,13 +1,24 @@
-"""An answer as the OpenAI API tells it, whole or in chunks."""
+"""What goes out: answers and errors in the shapes of OpenAI's API."""
 
 import json
+import logging
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Literal
 from uuid import uuid4
 
-from langchain_core.messages import AIMessage, AIMessageChunk
+from langchain_core.messages import AIMessage
+from openai.types import CompletionUsage
+from openai.types.chat import (
+    ChatCompletion,
+    ChatCompletionChunk,
+    ChatCompletionMessage,
+    ChatCompletionMessageFunctionToolCall,
+)
+from openai.types.chat.chat_completion import Choice
+from openai.types.chat.chat_completion_chunk import Choice as ChunkChoice
+from openai.types.chat.chat_completion_chunk import ChoiceDelta, ChoiceDeltaToolCall
+from openai.types.shared import ErrorObject
 from starlette.responses import JSONResponse
 
 from tpo_graph.errors import (
@@ -21,21 +32,32 @@ from tpo_graph.errors import (
 )
 from tpo_graph.langchain.async_base import answer_chunks
 from tpo_graph.policies.providers import ProviderFailure
+from tpo_graph.types import JSONObject
 
-# Errors as the OpenAI API tells them: a status, and an object that names the field at fault.
-
+_log = logging.getLogger(__name__)
 _INVALID = "invalid_request_error"
 _SERVER = "server_error"
+# the first kind that matches counts: a missing dependency is a configuration error as well
+_KINDS: tuple[tuple[type[TPOError], int, str, str], ...] = (
+    (MissingDependencyError, 500, _SERVER, "missing_dependency"),
+    (ConfigurationError, 400, _INVALID, "invalid_configuration"),
+    (PromptError, 400, _INVALID, "invalid_prompt"),
+    (BudgetError, 400, _INVALID, "budget"),
+    (PolicyError, 502, "policy_error", "policy_failed"),
+    (RewardError, 502, "reward_error", "reward_failed"),
+)
 
 
 class RequestRefusedError(TPOError):
     """A request that is not served.
 
-    Attributes:
+    Args:
+        message: what is wrong.
         status: of the HTTP response.
         param: the field of the request that is at fault.
         code: OpenAI's word for what is wrong.
-        headers: of the response.
+        hint: what to do next.
+        headers: of the HTTP response.
     """
 
     def __init__(
@@ -55,38 +77,35 @@ class RequestRefusedError(TPOError):
         self.headers = dict(headers or {})
 
 
-def unexpected() -> RequestRefusedError:
-    """What a client is told about a defect; the log has the rest."""
-    return RequestRefusedError("The server failed.", status=500, hint="Its log tells more.")
+def status_and_body(error: Exception) -> tuple[int, JSONObject]:
+    """An error as HTTP status and in OpenAI's shape, with the hint as one more field.
 
-
-def status_for(error: TPOError) -> int:
-    """The HTTP status of an error."""
-    return _kind_of(error)[0]
-
-
-def error_object(error: TPOError) -> dict[str, Any]:  # Any: JSON
-    """The error as a JSON document in OpenAI's shape, with the hint as one more field."""
-    _, kind, code = _kind_of(error)
+    What is not an error of ours is a defect: it goes to the log, and the client sees nothing of it.
+    """
+    if not isinstance(error, TPOError):
+        _log.error("A request failed.", exc_info=error)
+        error = RequestRefusedError("The server failed.", status=500, hint="The details are in its log.")
+    status, kind, code = _kind_of(error)
     param = error.param if isinstance(error, RequestRefusedError) else None
-    told = {"message": str(error), "type": kind, "param": param, "code": code}
-    return {"error": {**told, "hint": error.hint} if error.hint else told}
+    body = ErrorObject(message=str(error), type=kind, param=param, code=code).to_dict()
+    return status, {"error": {**body, "hint": error.hint} if error.hint else body}
 
 
-def error_response(error: TPOError) -> JSONResponse:
-    """The error as a response."""
-    status = status_for(error)
+def error_response(error: Exception) -> JSONResponse:
+    """An error as an HTTP response."""
+    status, body = status_and_body(error)
     headers = error.headers if isinstance(error, RequestRefusedError) else {}
     if status >= 500 and not headers:
-        # OpenAI's clients repeat what fails with 5xx; a run that failed has been paid for, and repeating is dear
+        # OpenAI's clients retry after any 5xx, but a run that failed has been paid for
         headers = {"x-should-retry": "false"}
-    return JSONResponse(error_object(error), status, headers=headers)
+    return JSONResponse(body, status, headers=headers)
 
 
 def _kind_of(error: TPOError) -> tuple[int, str, str | None]:
     """Status, type and code."""
     if isinstance(error, RequestRefusedError):
-        return error.status, _type_of(error.status), error.code
+        types = {401: "authentication_error", 429: "rate_limit_error"}
+        return error.status, types.get(error.status, _SERVER if error.status >= 500 else _INVALID), error.code
     # the request itself is at fault: too long a context, an image that the provider can't read
     cause = error.__cause__
     if isinstance(error, PolicyError) and cause is not None and ProviderFailure.of(cause).kind == "refused":
@@ -97,117 +116,107 @@ def _kind_of(error: TPOError) -> tuple[int, str, str | None]:
     return 500, _SERVER, None
 
 
-def _type_of(status: int) -> str:
-    if status == 429:
-        return "rate_limit_error"
-    if status == 401:
-        return "authentication_error"
-    return _SERVER if status >= 500 else _INVALID
+def chat_completion(message: AIMessage, *, model: str) -> ChatCompletion:
+    """The answer as one document.
 
-
-_KINDS: tuple[tuple[type[TPOError], int, str, str], ...] = (
-    (MissingDependencyError, 500, _SERVER, "missing_dependency"),
-    (ConfigurationError, 400, _INVALID, "invalid_configuration"),
-    (PromptError, 400, _INVALID, "invalid_prompt"),
-    (BudgetError, 400, _INVALID, "budget"),
-    (PolicyError, 502, "policy_error", "policy_failed"),
-    (RewardError, 502, "reward_error", "reward_failed"),
-)
-"""The first kind that fits: a missing dependency is a configuration error as well."""
-
-
-@dataclass(frozen=True)
-class Completion:
-    """The frame of one answer.
-
-    Attributes:
-        model: the name that the client asked for.
-        id: of the answer.
-        created: seconds since 1970.
+    Args:
+        message: the answer of a `ChatTPO`; the record of its run goes out as the field `tpo`.
+        model: the model name that the client asked for.
     """
+    tool_calls = [ChatCompletionMessageFunctionToolCall(**call) for call in _tool_calls(message)]
+    content = message.text or (None if tool_calls else "")
+    answer = ChatCompletionMessage(role="assistant", content=content, refusal=None)
+    if tool_calls:
+        answer.tool_calls = [*tool_calls]
+    choice = Choice(index=0, message=answer, logprobs=None, finish_reason=_finish_reason(message))
+    completion = ChatCompletion(
+        id=_new_id(),
+        object="chat.completion",
+        created=int(time.time()),
+        model=model,
+        choices=[choice],
+        **_run_record(message),
+    )
+    if (usage := _usage(message)) is not None:
+        completion.usage = usage
+    return completion
 
-    model: str
-    id: str = field(default_factory=lambda: f"chatcmpl-{uuid4().hex}")
-    created: int = field(default_factory=lambda: int(time.time()))
 
-    def whole(self, message: AIMessage) -> dict[str, Any]:  # Any: JSON
-        """The answer as one document; `tpo` tells the reward, the stop reason and the trajectory."""
-        calls = [
-            _call(call["id"], call["name"], json.dumps(call["args"], ensure_ascii=False)) for call in message.tool_calls
-        ]
-        calls += [_call(call["id"], call["name"], call["args"]) for call in message.invalid_tool_calls]
-        said = {"role": "assistant", "content": message.text or (None if calls else ""), "refusal": None}
-        choice = {
-            "index": 0,
-            "message": {**said, "tool_calls": calls} if calls else said,
-            "logprobs": None,
-            "finish_reason": _finish_reason(message),
+def chat_completion_chunks(
+    message: AIMessage, *, model: str, include_usage: bool = False
+) -> Iterator[ChatCompletionChunk]:
+    """The answer in chunks; the one with the finish reason carries the record of the run as `tpo`.
+
+    Args:
+        message: the answer of a `ChatTPO`.
+        model: the model name that the client asked for.
+        include_usage: end with a chunk that has the usage and no choice.
+    """
+    completion_id, created = _new_id(), int(time.time())
+
+    def chunk(*choices: ChunkChoice, **more: object) -> ChatCompletionChunk:
+        fields: JSONObject = {**({"usage": None} if include_usage else {}), **more}
+        return ChatCompletionChunk(
+            id=completion_id,
+            object="chat.completion.chunk",
+            created=created,
+            model=model,
+            choices=list(choices),
+            **fields,
+        )
+
+    def part(delta: ChoiceDelta) -> ChatCompletionChunk:
+        return chunk(ChunkChoice(index=0, delta=delta, logprobs=None, finish_reason=None))
+
+    yield part(ChoiceDelta(role="assistant", content=""))
+    for piece in answer_chunks(message):
+        if piece.text:
+            yield part(ChoiceDelta(content=piece.text))
+    for index, call in enumerate(_tool_calls(message)):
+        yield part(ChoiceDelta(tool_calls=[ChoiceDeltaToolCall(index=index, **call)]))
+    last = ChunkChoice(index=0, delta=ChoiceDelta(), logprobs=None, finish_reason=_finish_reason(message))
+    yield chunk(last, **_run_record(message))
+    if include_usage:
+        yield chunk(usage=_usage(message))
+
+
+def _new_id() -> str:
+    return f"chatcmpl-{uuid4().hex}"
+
+
+def _tool_calls(message: AIMessage) -> list[JSONObject]:
+    """All tool calls, with those whose arguments are not JSON as the policy wrote them."""
+    calls = [(call["id"], call["name"], json.dumps(call["args"], ensure_ascii=False)) for call in message.tool_calls]
+    invalid = [(call["id"], call["name"], call["args"]) for call in message.invalid_tool_calls]
+    return [
+        {
+            "id": call_id or f"call_{uuid4().hex}",
+            "type": "function",
+            "function": {"name": name or "", "arguments": arguments or ""},
         }
-        usage = _usage(message)
-        return {
-            **self._head("chat.completion"),
-            "choices": [choice],
-            **({"usage": usage} if usage else {}),
-            **_told(message),
-        }
-
-    def chunks(self, message: AIMessage, *, with_usage: bool) -> Iterator[dict[str, Any]]:  # Any: JSON
-        """The answer in chunks; the one with the finish reason carries `tpo`.
-
-        Args:
-            message: the answer.
-            with_usage: end with a chunk that has no choice and the usage.
-        """
-        no_usage = {"usage": None} if with_usage else {}
-        head = self._head("chat.completion.chunk")
-
-        def chunk(delta: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:  # Any: JSON
-            choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
-            return {**head, "choices": [choice], **no_usage}
-
-        yield chunk({"role": "assistant", "content": ""})
-        for piece in answer_chunks(message):
-            part = piece.message
-            if part.text:
-                yield chunk({"content": part.text})
-            for call in part.tool_call_chunks if isinstance(part, AIMessageChunk) else []:
-                told = _call(call["id"], call["name"], call["args"])
-                yield chunk({"tool_calls": [{"index": call["index"], **told}]})
-        yield {**chunk({}, _finish_reason(message)), **_told(message)}
-        if with_usage:
-            yield {**head, "choices": [], "usage": _usage(message)}
-
-    def _head(self, kind: str) -> dict[str, Any]:  # Any: JSON
-        return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+        for call_id, name, arguments in [*calls, *invalid]
+    ]
 
 
-def _call(id_: str | None, name: str | None, arguments: str | None) -> dict[str, Any]:  # Any: JSON
-    return {
-        "id": id_ or f"call_{uuid4().hex}",
-        "type": "function",
-        "function": {"name": name or "", "arguments": arguments or ""},
-    }
-
-
-def _finish_reason(message: AIMessage) -> str:
+def _finish_reason(message: AIMessage) -> Literal["stop", "length", "tool_calls"]:
     if message.tool_calls or message.invalid_tool_calls:
         return "tool_calls"
-    return str(message.response_metadata.get("finish_reason") or "stop")
+    return "length" if message.response_metadata.get("finish_reason") == "length" else "stop"
 
 
-def _usage(message: AIMessage) -> dict[str, int] | None:
+def _usage(message: AIMessage) -> CompletionUsage | None:
     """The sum of all requests behind the answer; None where the provider does not count."""
-    used = message.usage_metadata
-    if used is None:
+    usage = message.usage_metadata
+    if usage is None:
         return None
-    return {
-        "prompt_tokens": used["input_tokens"],
-        "completion_tokens": used["output_tokens"],
-        "total_tokens": used["total_tokens"],
-    }
+    return CompletionUsage(
+        prompt_tokens=usage["input_tokens"],
+        completion_tokens=usage["output_tokens"],
+        total_tokens=usage["total_tokens"],
+    )
 
 
-def _told(message: AIMessage) -> dict[str, Any]:  # Any: JSON
-    """What there is to tell of the run; nothing for tool calls, before which there was none."""
-    told = message.response_metadata.get("tpo")
-    return {"tpo": told} if told is not None else {}
+def _run_record(message: AIMessage) -> JSONObject:
+    """The record of the run as a field; none for tool calls, which come before any run."""
+    record = message.response_metadata.get("tpo")
+    return {} if record is None else {"tpo": record}
