@@ -10,6 +10,7 @@ from tpo_graph.cli.options import (
     ConfigOption,
     CriticOption,
     PromptsOption,
+    VariantOption,
     explicit_settings,
     load_prompts,
     model_option,
@@ -41,6 +42,7 @@ def serve(
     ] = "local",
     critic: CriticOption = None,
     prompts: PromptsOption = None,
+    variant: VariantOption = None,
     config: ConfigOption = None,
     host: Annotated[
         str, typer.Option(help="The address to serve at.", metavar="ADDRESS", rich_help_panel=_SERVER)
@@ -141,7 +143,9 @@ def serve(
     with app.bind(host, port) as listening:
         models = ModelStore()
         first, *others = policies.values()
-        RunParts(policy=first, reward=reward, critic=critic, settings=chosen, models=models).load(_print_load)
+        RunParts(policy=first, reward=reward, critic=critic, nodes=variant, settings=chosen, models=models).load(
+            _print_load
+        )
         for name in others:
             _print_load("policy", name, None)
             models.policy(name)
@@ -150,6 +154,7 @@ def serve(
             reward,
             critic=critic,
             prompts=pack,
+            nodes=variant,
             settings=chosen,
             api_keys=keys,
             limits=allowed,
