@@ -72,17 +72,17 @@ def test_a_provider_that_does_not_count_leaves_no_usage():
 
 def test_the_metadata_tells_the_run():
     answer = chat(depth=1, n=2).invoke("q")
-    told = answer.response_metadata["tpo"]
-    assert (told["reward"], told["steps"], told["stop_reason"]) == (5.0, 1, "depth")
-    assert [record["best_reward"] for record in told["trajectory"]] == [1.0, 5.0]
-    assert told["trajectory"][1]["loss"] == "the loss"
+    tpo = answer.response_metadata["tpo"]
+    assert (tpo["reward"], tpo["steps"], tpo["stop_reason"]) == (5.0, 1, "depth")
+    assert [record["best_reward"] for record in tpo["trajectory"]] == [1.0, 5.0]
+    assert tpo["trajectory"][1]["loss"] == "the loss"
     assert answer.response_metadata["model_name"] == "tpo/ScriptedChatModel"
 
 
 def test_a_second_reward_model_watches_and_the_metadata_has_the_warning():
     second = TableReward(lambda text: -float(text.split()[-1]))
-    told = chat(depth=1, reward=WatchedReward(number_reward(), second)).invoke("q").response_metadata["tpo"]
-    assert [warning["kind"] for warning in told["warnings"]] == ["second_scorer_falls"]
+    tpo = chat(depth=1, reward=WatchedReward(number_reward(), second)).invoke("q").response_metadata["tpo"]
+    assert [warning["kind"] for warning in tpo["warnings"]] == ["second_scorer_falls"]
     assert chat(depth=1).invoke("q").response_metadata["tpo"]["warnings"] == []
 
 
@@ -91,8 +91,8 @@ def test_a_second_reward_model_by_name(monkeypatch, tmp_path):
     monkeypatch.setitem(SCHEMES, "table", lambda name: TableReward({}))
     recipe = tmp_path / "watched.toml"
     recipe.write_text('combine = "watched"\nparts.first.reward = "number"\nwatch.second.reward = "table"')
-    told = chat(mode="bon", reward=str(recipe)).invoke("q").response_metadata["tpo"]
-    assert [warning["kind"] for warning in told["warnings"]] == ["second_scorer_failed"]
+    tpo = chat(mode="bon", reward=str(recipe)).invoke("q").response_metadata["tpo"]
+    assert [warning["kind"] for warning in tpo["warnings"]] == ["second_scorer_failed"]
 
 
 def test_history_and_system_message_reach_the_policy():
@@ -143,8 +143,8 @@ def test_a_text_that_begins_with_a_stop_text_is_recorded():
         sample=lambda number: "END" if number == 0 else f"cand {number}",
         update=lambda number: f"<revised_response>{'END' if number == 5 else number}</revised_response>",
     )
-    told = chat(policy, n=3, depth=1).invoke("q", stop=["END"]).response_metadata["tpo"]["trajectory"]
-    assert [(record["candidates"], record["failures"]) for record in told] == [(2, 1), (2, 1)]
+    trajectory = chat(policy, n=3, depth=1).invoke("q", stop=["END"]).response_metadata["tpo"]["trajectory"]
+    assert [(record["candidates"], record["failures"]) for record in trajectory] == [(2, 1), (2, 1)]
     with pytest.raises(PolicyError, match="begins with one of the stop texts"):
         chat(scripted_policy(sample="END of it")).invoke("q", stop=["END"])
 
@@ -160,7 +160,7 @@ def test_a_stop_text_of_the_call_reaches_the_first_sampling():
 def test_other_arguments_go_to_the_policy():
     policy = scripted_policy()
     answer = chat(policy, n=2, depth=1).invoke("q", model="other", user="me")
-    assert all((each["model"], each["user"]) == ("other", "me") for each in policy.knobs)
+    assert all((knobs["model"], knobs["user"]) == ("other", "me") for knobs in policy.knobs)
     assert answer.response_metadata["model_name"] == "tpo/other"
 
 
@@ -310,9 +310,9 @@ def test_a_rate_limiter_counts_answers():
 
 
 def test_it_tells_tracers_what_it_is():
-    told = chat()._get_ls_params(stop=["x"])
-    assert (told["ls_provider"], told["ls_model_name"], told["ls_stop"]) == ("tpo", "ScriptedChatModel", ["x"])
-    assert (told["ls_temperature"], told["ls_max_tokens"]) == (0.7, 2048)
+    params = chat()._get_ls_params(stop=["x"])
+    assert (params["ls_provider"], params["ls_model_name"], params["ls_stop"]) == ("tpo", "ScriptedChatModel", ["x"])
+    assert (params["ls_temperature"], params["ls_max_tokens"]) == (0.7, 2048)
 
 
 async def test_cancelling_a_call_ends_its_request(chat_server, chat_openai):

@@ -71,9 +71,9 @@ def test_what_is_retrieved_reaches_loss_alone(run_example):
     policy = names["scripted_policy"]()
     graph = names["with_retrieval"](policy, names["chosen_models"]()[1])
     result = graph.invoke({"query": "Why does warmth make you tired?"}, context={"n": 2, "depth": 2})
-    told = ["What is known:" in messages[-1].text for messages in policy.requests]
+    shown = ["What is known:" in messages[-1].text for messages in policy.requests]
     # 2 candidates, then for each step loss, gradient and 2 revisions
-    assert told == [False, False, *[True, False, False, False] * 2]
+    assert shown == [False, False, *[True, False, False, False] * 2]
     assert (len(result["cache"]), len(result["messages"]), result["usage"]["loss"]["requests"]) == (6, 2, 2)
 
 

@@ -40,8 +40,8 @@ def test_another_call_is_another_entry(arguments):
 def test_candidates_are_never_taken_from_the_cache():
     set_llm_cache(InMemoryCache())
     policy = scripted_policy()
-    told = chat(policy).invoke("q").response_metadata["tpo"]["trajectory"]
-    assert (told[0]["candidates"], told[0]["best_reward"], told[0]["worst_reward"]) == (5, 4.0, 0.0)
+    trajectory = chat(policy).invoke("q").response_metadata["tpo"]["trajectory"]
+    assert (trajectory[0]["candidates"], trajectory[0]["best_reward"], trajectory[0]["worst_reward"]) == (5, 4.0, 0.0)
 
 
 def test_the_cache_can_be_its_own_or_off():

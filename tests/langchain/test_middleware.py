@@ -71,7 +71,7 @@ def test_the_draft_is_a_candidate():
 def test_usage_is_that_of_the_draft_and_of_all_others():
     policy = tool_policy("draft 9")
     message = agent(policy).invoke(ASKED)["messages"][-1]
-    asked = sum(len(each.text.split()) for messages in policy.requests for each in messages)
+    asked = sum(len(message.text.split()) for messages in policy.requests for message in messages)
     assert message.usage_metadata["input_tokens"] == asked
     assert message.usage_metadata["output_tokens"] == 2 + 2 + 2 + 3 + 2 * 2
 

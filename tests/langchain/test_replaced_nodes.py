@@ -54,7 +54,9 @@ def test_a_node_may_be_a_graph_of_many_steps():
         before = f"step {place}"
 
     def scored(state):
-        return {"cache": [{**each, "reward": float(each["text"].split()[-1])} for each in state["pending"]]}
+        return {
+            "cache": [{**candidate, "reward": float(candidate["text"].split()[-1])} for candidate in state["pending"]]
+        }
 
     score.add_node("score", scored)
     score.add_edge(before, "score")

@@ -6,7 +6,6 @@ import re
 import pytest
 from langchain_core.messages import AIMessage
 
-from tests.langchain.tool_policy import ToolPolicy
 from tests.tpo_script import phase_of
 from tpo_graph.langchain.chat_model import ChatTPO
 from tpo_graph.testing import ScriptedChatModel, TableReward
@@ -23,7 +22,7 @@ def value_for(schema, text):
     if schema.get("type") == "integer":
         return int(next(iter(re.findall(r"\d+", text)), "1"))
     if schema.get("type") == "object" or "properties" in schema:
-        return {name: value_for(each, text) for name, each in schema.get("properties", {}).items()}
+        return {name: value_for(part, text) for name, part in schema.get("properties", {}).items()}
     return text
 
 
@@ -42,7 +41,7 @@ def reply(messages, number, knobs):
     return f"<revised_response>{text}</revised_response>" if phase_of(messages[-1].text) == "update" else text
 
 
-class StandardPolicy(ToolPolicy):
+class StandardPolicy(ScriptedChatModel):
     model: str = "standard"
 
     def _generate(self, messages, stop=None, run_manager=None, **kwargs):

@@ -186,7 +186,7 @@ class Tree(BaseCallbackHandler):
 
     def path(self, name):
         """Names from the outermost run down to the first one of this name."""
-        run, path = next(run for run, known in self.names.items() if known == name), []
+        run, path = next(run for run, other in self.names.items() if other == name), []
         while run is not None:
             path.append(self.names[run])
             run = self.parents[run]
@@ -269,7 +269,7 @@ async def test_it_does_not_write_into_the_thread_of_the_graph_around_it():
     config = {"configurable": {"thread_id": "t"}}
     await graph.ainvoke(ASKED, config)
     await graph.ainvoke(ASKED, config)
-    namespaces = {each.config["configurable"]["checkpoint_ns"] for each in saver.list(None)}
+    namespaces = {checkpoint.config["configurable"]["checkpoint_ns"] for checkpoint in saver.list(None)}
     assert namespaces == {""}
     assert len((await graph.aget_state(config)).values["messages"]) == 4
 

@@ -135,10 +135,10 @@ def test_include_raw_returns_the_message_and_the_error():
     found = structured(playing(joke(1), joke(2), joke(3)), include_raw=True).invoke("q")
     assert (found["parsed"].score, found["parsing_error"]) == (3, None)
     assert found["raw"].response_metadata["tpo"]["reward"] == 3.0
-    lost = structured(playing("one", "two", "three"), include_raw=True).invoke("q")
-    assert (lost["raw"].text, lost["parsed"]) == ("one", None)
-    assert isinstance(lost["parsing_error"], OutputParserException)
-    assert lost["raw"].usage_metadata["output_tokens"] == 3
+    failed = structured(playing("one", "two", "three"), include_raw=True).invoke("q")
+    assert (failed["raw"].text, failed["parsed"]) == ("one", None)
+    assert isinstance(failed["parsing_error"], OutputParserException)
+    assert failed["raw"].usage_metadata["output_tokens"] == 3
 
 
 def test_a_failing_reward_model_is_not_taken_for_invalid_answers():
@@ -170,11 +170,14 @@ def test_the_response_format_goes_with_the_first_sampling_alone(options, sent):
     policy = playing(joke(1), joke(2), revision=joke(3))
     structured(policy, n=2, depth=1, **options).invoke("q")
     for phase, knobs in zip(phases_asked(policy), policy.knobs, strict=True):
-        told = knobs.get("response_format")
+        response_format = knobs.get("response_format")
         if phase != "sample" or sent is None:
-            assert told is None
+            assert response_format is None
         else:
-            assert (told["type"], told.get("json_schema", {}).get("strict")) == (sent["type"], sent["strict"])
+            assert (response_format["type"], response_format.get("json_schema", {}).get("strict")) == (
+                sent["type"],
+                sent["strict"],
+            )
 
 
 def test_an_openai_compatible_policy_gets_the_schema_by_itself(chat_server, chat_openai):
@@ -203,8 +206,11 @@ def test_when_all_were_cut_the_parser_says_why(chat_server, chat_openai):
 def test_a_response_format_of_the_call_is_understood():
     policy = playing("no json", joke(2))
     model = ChatTPO(policy=policy, reward=json_reward(), n=2, depth=0)
-    told = {"type": "json_schema", "json_schema": {"name": "joke", "description": "Fun.", "schema": OldJoke.schema()}}
-    assert json.loads(model.invoke("q", response_format=told).text)["score"] == 2
+    response_format = {
+        "type": "json_schema",
+        "json_schema": {"name": "joke", "description": "Fun.", "schema": OldJoke.schema()},
+    }
+    assert json.loads(model.invoke("q", response_format=response_format).text)["score"] == 2
     sent = policy.knobs[0]["response_format"]["json_schema"]
     assert (sent["name"], sent["description"], sent["schema"]["title"]) == ("joke", "Fun.", "OldJoke")
 
@@ -238,13 +244,13 @@ def test_what_is_no_json_is_not_accepted(text):
 def test_a_schema_without_properties_is_kept_whole():
     policy = playing("[1]", '["a", "b"]')
     model = ChatTPO(policy=policy, reward=TableReward(lambda text: -float(len(text))), n=2, depth=0)
-    told = {"title": "Words", "type": "array", "items": {"type": "string"}}
-    assert model.with_structured_output(told).invoke("q") == ["a", "b"]
+    schema = {"title": "Words", "type": "array", "items": {"type": "string"}}
+    assert model.with_structured_output(schema).invoke("q") == ["a", "b"]
 
 
 def taking_all(state):
     """A score node that knows nothing of schemas."""
-    scored = [{**each, "reward": float(len(each["text"]))} for each in state["pending"]]
+    scored = [{**candidate, "reward": float(len(candidate["text"]))} for candidate in state["pending"]]
     return {"cache": scored, "pending": []}
 
 

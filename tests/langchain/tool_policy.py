@@ -1,19 +1,9 @@
-"""A scripted chat model that can be given tools."""
+"""Scripts of a policy that calls tools. The tools that it is given are in the `knobs` of a request."""
 
 from langchain_core.messages import AIMessage
-from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from tests.tpo_script import reply
 from tpo_graph.testing import ScriptedChatModel
-
-
-class ToolPolicy(ScriptedChatModel):
-    """Tools are in the `knobs` of a request, as all arguments are."""
-
-    def bind_tools(self, tools, *, tool_choice=None, **kwargs):
-        told = [tool if isinstance(tool, dict) else convert_to_openai_tool(tool) for tool in tools]
-        chosen = {} if tool_choice is None else {"tool_choice": tool_choice}
-        return self.bind(tools=told, **chosen, **kwargs)
 
 
 def calling(name="look_up", **args):
@@ -33,4 +23,4 @@ def tool_policy(*first):
     def script(messages, number):
         return first[number] if number < len(first) else reply(messages[-1].text, number)
 
-    return ToolPolicy(script)
+    return ScriptedChatModel(script)

@@ -54,13 +54,6 @@ def test_what_is_no_revision(completion, text, problem):
     assert extract(completion) == (text, problem)
 
 
-@pytest.mark.parametrize(
-    ("completion", "text", "problem"), [("<r>cut", "cut", None), ("<r>", "", "empty"), ("none", "", "no_tags")]
-)
-def test_a_truncated_revision_where_it_is_kept(completion, text, problem):
-    assert extract(completion, keep_truncated=True) == (text, problem)
-
-
 QUOTED = "<r>Use <r>x</r> in the prompt, then the rest is cu"
 
 
@@ -107,12 +100,15 @@ def test_blank_edges_are_cut_and_indentation_is_not(text, trimmed):
         ("", {"opened": True, "closed": True}, "", "empty"),
         ("<r>A", {"closed": True}, "A", None),
         ("A", {"closed": True}, "", "no_tags"),
-        pytest.param("<r>A</r>", {"opened": True}, "A", None),
-        pytest.param("<r>A</r>", {"closed": True}, "A", None),
-        pytest.param("A</r>", {"opened": True, "closed": True}, "A", None),
+        ("<r>A</r>", {"opened": True}, "A", None),
+        ("<r>A</r>", {"closed": True}, "A", None),
+        ("A</r>", {"opened": True, "closed": True}, "A", None),
+        ("<r>cut", {"keep_truncated": True}, "cut", None),
+        ("<r>", {"keep_truncated": True}, "", "empty"),
+        ("none", {"keep_truncated": True}, "", "no_tags"),
     ],
 )
-def test_tags_that_the_prompt_or_the_provider_has_taken(completion, options, text, problem):
+def test_tags_that_the_prompt_or_the_provider_has_taken_and_truncated_revisions(completion, options, text, problem):
     assert extract(completion, **options) == (text, problem)
 
 
