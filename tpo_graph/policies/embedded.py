@@ -146,12 +146,18 @@ class ChatLlamaCpp(ChatOpenAI):
         result = await super()._agenerate(messages, stop, run_manager, **kwargs)
         if len(result.generations) < 2:
             return result
+        client = self.root_async_client
+        address = str(client.base_url).rstrip("/").removesuffix("/v1") + "/tokenize"
         try:
-            output_tokens = sum(
-                await asyncio.gather(*(self._count_tokens(generation.text) for generation in result.generations))
+            answers = await asyncio.gather(
+                *(
+                    client.post(address, body={"content": generation.text}, cast_to=JSONObject)
+                    for generation in result.generations
+                )
             )
         except openai.OpenAIError:
             return result
+        output_tokens = sum(len(answer["tokens"]) for answer in answers)
         token_usage = (result.llm_output or {}).get("token_usage")
         if token_usage:
             token_usage["completion_tokens"] = output_tokens
@@ -162,11 +168,6 @@ class ChatLlamaCpp(ChatOpenAI):
                 usage["output_tokens"] = output_tokens
                 usage["total_tokens"] = usage["input_tokens"] + output_tokens
         return result
-
-    async def _count_tokens(self, text: str) -> int:
-        address = str(self.root_async_client.base_url).rstrip("/").removesuffix("/v1") + "/tokenize"
-        answer = await self.root_async_client.post(address, body={"content": text}, cast_to=JSONObject)
-        return len(answer["tokens"])
 
 
 def _start(xllamacpp: Any, path: Path, *, threads: int | None, slots: int, context_tokens: int | None) -> _Running:
@@ -234,18 +235,14 @@ def _thread_counts(threads: int | None) -> tuple[int, int]:
     """
     if threads is not None:
         return threads, threads
-    cpus = min(_usable_cpus(), _MAX_THREADS)
-    spare_one = max(1, cpus - 1)
-    return spare_one, cpus if _waits_are_short.is_set() else spare_one
-
-
-def _usable_cpus() -> int:
-    """The CPUs this process may use: its affinity, and the quota of its container."""
+    # the CPUs that this process may use: its affinity, and the quota of its container
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with contextlib.suppress(OSError, ValueError):  # no cgroup v2, or "max" for no limit
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
         cpus = min(cpus, int(quota) // int(period))
-    return max(1, cpus)
+    cpus = max(1, min(cpus, _MAX_THREADS))
+    spare_one = max(1, cpus - 1)
+    return spare_one, cpus if _waits_are_short.is_set() else spare_one
 
 
 def _import_xllamacpp() -> Any:

@@ -9,7 +9,7 @@ those of any client library, and the answers of servers that are asked without o
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -342,18 +342,14 @@ def _kind_of_error(error: BaseException) -> FailureKind:
 
 def _is_refused_connection(error: BaseException) -> bool:
     """Whether there is no server. aiohttp's transport reports that as a timeout, so the causes are looked at."""
-    return any(
-        isinstance(cause, ConnectionRefusedError) or type(cause).__name__.startswith("ClientConnector")
-        for cause in _causes(error)
-    )
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
     seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        error = error.__cause__ or error.__context__
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        if isinstance(cause, ConnectionRefusedError) or type(cause).__name__.startswith("ClientConnector"):
+            return True
+        seen.add(id(cause))
+        cause = cause.__cause__ or cause.__context__
+    return False
 
 
 def _message_in(body: JSON) -> str:

@@ -290,7 +290,16 @@ class Sampler:
         _add_tokens(usage, [generation.message for generation in generations], result.llm_output)
         if not generations:
             raise PolicyError("The provider returned no completion.")
-        return [_completion(generation) for generation in generations]
+        completions = []
+        for generation in generations:
+            message = generation.message
+            details = {**(generation.generation_info or {}), **message.response_metadata}
+            finish = details.get("finish_reason") or details.get("stop_reason") or details.get("done_reason") or ""
+            # servers that cut at a token may send half a character, which no later request could hold: U+FFFD instead
+            text = message.text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+            truncated = str(finish).lower() in _CUT_SHORT
+            completions.append(Completion(text, truncated, tool_calls=bool(getattr(message, "tool_calls", None))))
+        return completions
 
 
 def as_sampler(policy: Policy | Sampler) -> Sampler:
@@ -315,18 +324,6 @@ def _split(places: Sequence[int], most: int | None) -> list[list[int]]:
         else:
             runs.append([place])
     return runs
-
-
-def _completion(generation: ChatGeneration) -> Completion:
-    message = generation.message
-    details = {**(generation.generation_info or {}), **message.response_metadata}
-    finish = details.get("finish_reason") or details.get("stop_reason") or details.get("done_reason") or ""
-    return Completion(
-        # servers that cut at a token may send half a character, which no later request could hold: U+FFFD instead
-        text=message.text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"),
-        truncated=str(finish).lower() in _CUT_SHORT,
-        tool_calls=bool(getattr(message, "tool_calls", None)),
-    )
 
 
 def _add_tokens(usage: PhaseUsage, messages: Sequence[BaseMessage], llm_output: JSONObject | None) -> None:

@@ -32,7 +32,7 @@ def extremes(texts, rewards):
     return texts[rewards.index(max(rewards))], texts[rewards.index(min(rewards))]
 
 
-@pytest.mark.parametrize("count", range(2, 14))
+@pytest.mark.parametrize("count", [2, 3, 5, 8, 13])
 async def test_best_and_worst(count, serve):
     server, model = serve(by_number)
     numbers = random.Random(count).sample(range(100), count)
@@ -164,15 +164,15 @@ async def test_a_second_run_of_the_same_question_starts_anew(serve):
         assert await scores(judge, [high + "00"], run) == [2.0]
 
 
-@pytest.mark.parametrize("told", ["extremes", "anchors"])
-async def test_a_run_that_is_resumed_elsewhere_goes_on(told, serve):
+@pytest.mark.parametrize("known", ["extremes", "anchors"])
+async def test_a_run_that_is_resumed_elsewhere_goes_on(known, serve):
     """A judge that has seen nothing of the run ranks the new responses against the run's own."""
     _, model = serve(by_number)
     anchors = ("a 50", "b 90", "c 70")
     extremes = RunExtremes(best="d 95", best_reward=2.0, worst="a 50", worst_reward=-1.0)
-    run = RunContext(anchors=anchors, extremes=extremes if told == "extremes" else None)
+    run = RunContext(anchors=anchors, extremes=extremes if known == "extremes" else None)
     above, between, below = await scores(PairwiseJudgeReward(model), ["e 99", "f 80", "g 10"], run)
-    assert above == (3.0 if told == "extremes" else 2.0)
+    assert above == (3.0 if known == "extremes" else 2.0)
     assert below == -2.0
     assert below < between < above
 
@@ -192,7 +192,7 @@ def test_a_run_tells_the_judge_its_best_and_worst(serve):
     graph = create_tpo_graph(scripted_policy(), PairwiseJudgeReward(model))
     for _ in range(2):
         result = graph.invoke({"query": "q"}, context={"n": 3, "depth": 1})
-        numbers = [int(each["text"].split()[-1]) for each in result["cache"]]
+        numbers = [int(candidate["text"].split()[-1]) for candidate in result["cache"]]
         assert int(result["answer"].split()[-1]) == max(numbers)
         assert int(result["worst"]["text"].split()[-1]) == min(numbers)
         assert (result["trajectory"][0]["best_reward"], result["trajectory"][0]["worst_reward"]) == (1.0, -1.0)

@@ -53,7 +53,7 @@ async def test_what_requests_share_comes_first(serve):
 
 
 @pytest.mark.parametrize(
-    ("options", "asked", "way"),
+    ("options", "asked", "method"),
     [
         ({}, ["logprobs 20"], "logprobs"),
         ({"most_top": 5}, ["logprobs 20", "logprobs 5"], "few_logprobs"),
@@ -63,7 +63,7 @@ async def test_what_requests_share_comes_first(serve):
         ({"logprobs": "refuse", "schema": "refuse"}, ["logprobs 20", "logprobs 5", "schema", "plain"], "text"),
     ],
 )
-async def test_the_way_is_found_once_and_remembered(options, asked, way, serve):
+async def test_the_method_is_found_once_and_remembered(options, asked, method, serve):
     server, model = serve(by_last_digit, **options)
     judge = JudgeReward(model)
     texts = [f"text {grade}" for grade in range(1, 10)]
@@ -79,7 +79,7 @@ async def test_the_way_is_found_once_and_remembered(options, asked, way, serve):
     await judge.score(CONVERSATION, ["again 4"])
     assert _kind(server.bodies[-1]) == asked[-1]
     assert len(server.bodies) == len(asked_now) + 1
-    assert judge._model.method == way
+    assert judge._model.method == method
 
 
 def _kind(body):
@@ -145,9 +145,9 @@ async def test_the_mean_is_of_the_verdicts_that_can_be_read():
         await JudgeReward(less, samples=3, max_concurrency=1).score(CONVERSATION, ["text"])
 
 
-@pytest.mark.parametrize(("passing", "way"), [(1, "logprobs"), (2, "few_logprobs")])
-async def test_one_garbled_answer_is_no_refusal(passing, way):
-    """A proxy's page in place of JSON, once: the way is asked for again; an error that stays is a refusal."""
+@pytest.mark.parametrize(("times", "method"), [(1, "logprobs"), (2, "few_logprobs")])
+async def test_one_garbled_answer_is_no_refusal(times, method):
+    """A proxy's page in place of JSON, once: the method is tried again; an error that stays is a refusal."""
 
     class Garbled(ScriptedChatModel):
         logprobs: bool = False
@@ -155,9 +155,9 @@ async def test_one_garbled_answer_is_no_refusal(passing, way):
 
     tops = {"content": [{"token": "7", "top_logprobs": [{"token": "7", "logprob": 0.0}]}]}
     error = ValueError("Expecting value: line 1 column 1 (char 0)")
-    judge = JudgeReward(Garbled([error] * passing + [AIMessage("7", response_metadata={"logprobs": tops})]))
+    judge = JudgeReward(Garbled([error] * times + [AIMessage("7", response_metadata={"logprobs": tops})]))
     assert await judge.score(CONVERSATION, ["x"]) == [7.0]
-    assert judge._model.method == way
+    assert judge._model.method == method
 
 
 async def test_a_failure_tells_what_it_cost(serve):
@@ -202,9 +202,8 @@ async def test_why_a_response_has_no_grade_is_told(serve):
     assert scoring.reasons["what?"].startswith("Part 'judge': The judge gives only 40%")
 
 
-@pytest.mark.parametrize("schema", ["wrong"])
-async def test_structured_output_that_is_no_verdict(schema, serve):
-    _, model = serve(by_last_digit, logprobs="refuse", schema=schema)
+async def test_structured_output_that_is_no_verdict(serve):
+    _, model = serve(by_last_digit, logprobs="refuse", schema="wrong")
     with pytest.raises(RewardError, match="not a verdict from 1 to 9"):
         await JudgeReward(model).score(CONVERSATION, ["text 1"])
 
@@ -283,7 +282,7 @@ async def test_plain_answers(text, grade):
     assert await judge.score(CONVERSATION, ["x"]) == [grade]
 
 
-@pytest.mark.parametrize("text", ["10", "0", "7 of 9", "seven", ""])
+@pytest.mark.parametrize("text", ["10", "7 of 9", ""])
 async def test_plain_answers_that_are_no_grade(text):
     with pytest.raises(RewardError, match="not a verdict"):
         await JudgeReward(ScriptedChatModel([text])).score(CONVERSATION, ["x"])
@@ -294,11 +293,11 @@ async def test_a_first_token_that_is_blank():
     tops = [{"token": "8", "logprob": 0.0}]
     logprobs = {"content": [{"token": "\n", "top_logprobs": []}, {"token": "8", "top_logprobs": tops}]}
 
-    class Told(ScriptedChatModel):
+    class WithLogprobs(ScriptedChatModel):
         logprobs: bool = False
         top_logprobs: int = 0
 
-    model = Told([AIMessage("\n8", response_metadata={"logprobs": logprobs})])
+    model = WithLogprobs([AIMessage("\n8", response_metadata={"logprobs": logprobs})])
     assert await JudgeReward(model).score(CONVERSATION, ["x"]) == [8.0]
 
 

@@ -1,4 +1,4 @@
-"""What a judge is told. Every text can be replaced by one's own.
+"""What a judge is shown. Every text can be replaced by one's own.
 
 What requests share comes first (rubric, then conversation), so that a server can reuse the prefix. A response stands
 between marks that carry a number made from its own text: it can't hold the mark that would end it.
@@ -28,8 +28,8 @@ def joined_rubric(own: str, preference: str) -> str:
         >>> joined_rubric("Only facts.", "At most five sentences.")
         'Only facts.\n\nAt most five sentences.'
     """
-    told = dict.fromkeys(text.strip() for text in (own, preference))
-    return "\n\n".join(filter(None, told)) or DEFAULT_RUBRIC
+    preferences = dict.fromkeys(text.strip() for text in (own, preference))
+    return "\n\n".join(filter(None, preferences)) or DEFAULT_RUBRIC
 
 
 _VARIABLES = {
@@ -62,13 +62,17 @@ class JudgePrompt:
         """The messages of one request.
 
         Args:
-            values: rubric, conversation and the responses; the mark is made here.
+            values: rubric, conversation and the responses; the mark is made here, always the same for the same
+                responses.
         """
-        shown = [values[name] for name in ("response", "first", "second") if name in values]
-        whole = {**values, "mark": _mark(shown)}
+        responses = [values[name] for name in ("response", "first", "second") if name in values]
+        mark = hashlib.sha256("\0".join(responses).encode("utf-8", errors="surrogatepass")).hexdigest()
+        while any(mark[:12] in response for response in responses):
+            mark = hashlib.sha256(mark.encode()).hexdigest()
+        values = {**values, "mark": mark[:12]}
         system, user = self._templates
-        messages: list[BaseMessage] = [SystemMessage(system.render(whole))] if self.system else []
-        return [*messages, HumanMessage(user.render(whole))]
+        messages: list[BaseMessage] = [SystemMessage(system.render(values))] if self.system else []
+        return [*messages, HumanMessage(user.render(values))]
 
     @cached_property
     def _templates(self) -> tuple[Template, Template]:
@@ -148,11 +152,3 @@ _FORMAT = ConversationFormat(
 def render_conversation(messages: Sequence[BaseMessage]) -> str:
     """The whole conversation as a judge is shown it, the system message included."""
     return _FORMAT.render(messages)
-
-
-def _mark(texts: Sequence[str]) -> str:
-    """A number that stands in none of the texts, always the same for the same texts."""
-    digest = hashlib.sha256("\0".join(texts).encode("utf-8", errors="surrogatepass")).hexdigest()
-    while any(digest[:12] in text for text in texts):
-        digest = hashlib.sha256(digest.encode()).hexdigest()
-    return digest[:12]
