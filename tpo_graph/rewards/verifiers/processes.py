@@ -16,7 +16,6 @@ import weakref
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import KW_ONLY, dataclass
-from functools import cache
 from typing import Literal
 
 from tpo_graph.errors import ConfigurationError, RewardError
@@ -57,7 +56,7 @@ class TimedCheck:
         Raises:
             RewardError: the function raised, or no child can be started.
         """
-        checkers = self.checkers or _shared_checkers()
+        checkers = self.checkers or SHARED_CHECKERS
 
         async def run(arguments: JSONObject) -> JSON:
             try:
@@ -129,8 +128,7 @@ class Checkers:
     def _run(self, function: str, arguments: JSONObject, seconds: float, warm_up: JSONObject | None) -> JSON:
         child = self._idle_child() or _Child()
         try:
-            if function not in child.functions:
-                self._load(child, function, warm_up)
+            child.load(function, warm_up, self._start_seconds)
             reply = child.ask(function, arguments, seconds)
         except BaseException:
             child.close()
@@ -149,40 +147,20 @@ class Checkers:
                 child.close()
         return None
 
-    def _load(self, child: "_Child", function: str, warm_up: JSONObject | None) -> None:
-        try:
-            reply = child.ask(function, warm_up, self._start_seconds)
-        except CheckKilledError as error:
-            raise RewardError(
-                f"The process for {function} did not start within {self._start_seconds:g} s ({error.reason}).",
-                hint=f"It runs {sys.executable!r}.",
-            ) from error
-        if "error" in reply:
-            raise RewardError(f"The process for {function} can't run it: {reply['error']}")
-        child.functions.add(function)
-
     def close(self) -> None:
         """End the children that are idle; a later check starts new ones."""
         _close_all(self._idle)
 
 
-@cache
-def _shared_checkers() -> Checkers:
-    return Checkers()
-
-
 class _Child:
     """One child process, used by one thread at a time.
-
-    Attributes:
-        functions: those that it has loaded.
 
     Raises:
         RewardError: it can't be started.
     """
 
     def __init__(self) -> None:
-        self.functions: set[str] = set()
+        self._loaded: set[str] = set()
         try:
             self._process = subprocess.Popen(
                 # -P keeps the script's folder off the path, so that no file there shadows a module
@@ -199,6 +177,25 @@ class _Child:
     def is_alive(self) -> bool:
         """Whether it can be asked."""
         return self._process.poll() is None
+
+    def load(self, function: str, warm_up: JSONObject | None, seconds: float) -> None:
+        """Import a function, unless that has been done, and call it once with the arguments of a warm-up if it has any.
+
+        Raises:
+            RewardError: that took too long or failed.
+        """
+        if function in self._loaded:
+            return
+        try:
+            reply = self.ask(function, warm_up, seconds)
+        except CheckKilledError as error:
+            raise RewardError(
+                f"The process for {function} did not start within {seconds:g} s ({error.reason}).",
+                hint=f"It runs {sys.executable!r}.",
+            ) from error
+        if "error" in reply:
+            raise RewardError(f"The process for {function} can't run it: {reply['error']}")
+        self._loaded.add(function)
 
     def ask(self, function: str, arguments: JSONObject | None, seconds: float) -> JSONObject:
         """Call a function in the child and wait for the reply.
@@ -253,3 +250,7 @@ def _close_all(children: list[_Child]) -> None:
     with contextlib.suppress(IndexError):
         while True:
             children.pop().close()
+
+
+SHARED_CHECKERS = Checkers()
+"""Those of all verifiers that have not been given any; their first check starts the first child."""
