@@ -4,16 +4,15 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
-from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast, pipeline
+from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
 from tests.rewards.local.checkpoints import make_checkpoint, make_tokenizer
 from tests.rewards.served.wire import Host, RewardServer
@@ -44,23 +43,6 @@ class TinyModel:
     folder: Path
     tokenizer: PreTrainedTokenizerFast
     score: Callable[[list[int]], float]
-
-    def by_pipeline(self, messages: Sequence[BaseMessage], responses: Sequence[str]) -> list[float]:
-        """What the plain transformers pipeline gives, one text at a time."""
-        roles = {"human": "user", "ai": "assistant", "system": "system"}
-        turns = [{"role": roles[message.type], "content": message.text} for message in messages]
-        scores = []
-        for response in responses:
-            whole = [*turns, {"role": "assistant", "content": response}]
-            text = self.tokenizer.apply_chat_template(whole, tokenize=False)
-            # the template of a decoder writes the begin token itself
-            special = not text.startswith("<s>")
-            scores.append(self._pipeline(text, function_to_apply="none", add_special_tokens=special)[0]["score"])
-        return scores
-
-    @cached_property
-    def _pipeline(self) -> Callable[..., Any]:
-        return pipeline("text-classification", model=str(self.folder), tokenizer=self.tokenizer, device="cpu")
 
 
 def _make(folder: Path, kind: str) -> TinyModel:

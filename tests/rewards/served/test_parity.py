@@ -15,25 +15,25 @@ WIRES = ["vllm", "vllm-pooling", "sglang", "tei", "openrlhf"]
     ("wire", "kind"),
     [(wire, kind) for wire in WIRES for kind in ("llama", "bert") if (wire, kind) != ("openrlhf", "bert")],
 )
-async def test_score_is_that_of_the_pipeline(wire, kind, connect, request):
+async def test_score_is_that_of_the_pipeline(wire, kind, connect, pipeline_scores, request):
     tiny = request.getfixturevalue(kind)
     server, reward = connect(wire, tiny=tiny, options={"batch_size": 2})
-    expected = tiny.by_pipeline(CONVERSATION, RESPONSES)
+    expected = pipeline_scores(tiny.folder, CONVERSATION, RESPONSES)
     assert await reward.score(CONVERSATION, RESPONSES) == pytest.approx(expected, abs=1e-4)
     assert max(expected) - min(expected) > 0.01  # a comparison that means something
     assert [len(next(v for v in body.values() if isinstance(v, list))) for body in server.bodies].count(2) == 2
 
 
-async def test_nim_score_is_that_of_the_pipeline(llama, connect):
+async def test_nim_score_is_that_of_the_pipeline(llama, connect, pipeline_scores):
     server, reward = connect("nim")
-    expected = llama.by_pipeline(CONVERSATION, RESPONSES)
+    expected = pipeline_scores(llama.folder, CONVERSATION, RESPONSES)
     assert await reward.score(CONVERSATION, RESPONSES) == pytest.approx(expected, abs=1e-4)
     assert len(server.bodies) == len(RESPONSES)
 
 
-async def test_last_token_of_a_score_at_every_token(llama, connect):
+async def test_last_token_of_a_score_at_every_token(llama, connect, pipeline_scores):
     server, reward = connect("vllm-pooling", options={"task": "token_classify"}, every_token=True)
-    expected = llama.by_pipeline(CONVERSATION, RESPONSES)
+    expected = pipeline_scores(llama.folder, CONVERSATION, RESPONSES)
     assert await reward.score(CONVERSATION, RESPONSES) == pytest.approx(expected, abs=1e-4)
     assert server.bodies[0]["task"] == "token_classify"
 
