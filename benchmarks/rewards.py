@@ -32,7 +32,14 @@ from langchain_core.messages import HumanMessage
 from rich.console import Console
 from rich.table import Table
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import AutoModelForSequenceClassification, BertConfig, LlamaConfig, PreTrainedTokenizerFast, pipeline
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    LlamaConfig,
+    PreTrainedConfig,
+    PreTrainedTokenizerFast,
+    pipeline,
+)
 from transformers.utils import logging as transformers_logging
 
 from tpo_graph.rewards.local import ClassifierReward
@@ -117,7 +124,8 @@ def write_checkpoint(folder: Path, kind: str, size: Size) -> tuple[int, int]:
     )
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+    names = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, **names)  # type: ignore[no-untyped-call]  # untyped there
     tokenizer.add_special_tokens({"extra_special_tokens": specials[3:]})
     tokenizer.chat_template = "{% for m in messages %}<|start|> {{ m['role'] }} {{ m['content'] }} <|end|> {% endfor %}"
     layers, width = LAYERS_AND_WIDTH[size]
@@ -129,7 +137,7 @@ def write_checkpoint(folder: Path, kind: str, size: Size) -> tuple[int, int]:
         "pad_token_id": tokenizer.pad_token_id,
         "num_labels": 1,
     }
-    config: Any  # the two config classes share no narrower base that takes these
+    config: PreTrainedConfig
     if kind == "decoder":
         limit = 4096
         config = LlamaConfig(
@@ -139,7 +147,7 @@ def write_checkpoint(folder: Path, kind: str, size: Size) -> tuple[int, int]:
         limit = 512
         config = BertConfig(**shared, intermediate_size=4 * width, max_position_embeddings=limit)
     torch.manual_seed(0)
-    model = AutoModelForSequenceClassification.from_config(config)
+    model = AutoModelForSequenceClassification.from_config(config)  # type: ignore[no-untyped-call]  # untyped there
     for name, weight in model.named_parameters():
         if name.startswith(("score", "classifier")) and weight.ndim > 1:
             torch.nn.init.normal_(weight, std=1.0)  # spread the scores, so that differences show
@@ -174,7 +182,7 @@ def peak_memory(peaks: list[float]) -> Iterator[None]:
         peaks.append(max(top, resident()) - start)
 
 
-def one_by_one(classify: Any, shape: Shape) -> list[float]:  # a pipeline: transformers types its calls loosely
+def one_by_one(classify: Any, shape: Shape) -> list[float]:
     """Scores through the pipeline, one text at a time."""
     scores = []
     for call in shape:
@@ -253,8 +261,8 @@ def main(
 ) -> None:
     """Compare local scoring with the pipeline, one text at a time."""
     torch.set_num_threads(threads)
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # untyped in the library
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # untyped in the library
     console = Console()
     results: list[Result] = []
     parameters: dict[str, int] = {}
@@ -304,8 +312,8 @@ def main(
     if largest > TOLERANCE:
         print(f"scores differ by up to {largest:.1e}; {TOLERANCE:.0e} is allowed", file=sys.stderr)
     if slowest.times < LEAST_TIMES:
-        told = f"{slowest.shape!r} on the {slowest.model} is {slowest.times:.2f} times as fast as one by one"
-        print(f"{told}; at least {LEAST_TIMES} is wanted", file=sys.stderr)
+        comparison = f"{slowest.shape!r} on the {slowest.model} is {slowest.times:.2f} times as fast as one by one"
+        print(f"{comparison}; at least {LEAST_TIMES} is wanted", file=sys.stderr)
     if largest > TOLERANCE or slowest.times < LEAST_TIMES:
         raise typer.Exit(1)
 

@@ -10,12 +10,22 @@ import blockbuster
 import pytest
 from langchain_core.messages import HumanMessage
 
-from tpo_graph.errors import RewardError
+from tpo_graph.errors import ConfigurationError, RewardError
+from tpo_graph.rewards.load import load_reward
 from tpo_graph.rewards.local import ClassifierReward
 
 pytestmark = pytest.mark.torch
 
 QUESTION = [HumanMessage("Why?")]
+
+
+def test_it_is_loaded_by_name(checkpoint):
+    model = load_reward(f"hf:{checkpoint('bert')}", max_length=64)
+    assert isinstance(model, ClassifierReward)
+    assert model.max_length == 64
+    model.close()
+    with pytest.raises(ConfigurationError, match="unexpected keyword argument 'depth'"):
+        load_reward(f"hf:{checkpoint('bert')}", depth=3)
 
 
 async def test_the_event_loop_keeps_beating(reward):

@@ -31,7 +31,6 @@ from transformers.utils.hub import cached_file
 
 from tpo_graph.errors import ConfigurationError, RewardError, TPOError
 from tpo_graph.rewards.local.extractions import EXTRACTION_NAMES, Extraction, SingleScore
-from tpo_graph.rewards.local.forward import position_limit
 
 DType: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -44,6 +43,8 @@ AUTO_CLASSES = {
 
 VALUE_WEIGHT, VALUE_BIAS = "v_head.summary.weight", "v_head.summary.bias"
 """The value head of a TRL checkpoint: two tensors beside the causal model's own weights."""
+
+POSITION_TABLES = frozenset({"position_embeddings", "wpe", "embed_positions"})
 
 UNLIMITED = 10**30
 """What transformers writes as the `model_max_length` of a tokenizer that states none."""
@@ -150,7 +151,7 @@ def load_checkpoint(
             _refuse_labels(name, config, extraction)
         model = model.to(place).eval().requires_grad_(False)
         value_head = _load_value_head(source, revision, model) if extraction.head == "value" else None
-    positions, is_table = position_limit(model)
+    positions, is_table = _position_limit(model)
     if max_length is None:
         stated = tokenizer.model_max_length if tokenizer.model_max_length < 10**9 else None
         max_length = min((limit for limit in (positions, stated) if limit is not None), default=None)
@@ -246,6 +247,17 @@ def _architectures(config: PreTrainedConfig) -> str:
 
 def _some(keys: list[str]) -> str:
     return ", ".join(keys[:3]) + (", ..." if len(keys) > 3 else "")
+
+
+def _position_limit(model: PreTrainedModel) -> tuple[int | None, bool]:
+    """Tokens that the model takes, and whether more would fail (a table of positions) and not merely be untrained."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding) and name.rsplit(".", 1)[-1] in POSITION_TABLES:
+            # RoBERTa counts positions from its pad id, OPT from an offset of 2
+            skipped = getattr(module, "offset", 0) if module.padding_idx is None else module.padding_idx + 1
+            return module.num_embeddings - skipped, True
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return (limit if isinstance(limit, int) and limit > 0 else None), False
 
 
 def _device(device: str | None) -> torch.device:

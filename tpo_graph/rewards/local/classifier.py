@@ -48,8 +48,8 @@ class ClassifierReward(DetailedReward):
         Args:
             checkpoint: model and tokenizer.
             extraction: how the reward is read; None for a model with one output.
-            truncation: what a text that is too long loses: tokens from the start of the conversation, from the end of
-                the response, or nothing (it has no score then).
+            truncation: what a text that is too long loses: tokens from the start of the conversation
+                (`truncate_prompt`), from the end of the response (`truncate_response`), or its score (`error`).
             sanitize: whether control tokens inside a message are plain text.
             batch_tokens: tokens of one forward pass; None for the device's own.
             prefix_bytes: memory for keys and values of conversations that may come again.
@@ -102,8 +102,9 @@ class ClassifierReward(DetailedReward):
             attention: transformers' `attn_implementation`; None for its choice.
             revision: branch, tag or commit on the hub.
             trust_remote_code: whether code that comes with the checkpoint may run.
-            truncation: what a text that is too long loses: tokens from the start of the conversation, from the end of
-                the response, or nothing (it has no score then). A run warns of each of these.
+            truncation: what a text that is too long loses: tokens from the start of the conversation
+                (`truncate_prompt`), from the end of the response (`truncate_response`), or its score (`error`). A run
+                warns of each of these.
             sanitize: whether control tokens inside a message are plain text, so that a response can't end its turn.
             max_length: tokens of conversation and response together; None for what model and tokenizer state.
             batch_tokens: tokens of one forward pass; None for the device's own.

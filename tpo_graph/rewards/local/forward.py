@@ -36,24 +36,11 @@ LENGTH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope"})
 # Layers whose keys and values of a prefix do not depend on what follows, and can be cut at any token.
 PREFIX_LAYERS = frozenset({"full_attention", "sliding_attention"})
 
-POSITION_TABLES = frozenset({"position_embeddings", "wpe", "embed_positions"})
-
 
 def pad_id_of(model: PreTrainedModel) -> int | None:
     """The id that the model's own pooling skips at the end of a text, from its config."""
     pad = model.config.get_text_config().pad_token_id
     return pad if isinstance(pad, int) else None
-
-
-def position_limit(model: PreTrainedModel) -> tuple[int | None, bool]:
-    """Tokens that the model takes, and whether more would fail (a table of positions) and not merely be untrained."""
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Embedding) and name.rsplit(".", 1)[-1] in POSITION_TABLES:
-            # RoBERTa counts positions from its pad id, OPT from an offset of 2
-            skipped = getattr(module, "offset", 0) if module.padding_idx is None else module.padding_idx + 1
-            return module.num_embeddings - skipped, True
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return (limit if isinstance(limit, int) and limit > 0 else None), False
 
 
 class Forward:

@@ -6,7 +6,6 @@ from tests.fresh_process import run_script
 from tpo_graph.errors import ConfigurationError, RewardError
 from tpo_graph.rewards import load
 from tpo_graph.rewards.load import load_reward
-from tpo_graph.rewards.local import ClassifierReward
 
 
 @pytest.mark.subprocess
@@ -18,14 +17,6 @@ def test_importing_the_package_imports_no_torch():
         assert not {"torch", "transformers"} & sys.modules.keys()
     """
     assert run_script(script).returncode == 0
-
-
-@pytest.mark.torch
-def test_a_folder_loads(checkpoint):
-    model = load_reward(f"hf:{checkpoint('bert')}", max_length=64)
-    assert isinstance(model, ClassifierReward)
-    assert model.max_length == 64
-    model.close()
 
 
 @pytest.mark.parametrize(
@@ -42,12 +33,6 @@ def test_a_folder_loads(checkpoint):
 def test_a_name_that_is_unknown_says_what_is_allowed(name, suggestion):
     with pytest.raises(ConfigurationError, match=suggestion):
         load_reward(name)
-
-
-@pytest.mark.torch
-def test_an_unknown_option_is_named(checkpoint):
-    with pytest.raises(ConfigurationError, match="unexpected keyword argument 'depth'"):
-        load_reward(f"hf:{checkpoint('bert')}", depth=3)
 
 
 @pytest.mark.parametrize(
