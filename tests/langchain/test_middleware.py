@@ -237,14 +237,6 @@ def test_beside_retries(place):
     assert (state["messages"][-1].text, state["tpo"]["stop_reason"]) == ("draft 9", "depth")
 
 
-def test_two_agents_share_nothing():
-    first, second = tool_policy("draft 9"), tool_policy("draft 8")
-    tpo = TPOMiddleware(reward=number_reward(), n=2, depth=0)
-    for policy, text in [(first, "draft 9"), (second, "draft 8")]:
-        assert create_agent(policy, middleware=[tpo]).invoke(ASKED)["messages"][-1].text == text
-    assert (len(first.requests), len(second.requests)) == (2, 2)
-
-
 def test_settings_reach_the_run():
     settings = TPOSettings(mode="bon", n=4)
     policy = tool_policy("draft 9")
@@ -272,3 +264,11 @@ def test_without_langchain_the_import_says_what_to_install():
     """
     ended = run_script(script)
     assert ended.stdout == "MissingDependencyError True\n", ended.stderr
+
+
+def test_agents_that_share_a_middleware_keep_their_own_models():
+    first, second = tool_policy("draft 9"), tool_policy("draft 8")
+    tpo = TPOMiddleware(reward=number_reward(), n=2, depth=0)
+    for policy, text in [(first, "draft 9"), (second, "draft 8")]:
+        assert create_agent(policy, middleware=[tpo]).invoke(ASKED)["messages"][-1].text == text
+    assert (len(first.requests), len(second.requests)) == (2, 2)

@@ -211,18 +211,13 @@ WAYS = ["invoke", "stream", "batch", "ainvoke", "astream"]
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_the_inner_run_is_traced_under_the_model(way):
+def test_the_inner_run_is_traced_under_the_model_alone_and_in_a_chain(way):
     tree = Tree()
     call(way, chat(mode="bon"), {"callbacks": [tree]})
     assert tree.path("ScriptedChatModel") == ["ChatTPO", "tpo", "sample", "ScriptedChatModel"]
     assert tree.ended[-1] == "ChatTPO"
-
-
-@pytest.mark.parametrize("way", WAYS)
-def test_and_inside_a_chain(way):
     tree = Tree()
-    chain = RunnableLambda(lambda text: text).with_config(run_name="first") | chat(mode="bon")
-    call(way, chain, {"callbacks": [tree]})
+    call(way, RunnableLambda(lambda text: text) | chat(mode="bon"), {"callbacks": [tree]})
     assert tree.path("ScriptedChatModel") == ["RunnableSequence", "ChatTPO", "tpo", "sample", "ScriptedChatModel"]
 
 

@@ -94,9 +94,6 @@ def test_tools_go_to_the_model_inside_a_wrapped_policy():
     policy = tool_policy(calling())
     with_tools(policy.bind(user="me").with_retry()).invoke("q")
     assert (policy.knobs[0]["user"], bool(policy.knobs[0]["tools"])) == ("me", True)
-
-
-def test_a_policy_with_fallbacks_takes_tools():
     answer = with_tools(tool_policy(calling(word="a")).with_fallbacks([tool_policy(calling(word="b"))])).invoke("q")
     assert answer.tool_calls[0]["args"] == {"word": "a"}
 

@@ -40,6 +40,7 @@ def test_our_packs_can_be_loaded_and_have_a_description():
         loaded = PromptPack.load(name)
         assert loaded.name == name
         assert loaded.description
+        loaded.check(TPOSettings(open_tag="[[", close_tag="]]"))
         for mode in ("tpo", "revision", "bon"):
             for critique in ("loss", "critique"):
                 loaded.check(TPOSettings(mode=mode, preference="kind"), critique=critique)
@@ -256,11 +257,6 @@ def test_a_tag_of_the_settings_needs_the_variable(pack, name):
     with pytest.raises(PromptError, match=rf"{name}='\[\[' would find nothing"):
         mine.check(TPOSettings(**{name: "[["}))
     mine.check(TPOSettings(mode="bon", **{name: "[["}))
-
-
-@pytest.mark.parametrize("pack_name", ["tpo", "base"])
-def test_our_packs_take_any_tags(pack_name):
-    PromptPack.load(pack_name).check(TPOSettings(open_tag="[[", close_tag="]]"))
 
 
 def test_a_stop_text_may_be_the_closing_tag(pack):
