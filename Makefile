@@ -4,10 +4,12 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# tests run in this many processes
+WORKERS ?= 2
 QUESTION ?= Why does warmth make you feel tired?
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format lint types unit clean
+.PHONY: help install demo test unit coverage format format-check lint types pictures clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -26,20 +28,22 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## answer a question with the embedded models: make demo QUESTION="..."
 	$(BIN)/tpo-graph run "$(QUESTION)"
 
-test: $(STAMP)  ## everything that must pass: format, lint, types, tests
-	@$(MAKE) --no-print-directory check
+test: $(STAMP) format-check lint types  ## everything that must pass: format, lint, types, all tests
+	$(BIN)/pytest -q -n $(WORKERS) --dist loadfile
 
-.PHONY: pictures
+unit: $(STAMP)  ## the tests that need no process of their own, no torch and no engine: under a minute
+	$(BIN)/pytest -q -n $(WORKERS) -m "not subprocess and not torch and not embedded"
+
+coverage: $(STAMP)  ## all tests, and the lines that none of them runs
+	$(BIN)/pytest -q -n $(WORKERS) --dist loadfile --cov --cov-report=term:skip-covered
+
 pictures: $(STAMP)  ## make the pictures of docs/studio.md anew, with the embedded models
 	$(BIN)/python -m docs.images.make terminal
-
-check: $(STAMP) format-check lint types unit  ## the same, for a ready environment
 
 format: $(STAMP)  ## put the code into its format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-.PHONY: format-check
 format-check: $(STAMP)
 	$(BIN)/ruff format --check .
 
@@ -48,9 +52,6 @@ lint: $(STAMP)  ## look for mistakes
 
 types: $(STAMP)  ## check the types
 	$(BIN)/mypy
-
-unit: $(STAMP)  ## run the tests
-	$(BIN)/pytest -q
 
 clean:  ## take the environment and all caches away
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build dist

@@ -15,9 +15,12 @@ from tests.tpo_script import server_reply
 
 
 def pytest_configure() -> None:
-    """Let Ctrl-C end what the tests start: a shell starts its background jobs deaf to it, and children inherit that."""
+    """Prepare the process, before anything heavy is imported."""
+    # a shell starts its background jobs with Ctrl-C ignored, and what the tests start would inherit that
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    # tiny models are fastest on one thread, and with a pool of threads each, the workers would wait for one another
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(autouse=True)
