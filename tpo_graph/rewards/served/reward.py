@@ -98,17 +98,15 @@ class ServedReward(DetailedReward, Generic[Input]):
         scored = await gather(self._score_or_split(batch) for batch in batches)
         results |= zip(inputs, [result for batch in scored for result in batch], strict=True)
 
-        scores: dict[str, float] = {}
-        reasons: dict[str, str] = {}
-        for text, result in results.items():
-            scores[text] = math.nan if isinstance(result, RewardError) else result
-            if isinstance(result, RewardError):
-                reasons[text] = result.message
-            elif not math.isfinite(result):
-                reasons[text] = f"The {self.server} server gave no finite number for it."
-        errors = [result for result in results.values() if isinstance(result, RewardError)]
+        errors = {text: result for text, result in results.items() if isinstance(result, RewardError)}
         if len(errors) == len(texts):
-            raise errors[0]
+            raise next(iter(errors.values()))
+        scores = {text: math.nan if isinstance(result, RewardError) else result for text, result in results.items()}
+        reasons = {
+            text: errors[text].message if text in errors else f"The {self.server} server gave no finite number for it."
+            for text, score in scores.items()
+            if not math.isfinite(score)
+        }
         truncated = {text for text, item in rendered.items() if isinstance(item, Rendered) and item.truncated}
         return Scoring([scores[text] for text in responses], truncated=frozenset(truncated), reasons=reasons)
 
