@@ -3,7 +3,6 @@
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -41,12 +40,15 @@ def no_llm_cache() -> Iterator[None]:
 @pytest.fixture
 def chat_server() -> Iterator[Callable[..., ChatServer]]:
     """Starts servers that play the script of all four phases; they end with the test."""
-    with ExitStack() as stack:
+    servers: list[ChatServer] = []
 
-        def start(**options: Any) -> ChatServer:
-            return stack.enter_context(ChatServer(**{"answer": server_reply, **options}))
+    def start(**options: Any) -> ChatServer:
+        servers.append(ChatServer(**{"answer": server_reply, **options}).__enter__())
+        return servers[-1]
 
-        yield start
+    yield start
+    for server in servers:
+        server.stop()
 
 
 @pytest.fixture
