@@ -52,7 +52,7 @@ def test_the_record_of_a_response_without_a_reward_says_why():
     result = run(judge(lambda text: "hm" if text == "cand 1" else "5"), depth=0)
     (lost,) = result["failures"]
     assert (lost["reason"], lost["text"]) == ("not_finite", "cand 1")
-    assert "answered 'hm', which is no verdict" in lost["detail"]
+    assert "answered 'hm', which is not a verdict" in lost["detail"]
 
 
 def test_a_text_without_a_reward_is_not_scored_again():

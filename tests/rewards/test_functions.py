@@ -169,7 +169,7 @@ async def fails_async(response):
     [
         (lambda r: 1 / 0, "response", "'<lambda>' failed: ZeroDivisionError: division by zero"),
         (fails_async, None, "'fails_async' failed: KeyError: 'x'"),
-        (lambda responses: [1.0], None, "1 values for 2 responses"),
+        (lambda responses: [1.0], None, "returned 1 rewards for 2 responses"),
         (lambda responses: 1.0, None, "TypeError"),
         (lambda r: "good", "response", "could not convert"),
     ],

@@ -142,7 +142,7 @@ WATCH = 'watch.other.reward = "brief"'
             f'combine = "minimum"\n{ONE}\nparts.x.weight = 2',
             r"\[parts.x\]: unknown key 'weight'; allowed: reward, options, scale",
         ),
-        ('combine = "minimum"\nparts.x = "kind"', "is no table"),
+        ('combine = "minimum"\nparts.x = "kind"', "is not a table"),
         ('combine = "minimum"\nparts.x.weight = 1', "unknown key 'weight'"),
         ('combine = "minimum"\nparts.x.reward = 3', "must name a reward model"),
         ('combine = "minimum"\nparts.x.scale = "raw"', "reward = None"),

@@ -125,7 +125,7 @@ class DetailedReward(ABC):
 
         Args:
             messages: the conversation, the system message and earlier turns included.
-            responses: texts to score; may be empty.
+            responses: texts to score, at least one.
             run: the run that they are scored for.
 
         Raises:
@@ -146,7 +146,7 @@ class DetailedReward(ABC):
         Raises:
             RewardError: when nothing can be scored; its `usage` is what that cost.
         """
-        scoring = await self.score_in_detail(messages, responses, RunContext())
+        scoring = await score_responses(self, messages, responses, RunContext())
         return [math.nan if score is None else score for score in scoring.scores]
 
 
@@ -167,6 +167,7 @@ async def score_responses(
     """
     if not responses:
         return Scoring([])
+    name = getattr(model, "name", type(model).__name__)
     usage: PhaseUsage | None = None
     try:
         if isinstance(model, DetailedReward):
@@ -175,9 +176,7 @@ async def score_responses(
         elif inspect.iscoroutinefunction(model.score):
             scoring = Scoring(await model.score(messages, responses))
         else:
-            # a plain function must not stop the event loop
-            values: Any = await asyncio.to_thread(_call, model.score, messages, responses)
-            scoring = Scoring(await values if inspect.isawaitable(values) else values)
+            scoring = Scoring(await call_in_thread(model.score, messages, responses))
         scores = [None if value is None else float(value) for value in scoring.scores]
     except RewardError:
         raise
@@ -187,20 +186,26 @@ async def score_responses(
 
         if isinstance(error, GraphBubbleUp):  # an interrupt is no failure
             raise
-        message = f"The reward model failed: {type(error).__name__}: {error}".rstrip(": ")
+        message = f"The reward model {name!r} failed: {type(error).__name__}: {error}".rstrip(": ")
         raise RewardError(message, usage=usage or usage_of(error)) from error
     if len(scores) != len(responses):
-        message = f"The reward model returned {len(scores)} rewards for {len(responses)} responses."
-        raise RewardError(message, usage=usage)
+        raise RewardError(
+            f"The reward model {name!r} returned {len(scores)} rewards for {len(responses)} responses.", usage=usage
+        )
     return replace(scoring, scores=scores)
 
 
-def _call(score: Callable[..., Any], messages: "Sequence[BaseMessage]", responses: Sequence[str]) -> Any:
-    """Call a plain function in a thread; a future can't carry the StopIteration that it may raise."""
-    try:
-        return score(messages, responses)
-    except StopIteration as error:
-        raise RuntimeError("it raised StopIteration") from error
+async def call_in_thread(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """Call a plain function where it does not stop the event loop, and await what it returns if that can be awaited."""
+
+    def call() -> Any:
+        try:
+            return function(*arguments, **options)
+        except StopIteration as error:  # which a future can't carry
+            raise RuntimeError("it raised StopIteration") from error
+
+    result = await asyncio.to_thread(call)
+    return await result if inspect.isawaitable(result) else result
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Reward functions by name: what `load_reward` calls for `python:`."""
+"""Any Python function as a reward model, and what `load_reward("python:...")` loads."""
 
 import asyncio
 import importlib
@@ -7,75 +7,19 @@ import inspect
 import sys
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from tpo_graph.errors import ConfigurationError, RewardError, TPOError
-from tpo_graph.rewards.base import DetailedReward, RunContext, Scoring, gather, query_columns
+from tpo_graph.rewards.base import DetailedReward, RunContext, Scoring, call_in_thread, gather, query_columns
+from tpo_graph.types import Options
 
 if TYPE_CHECKING:
     from langchain_core.messages import BaseMessage
 
     from tpo_graph.rewards.base import RewardModel
-
-
-# The keyword arguments that TRL's trainers give to a reward function.
-
-
-def trl_arguments(
-    function: Callable[..., Any],  # Any: a function of a user
-    messages: "Sequence[BaseMessage]",
-    responses: Sequence[str],
-    *,
-    chat: bool,
-) -> dict[str, Any]:  # Any: columns hold any plain value
-    """What the function takes of prompts, completions and the columns that travel with the query.
-
-    Args:
-        function: only the arguments that it names are given, or all if it has `**kwargs`.
-        messages: the conversation.
-        responses: the texts to score.
-        chat: whether prompts and completions are lists of `{"role": ..., "content": ...}`; else they are texts, and a
-            prompt is the last user message's.
-
-    Returns:
-        Keyword arguments; each is a list with one item a response.
-
-    Raises:
-        RewardError: the function needs a column that the query does not carry.
-    """
-    from langchain_core.messages import convert_to_openai_messages
-
-    count = len(responses)
-    offered: dict[str, Any] = {name: [value] * count for name, value in query_columns(messages).items()}
-    if chat:
-        turns = convert_to_openai_messages(list(messages))
-        # a copy each: a function may put the completion at the end of its prompt
-        offered["prompts"] = [list(turns) for _ in responses]
-        offered["completions"] = [[{"role": "assistant", "content": response}] for response in responses]
-    else:
-        query = next((message.text for message in reversed(messages) if message.type == "human"), "")
-        offered["prompts"] = [query] * count
-        offered["completions"] = list(responses)
-    parameters = inspect.signature(function).parameters
-    missing = [name for name, each in parameters.items() if name not in offered and _is_needed(each)]
-    if missing:
-        raise RewardError(
-            f"The reward function needs {', '.join(missing)}, which the query does not carry.",
-            hint="Columns travel as additional_kwargs of the last user message.",
-        )
-    if any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
-        return offered
-    return {name: value for name, value in offered.items() if name in parameters}
-
-
-def _is_needed(parameter: inspect.Parameter) -> bool:
-    by_name = parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD)
-    return by_name and parameter.default is parameter.empty
-
-
-# How a reward function wants to be called, found from its signature.
 
 FunctionStyle: TypeAlias = Literal[
     "response",  # f(response) -> float
@@ -93,85 +37,6 @@ _ONE = {"response", "completion", "answer", "text", "candidate"}
 _MANY = {"responses", "completions", "answers", "texts", "candidates"}
 _MESSAGES = {"messages", "conversation"}
 _HINT = f"Give style=..., one of: {', '.join(STYLES)}."
-
-
-def find_style(function: Callable[..., Any]) -> FunctionStyle:  # Any: a function of a user
-    """The style of a function, by the names and the annotations of its arguments.
-
-    Example:
-        >>> def brevity(response: str) -> float: ...
-        >>> find_style(brevity)
-        'response'
-
-    Raises:
-        ConfigurationError: the signature can be read in more than one way, or in none.
-    """
-    name = getattr(function, "__name__", type(function).__name__)
-    try:
-        parameters = inspect.signature(function).parameters
-    except (TypeError, ValueError) as error:
-        raise ConfigurationError(f"The reward function {name!r} shows no signature.", hint=_HINT) from error
-    hints = _type_hints(function)
-    takes_more = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
-    if "completions" in parameters and ("prompts" in parameters or takes_more):
-        if "completions" not in hints and takes_more and [*parameters][:-1] == ["prompts", "completions"]:
-            # as TRL's documentation writes it; its data sets are of texts unless they are made of messages
-            return "trl"
-        return _trl_style(name, hints.get("completions"))
-    needed = [each.name for each in parameters.values() if _is_positional(each) and each.default is each.empty]
-    match needed:
-        case [response]:
-            count = _count(response, hints.get(response))
-            if count is not None:
-                return "response" if count == 1 else "responses"
-        case [messages, response] if messages in _MESSAGES:
-            count = _count(response, hints.get(response))
-            if count is not None:
-                return "messages_response" if count == 1 else "messages_responses"
-    raise ConfigurationError(
-        f"The arguments of the reward function {name!r} ({', '.join(parameters)}) don't tell how to call it.",
-        hint=_HINT,
-    )
-
-
-def _trl_style(name: str, hint: object) -> FunctionStyle:
-    """TRL passes texts or lists of messages, as the data set has it; only an annotation can tell which."""
-    items = typing.get_args(hint)
-    if items and items[0] is str:
-        return "trl"
-    if items and typing.get_origin(items[0]) in (list, Sequence):
-        return "trl_chat"
-    raise ConfigurationError(
-        f"The reward function {name!r} has TRL's signature, and it isn't clear what a completion is to it.",
-        hint='Give style="trl" if it is a text, style="trl_chat" if it is a list of messages.',
-    )
-
-
-def _count(name: str, hint: object) -> int | None:
-    """1 for an argument that is one text, 2 for many, None for what can't be told. A type tells more than a name."""
-    if hint is str:
-        return 1
-    if typing.get_origin(hint) in (list, tuple, Sequence):
-        return 2
-    if hint is not None and not isinstance(hint, types.UnionType):
-        return None
-    return 1 if name in _ONE else 2 if name in _MANY else None
-
-
-def _is_positional(parameter: inspect.Parameter) -> bool:
-    return parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
-
-
-def _type_hints(function: Callable[..., Any]) -> dict[str, Any]:
-    # an object's hints are those of its method
-    target = function if inspect.isroutine(function) else getattr(type(function), "__call__", function)  # noqa: B004
-    try:
-        return typing.get_type_hints(target)
-    except (NameError, TypeError, AttributeError):  # a name under TYPE_CHECKING, or nothing that can have hints
-        return {}
-
-
-# Any Python function as a reward model.
 
 
 class FunctionReward(DetailedReward):
@@ -203,7 +68,7 @@ class FunctionReward(DetailedReward):
 
     def __init__(
         self,
-        function: Callable[..., Any],  # Any: what it takes and returns depends on its style
+        function: Callable[..., Any],
         *,
         style: FunctionStyle | None = None,
         max_concurrency: int = 16,
@@ -227,68 +92,179 @@ class FunctionReward(DetailedReward):
         responses: Sequence[str],
         run: RunContext,  # noqa: ARG002  # what a function returns has its own scale
     ) -> Scoring:
-        """Call the function; see `DetailedReward.score_in_detail`.
+        """Call the function.
+
+        Args:
+            messages: the conversation.
+            responses: texts to score, at least one.
+            run: makes no difference.
 
         Raises:
-            RewardError: the function raised, or returned something other than a number or None for each response.
+            RewardError: the function is one for TRL, and needs a column that the query does not carry.
         """
-        if not responses:
-            return Scoring([])
         conversation, texts = list(messages), list(responses)
-        try:
-            match self.style:
-                case "response":
-                    values = await self._one_by_one([(text,) for text in texts])
-                case "messages_response":
-                    values = await self._one_by_one([(conversation, text) for text in texts])
-                case "responses":
-                    values = await self._at_once(texts)
-                case "messages_responses":
-                    values = await self._at_once(conversation, texts)
-                case "trl" | "trl_chat" as style:
-                    named = trl_arguments(self._function, conversation, texts, chat=style == "trl_chat")
-                    values = await self._at_once(**named)
-            scores = [None if value is None else float(value) for value in values]
-        except RewardError:
-            raise
-        except Exception as error:  # whatever a user's function may raise
-            raise RewardError(
-                f"The reward function {self.name!r} failed: {type(error).__name__}: {error}".rstrip(": ")
-            ) from error
-        if len(scores) != len(texts):
-            raise RewardError(
-                f"The reward function {self.name!r} returned {len(scores)} values for {len(texts)} responses."
-            )
-        return Scoring(scores)
+        match self.style:
+            case "response":
+                scores = await self._call_for_each((text,) for text in texts)
+            case "messages_response":
+                scores = await self._call_for_each((conversation, text) for text in texts)
+            case "responses":
+                scores = await self._call(texts)
+            case "messages_responses":
+                scores = await self._call(conversation, texts)
+            case "trl" | "trl_chat" as style:
+                columns = trl_arguments(self._function, conversation, texts, chat=style == "trl_chat")
+                scores = await self._call(**columns)
+        return Scoring(list(scores))
 
-    # Any, here and below: what a function takes and returns depends on its style
-    async def _at_once(self, *arguments: Any, **named: Any) -> Sequence[Any]:
+    async def _call(self, *arguments: Any, **columns: Any) -> Any:
         if self._is_async:
-            result = await self._function(*arguments, **named)
-        else:
-            result = await asyncio.to_thread(self._function, *arguments, **named)
-            result = await result if inspect.isawaitable(result) else result
-        return list(result)
+            return await self._function(*arguments, **columns)
+        return await call_in_thread(self._function, *arguments, **columns)
 
-    async def _one_by_one(self, calls: list[tuple[Any, ...]]) -> Sequence[Any]:
+    async def _call_for_each(self, calls: Iterable[tuple[Any, ...]]) -> Sequence[Any]:
         if not self._is_async:
             # one thread for all of them: a hop for each would cost more than most functions do
-            results = await asyncio.to_thread(lambda: [self._function(*call) for call in calls])
+            results = await call_in_thread(lambda: [self._function(*arguments) for arguments in calls])
             return [await result if inspect.isawaitable(result) else result for result in results]
-        gate = asyncio.Semaphore(self._max_concurrency)
+        slots = asyncio.Semaphore(self._max_concurrency)
 
         async def call(arguments: tuple[Any, ...]) -> Any:
-            async with gate:
+            async with slots:
                 return await self._function(*arguments)
 
         return await gather(call(arguments) for arguments in calls)
 
 
-def load_function(name: str, **options: Any) -> "RewardModel":  # Any: options are those of `FunctionReward`
+def find_style(function: Callable[..., Any]) -> FunctionStyle:
+    """The style of a function, by the names and the annotations of its arguments.
+
+    Example:
+        >>> def brevity(response: str) -> float: ...
+        >>> find_style(brevity)
+        'response'
+
+    Args:
+        function: the function, or any object that can be called.
+
+    Raises:
+        ConfigurationError: the signature can be read in more than one way, or in none.
+    """
+    name = getattr(function, "__name__", type(function).__name__)
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(f"The reward function {name!r} shows no signature.", hint=_HINT) from error
+    # an object's annotations are those of its method
+    target = function if inspect.isroutine(function) else getattr(type(function), "__call__", function)  # noqa: B004
+    try:
+        hints = typing.get_type_hints(target)
+    except (NameError, TypeError, AttributeError):  # a name under TYPE_CHECKING, or nothing that can have annotations
+        hints = {}
+    takes_more = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    if "completions" in parameters and ("prompts" in parameters or takes_more):
+        if "completions" not in hints and takes_more and [*parameters][:-1] == ["prompts", "completions"]:
+            # as TRL's documentation writes it; its data sets are of texts unless they are made of messages
+            return "trl"
+        return _trl_style(name, hints.get("completions"))
+    needed = [
+        parameter.name
+        for parameter in parameters.values()
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+        and parameter.default is parameter.empty
+    ]
+    takes_one = _takes_one(needed[-1], hints.get(needed[-1])) if needed else None
+    if takes_one is not None and len(needed) == 1:
+        return "response" if takes_one else "responses"
+    if takes_one is not None and len(needed) == 2 and needed[0] in _MESSAGES:
+        return "messages_response" if takes_one else "messages_responses"
+    raise ConfigurationError(
+        f"The arguments of the reward function {name!r} ({', '.join(parameters)}) don't tell how to call it.",
+        hint=_HINT,
+    )
+
+
+def _trl_style(name: str, hint: object) -> FunctionStyle:
+    """TRL passes texts or lists of messages, as the data set has it; only an annotation can tell which."""
+    items = typing.get_args(hint)
+    if items and items[0] is str:
+        return "trl"
+    if items and typing.get_origin(items[0]) in (list, Sequence):
+        return "trl_chat"
+    raise ConfigurationError(
+        f"The reward function {name!r} has TRL's signature, and it isn't clear what a completion is to it.",
+        hint='Give style="trl" if it is a text, style="trl_chat" if it is a list of messages.',
+    )
+
+
+def _takes_one(name: str, hint: object) -> bool | None:
+    """Whether an argument is one text or many; None when neither can be seen. A type tells more than a name."""
+    if hint is str:
+        return True
+    if typing.get_origin(hint) in (list, tuple, Sequence):
+        return False
+    if hint is not None and not isinstance(hint, types.UnionType):
+        return None
+    return True if name in _ONE else False if name in _MANY else None
+
+
+def trl_arguments(
+    function: Callable[..., Any], messages: "Sequence[BaseMessage]", responses: Sequence[str], *, chat: bool
+) -> dict[str, list[Any]]:
+    """The keyword arguments that TRL's trainers give to a reward function: prompts, completions, and columns.
+
+    Args:
+        function: gets only the arguments that it names, or all if it has `**kwargs`.
+        messages: the conversation.
+        responses: the texts to score.
+        chat: whether prompts and completions are lists of `{"role": ..., "content": ...}`; else they are texts, and a
+            prompt is the last user message's.
+
+    Returns:
+        Lists with one item a response.
+
+    Raises:
+        RewardError: the function needs a column that the query does not carry.
+    """
+    from langchain_core.messages import convert_to_openai_messages
+
+    count = len(responses)
+    offered: dict[str, list[Any]] = {name: [value] * count for name, value in query_columns(messages).items()}
+    if chat:
+        turns = convert_to_openai_messages(list(messages))
+        # copies: a function may put the completion at the end of its prompt
+        offered["prompts"] = [list(turns) for _ in responses]
+        offered["completions"] = [[{"role": "assistant", "content": response}] for response in responses]
+    else:
+        query = next((message.text for message in reversed(messages) if message.type == "human"), "")
+        offered["prompts"] = [query] * count
+        offered["completions"] = list(responses)
+    parameters = inspect.signature(function).parameters
+    missing = [
+        name
+        for name, parameter in parameters.items()
+        if name not in offered
+        and parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+        and parameter.default is parameter.empty
+    ]
+    if missing:
+        raise RewardError(
+            f"The reward function needs {', '.join(missing)}, which the query does not carry.",
+            hint="Columns travel as additional_kwargs of the last user message.",
+        )
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return offered
+    return {name: values for name, values in offered.items() if name in parameters}
+
+
+def load_function(name: str, **options: Options) -> "RewardModel":
     """What `load_reward("python:MODULE:FUNCTION")` and `"python:FILE.py:FUNCTION"` call.
 
-    This runs the module. The working directory counts as a place of modules, as it does for `python -m`. What the name
-    stands for may also be a reward model, or a class of one that takes the options.
+    This runs the module. The working directory counts as a place of modules, as it does for `python -m`.
+
+    Args:
+        name: module or file, a colon, and a function in it; or a reward model, or a class of one.
+        **options: those of `FunctionReward`, or of the class.
 
     Raises:
         ConfigurationError: there is no such module or function, or the module raises when it is imported, or the class
@@ -300,27 +276,25 @@ def load_function(name: str, **options: Any) -> "RewardModel":  # Any: options a
             f"'python:{name}' names no function.", hint='Write "python:module:function" or "python:file.py:function".'
         )
     module = _import_file(Path(place)) if place.endswith(".py") else _import_module(place)
-    found = getattr(module, attribute, None)
+    found: Any = getattr(module, attribute, None)
     if found is None:
         raise ConfigurationError(f"Module {place!r} has nothing named {attribute!r}.")
-    model: RewardModel
-    if isinstance(found, type) and hasattr(found, "score"):
+    if not hasattr(found, "score"):
+        return FunctionReward(found, **options)
+    model: RewardModel = found
+    if isinstance(found, type):
         try:
             model = found(**options)
         except TPOError:
             raise
         except Exception as error:  # whatever a user's class may raise
             raise ConfigurationError(f"{name!r} can't be made: {type(error).__name__}: {error}".rstrip(": ")) from error
-        return model
-    if hasattr(found, "score"):
-        if options:
-            raise ConfigurationError(f"{name!r} is a reward model already and takes no options: {', '.join(options)}.")
-        model = found
-        return model
-    return FunctionReward(found, **options)
+    elif options:
+        raise ConfigurationError(f"{name!r} is a reward model already and takes no options: {', '.join(options)}.")
+    return model
 
 
-def _import_module(name: str) -> Any:  # Any: a module has any attributes
+def _import_module(name: str) -> ModuleType:
     here = str(Path.cwd())
     added = here not in sys.path and "" not in sys.path
     if added:
@@ -338,7 +312,7 @@ def _import_module(name: str) -> Any:  # Any: a module has any attributes
             sys.path.remove(here)
 
 
-def _import_file(path: Path) -> Any:  # Any: as above
+def _import_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise ConfigurationError(f"There is no file {str(path)!r}.")
     spec = importlib.util.spec_from_file_location(f"tpo_graph_reward_{path.stem}", path)

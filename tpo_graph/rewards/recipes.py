@@ -1,6 +1,6 @@
-"""Combinations of reward models from a small TOML file.
+"""Combinations of reward models from a TOML file.
 
-    combine = "weighted_sum"          # or gate, minimum, mean_minus_deviation
+    combine = "weighted_sum"          # or gate, minimum, mean_minus_deviation, watched
 
     [parts.quality]
     reward = "hf:Skywork/Skywork-Reward-V2-Qwen3-0.6B"
@@ -11,232 +11,76 @@
     weight = 0.3
     scale = "raw"
 
-A gate has `[checks.NAME]` tables beside the one part that orders the rest. A part may be a combination itself: instead
-of `reward` it then has `combine` and parts of its own, or its `reward` is another TOML file.
-
-A reward model with a second one that watches, which must be the whole and not a part, has one table of each:
-
-    combine = "watched"
-
-    [parts.quality]
-    reward = "hf:Skywork/Skywork-Reward-V2-Qwen3-0.6B"
-
-    [watch.other]
-    reward = "judge:openai:gpt-4o-mini"
+A gate has `[checks.NAME]` tables beside the one part that orders the rest, and a reward that is watched has one
+`[watch.NAME]` table beside its part. A part may be a combination itself: instead of `reward` it then has `combine` and
+parts of its own, or its `reward` is another TOML file.
 """
 
-import tomllib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, TypeAlias
 
 from tpo_graph.errors import ConfigurationError, RewardError
-from tpo_graph.rewards.combinations import Combination, Gate, MeanMinusDeviation, Minimum, Part, Scale, WeightedSum
+from tpo_graph.rewards.base import RewardModel
+from tpo_graph.rewards.combinations import Gate, MeanMinusDeviation, Minimum, Part, Scale, WeightedSum
 from tpo_graph.rewards.warnings import WatchedReward
+from tpo_graph.settings import read_toml
+from tpo_graph.types import JSON, JSONObject
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from langchain_core.messages import BaseMessage
 
-    from tpo_graph.rewards.base import RewardModel
-
-
-# Reads a recipe file into records, and finds every mistake in it before a reward model is loaded.
-
-COMBINATIONS: Mapping[str, tuple[str, ...]] = {
-    "weighted_sum": (),
-    "minimum": (),
-    "mean_minus_deviation": ("penalty",),
-    "gate": ("pass_at",),
-    "watched": (),
-}
-"""What `combine` may be, and the numbers that each takes."""
-
-_PART_KEYS = ("reward", "options", "weight", "scale")
-_GROUPS: Mapping[str, tuple[str, ...]] = {"gate": ("checks", "parts"), "watched": ("parts", "watch")}
-_ONE_ALONE: Mapping[tuple[str, str], str] = {
-    ("gate", "parts"): "a gate has one part that orders what passes as many checks",
-    ("watched", "parts"): "a reward that is watched has one part",
-    ("watched", "watch"): "one reward watches",
-}
+Load: TypeAlias = Callable[..., RewardModel]
+"""Loads a reward model by name and options, as `load_reward` does."""
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """A combination.
+class _Kind:
+    """What a recipe of one kind holds.
 
     Attributes:
-        where: file and table, for messages.
-        combine: one of `COMBINATIONS`.
-        parts: its parts by name.
-        checks: a gate's checks by name.
-        watch: the one that watches, by name.
-        numbers: what the combination takes beside its parts.
+        make: makes the reward model of the groups, in their order, and the numbers.
+        groups: the tables of parts; `parts` where several may stand.
+        numbers: the keys with numbers.
+        part_keys: what a part may have beside `reward` and `options`.
     """
 
-    where: str
-    combine: str
-    parts: "dict[str, PartRecipe]"
-    checks: "dict[str, PartRecipe]" = field(default_factory=dict)
-    watch: "dict[str, PartRecipe]" = field(default_factory=dict)
-    numbers: dict[str, float] = field(default_factory=dict)
+    make: Callable[..., RewardModel]
+    groups: tuple[str, ...] = ("parts",)
+    numbers: tuple[str, ...] = ()
+    part_keys: tuple[str, ...] = ("scale",)
 
 
-@dataclass(frozen=True)
-class PartRecipe:
-    """A part: a reward model by name, or a combination.
-
-    Attributes:
-        where: file and table, for messages.
-        content: the name, or the combination.
-        options: options of the name's loader.
-        settings: `weight` and `scale`, where they are given.
-    """
-
-    where: str
-    content: str | Recipe
-    options: dict[str, Any]  # Any: each loader has options of its own
-    settings: dict[str, Any]
+def _gate(checks: Mapping[str, RewardModel], parts: Mapping[str, RewardModel], **numbers: float) -> RewardModel:
+    return Gate(checks, _only_one(parts, "a gate has one part that orders what passes as many checks"), **numbers)
 
 
-def read_recipe(path: Path, *, inside: tuple[Path, ...] = ()) -> Recipe:
-    """Read a file, and those that it names.
-
-    Args:
-        path: the TOML file.
-        inside: the files that led here.
-
-    Raises:
-        ConfigurationError: a file can't be read, is no TOML, or has a mistake; the message says where.
-    """
-    place = path.resolve()
-    if place in inside:
-        chain = " -> ".join(each.name for each in (*inside, place))
-        raise ConfigurationError(f"The recipe {str(path)!r} contains itself: {chain}.")
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigurationError(f"The recipe {str(path)!r} can't be read: {error.strerror}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"The recipe {str(path)!r} is not valid TOML: {error}.") from error
-    return _Reader(path, (*inside, place)).recipe(table, "")
-
-
-@dataclass(frozen=True)
-class _Reader:
-    """Reads the tables of one file.
-
-    Attributes:
-        path: the file; names of files in it are relative to its folder.
-        inside: it and the files that led to it.
-    """
-
-    path: Path
-    inside: tuple[Path, ...]
-
-    def recipe(self, table: Mapping[str, Any], at: str) -> Recipe:
-        where = self._where(at)
-        combine = table.get("combine")
-        if not isinstance(combine, str) or combine not in COMBINATIONS:
-            told = "There is no `combine`" if combine is None else f"Unknown combine = {combine!r}"
-            raise ConfigurationError(f"{where}: {told}; allowed: {', '.join(COMBINATIONS)}.")
-        groups = _GROUPS.get(combine, ("parts",))
-        self._only(table, ("combine", *groups, *COMBINATIONS[combine]), at)
-        numbers = {name: self._number(table, name, at) for name in COMBINATIONS[combine] if name in table}
-        takes = {"weighted_sum": _PART_KEYS, "gate": _PART_KEYS[:2], "watched": _PART_KEYS[:2]}.get(
-            combine, ("reward", "options", "scale")
-        )
-        read = {group: self._parts(table.get(group), f"{at}{group}", takes) for group in groups}
-        for group, parts in read.items():
-            if (combine, group) in _ONE_ALONE and len(parts) != 1:
-                raise ConfigurationError(
-                    f"{where}: {_ONE_ALONE[combine, group]}; here are {len(parts)}.",
-                    hint="A part may be a combination itself.",
-                )
-        return Recipe(where, combine, numbers=numbers, **read)
-
-    def _parts(self, tables: Any, at: str, takes: tuple[str, ...]) -> dict[str, PartRecipe]:  # Any: raw TOML
-        if not isinstance(tables, dict) or not tables:
-            raise ConfigurationError(f"{self._where(at)}: at least one table [{at}.NAME] is needed.")
-        return {name: self._part(table, f"{at}.{name}", takes) for name, table in tables.items()}
-
-    def _part(self, table: Any, at: str, takes: tuple[str, ...]) -> PartRecipe:  # Any: raw TOML
-        where = self._where(at)
-        if not isinstance(table, dict):
-            raise ConfigurationError(f"{where}: {table!r} is no table; write [{at}] with a reward in it.")
-        settings = self._settings(table, at, takes)
-        if "combine" in table:
-            if "reward" in table or "options" in table:
-                raise ConfigurationError(f"{where}: a part has either a reward or a combination, not both.")
-            nested = {name: value for name, value in table.items() if name not in settings}
-            return PartRecipe(where, self.recipe(nested, f"{at}."), {}, settings)
-        self._only(table, takes, at)
-        name, options = table.get("reward"), table.get("options", {})
-        if not isinstance(name, str) or not name.strip():
-            raise ConfigurationError(f"{where}: reward = {name!r}; it must name a reward model.")
-        if not isinstance(options, dict):
-            raise ConfigurationError(f"{where}: options = {options!r}; it must be a table.")
-        if name.endswith(".toml"):
-            if options:
-                raise ConfigurationError(f"{where}: a recipe takes no options, but {', '.join(options)} was given.")
-            return PartRecipe(where, read_recipe(self.path.parent / name, inside=self.inside), {}, settings)
-        return PartRecipe(where, beside(name, self.path.parent), options, settings)
-
-    def _settings(self, table: Mapping[str, Any], at: str, takes: tuple[str, ...]) -> dict[str, Any]:
-        settings: dict[str, Any] = {}
-        if "weight" in table and "weight" in takes:
-            settings["weight"] = self._number(table, "weight", at)
-        if "scale" in table and "scale" in takes:
-            scale = table["scale"]
-            if isinstance(scale, dict):
-                self._only(scale, Scale._fields, f"{at}.scale")
-                scale = Scale(*(self._number(scale, name, f"{at}.scale") for name in Scale._fields))
-            settings["scale"] = scale
-        return settings
-
-    def _number(self, table: Mapping[str, Any], name: str, at: str) -> float:
-        value = table.get(name)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ConfigurationError(f"{self._where(at)}: {name} = {value!r}; it must be a number.")
-        return float(value)
-
-    def _only(self, table: Mapping[str, Any], allowed: tuple[str, ...], at: str) -> None:
-        for name in table:
-            if name not in allowed:
-                raise ConfigurationError(f"{self._where(at)}: unknown key {name!r}; allowed: {', '.join(allowed)}.")
-
-    def _where(self, at: str) -> str:
-        table = at.rstrip(".")
-        return f"{self.path.name} [{table}]" if table else self.path.name
-
-
-def beside(name: str, folder: Path) -> str:
-    """The name with its file, if it names one, looked up from `folder`.
-
-    Example:
-        >>> beside("json_schema:answer.json", Path("recipes"))
-        'json_schema:recipes/answer.json'
-    """
-    scheme, colon, rest = name.partition(":")
-    names_a_file = (
-        scheme == "json_schema"
-        or (scheme == "hf" and rest.startswith(("./", "../")))
-        or (scheme == "python" and rest.rpartition(":")[0].endswith(".py"))
+def _watched(parts: Mapping[str, RewardModel], watch: Mapping[str, RewardModel]) -> RewardModel:
+    return WatchedReward(
+        _only_one(parts, "a reward that is watched has one part"), _only_one(watch, "one reward watches")
     )
-    return f"{scheme}{colon}{(folder / rest).as_posix()}" if names_a_file and rest else name
 
 
-T = TypeVar("T")
-Load: TypeAlias = "Callable[..., RewardModel]"
+def _only_one(models: Mapping[str, RewardModel], rule: str) -> RewardModel:
+    if len(models) != 1:
+        raise ConfigurationError(f"{rule}; here are {len(models)}.", hint="A part may be a combination itself.")
+    return next(iter(models.values()))
 
-_KINDS: dict[str, Callable[..., Combination]] = {
-    "weighted_sum": WeightedSum,
-    "minimum": Minimum,
-    "mean_minus_deviation": MeanMinusDeviation,
+
+_KINDS: Mapping[str, _Kind] = {
+    "weighted_sum": _Kind(WeightedSum, part_keys=("weight", "scale")),
+    "minimum": _Kind(Minimum),
+    "mean_minus_deviation": _Kind(MeanMinusDeviation, numbers=("penalty",)),
+    "gate": _Kind(_gate, groups=("checks", "parts"), numbers=("pass_at",), part_keys=()),
+    "watched": _Kind(_watched, groups=("parts", "watch"), part_keys=()),
 }
 
 
-def load_recipe(path: str | Path, *, load: "Load") -> "RewardModel":
+def load_recipe(path: str | Path, *, load: Load) -> RewardModel:
     """The combination that a file describes. The whole file is checked before a part is loaded.
 
     Args:
@@ -244,51 +88,123 @@ def load_recipe(path: str | Path, *, load: "Load") -> "RewardModel":
         load: loads a part by name and options, as `load_reward` does.
 
     Raises:
-        ConfigurationError: the file has a mistake, or a part can't be named so; the message says where.
+        ConfigurationError: the file has a mistake, or names a part that there is not; the message says where.
         RewardError: a part can't be loaded.
     """
-    recipe = read_recipe(Path(path))
-    # once with nothing loaded: what the combinations themselves refuse shows before the first model is here
-    _combination(recipe, lambda _, **__: _Unloaded())
-    return _combination(recipe, load)
+    # once with nothing loaded, so that every mistake shows before the first model is here
+    _File(Path(path), lambda *_, **__: _Unloaded()).reward()
+    return _File(Path(path), load).reward()
 
 
 class _Unloaded:
     """Stands for a part while the recipe is checked."""
 
-    async def score(self, messages: "Sequence[BaseMessage]", responses: Sequence[str]) -> list[float]:
-        """Never called."""
+    async def score(self, messages: "Sequence[BaseMessage]", responses: "Sequence[str]") -> list[float]:
         raise NotImplementedError(f"{len(messages)} messages, {len(responses)} responses: nothing is loaded yet")
 
 
-def _combination(recipe: Recipe, load: Load) -> "RewardModel":
-    if recipe.combine == "gate":
-        checks = {name: _content(check, load) for name, check in recipe.checks.items()}
-        (score,) = recipe.parts.values()
-        return _made(recipe.where, lambda: Gate(checks, _content(score, load), **recipe.numbers))
-    if recipe.combine == "watched":
-        (reward,), (second,) = recipe.parts.values(), recipe.watch.values()
-        return _made(recipe.where, lambda: WatchedReward(_content(reward, load), _content(second, load)))
-    parts = {name: _part(part, load) for name, part in recipe.parts.items()}
-    return _made(recipe.where, lambda: _KINDS[recipe.combine](parts, **recipe.numbers))
+@dataclass(frozen=True)
+class _File:
+    """One recipe file.
+
+    Attributes:
+        path: the file; names of files in it are relative to its folder.
+        load: loads a part.
+        inside: the files that led to it.
+    """
+
+    path: Path
+    load: Load
+    inside: tuple[Path, ...] = ()
+
+    def reward(self) -> RewardModel:
+        """The reward model that the file describes."""
+        files = (*self.inside, self.path.resolve())
+        if files[-1] in self.inside:
+            chain = " -> ".join(file.name for file in files)
+            raise ConfigurationError(f"The recipe {str(self.path)!r} contains itself: {chain}.")
+        return self._combination(read_toml(self.path, title="The recipe"), "")
+
+    def _combination(self, table: JSONObject, at: str) -> RewardModel:
+        with self._placed(at):
+            combine = table.get("combine")
+            kind = _KINDS.get(combine) if isinstance(combine, str) else None
+            if kind is None:
+                problem = "There is no `combine`" if combine is None else f"Unknown combine = {combine!r}"
+                raise ConfigurationError(f"{problem}; allowed: {', '.join(_KINDS)}.")
+            _refuse_other_keys(table, ("combine", *kind.groups, *kind.numbers))
+            numbers = {name: _number(table, name) for name in kind.numbers if name in table}
+            groups = [self._group(table.get(name), f"{at}.{name}".lstrip("."), kind) for name in kind.groups]
+            return kind.make(*groups, **numbers)
+
+    def _group(self, tables: JSON, at: str, kind: _Kind) -> dict[str, RewardModel | Part]:
+        with self._placed(at):
+            if not isinstance(tables, dict) or not tables:
+                raise ConfigurationError(f"at least one table [{at}.NAME] is needed.")
+        return {name: self._part(table, f"{at}.{name}", kind) for name, table in tables.items()}
+
+    def _part(self, table: JSON, at: str, kind: _Kind) -> RewardModel | Part:
+        with self._placed(at):
+            if not isinstance(table, dict):
+                raise ConfigurationError(f"{table!r} is not a table; write [{at}] with a reward in it.")
+            settings = {name: table[name] for name in kind.part_keys if name in table}
+            if "weight" in settings:
+                settings["weight"] = _number(table, "weight")
+            if isinstance(scale := settings.get("scale"), dict):
+                with self._placed(f"{at}.scale"):
+                    _refuse_other_keys(scale, Scale._fields)
+                    settings["scale"] = Scale(*(_number(scale, name) for name in Scale._fields))
+            if "combine" in table:
+                if "reward" in table or "options" in table:
+                    raise ConfigurationError("a part has either a reward or a combination, not both.")
+                model = self._combination({name: table[name] for name in table if name not in settings}, at)
+            else:
+                _refuse_other_keys(table, ("reward", "options", *kind.part_keys))
+                model = self._model(table.get("reward"), table.get("options", {}))
+            return Part(model, **settings) if kind.part_keys else model
+
+    def _model(self, name: JSON, options: JSON) -> RewardModel:
+        if not isinstance(name, str) or not name.strip():
+            raise ConfigurationError(f"reward = {name!r}; it must name a reward model.")
+        if not isinstance(options, dict):
+            raise ConfigurationError(f"options = {options!r}; it must be a table.")
+        if name.endswith(".toml"):
+            if options:
+                raise ConfigurationError(f"a recipe takes no options, and here are: {', '.join(options)}.")
+            return _File(self.path.parent / name, self.load, (*self.inside, self.path.resolve())).reward()
+        return self.load(_beside(name, self.path.parent), **options)
+
+    @contextmanager
+    def _placed(self, at: str) -> Iterator[None]:
+        """Put file and table before the errors of a block, unless they have a place already."""
+        try:
+            yield
+        except (ConfigurationError, RewardError) as error:
+            if error.message.startswith(self.path.name):
+                raise
+            where = f"{self.path.name} [{at}]" if at else self.path.name
+            raise type(error)(f"{where}: {error.message}", hint=error.hint) from error
 
 
-def _part(part: PartRecipe, load: Load) -> Part:
-    return _made(part.where, lambda: Part(_content(part, load), **part.settings))
+def _number(table: JSONObject, name: str) -> float:
+    value = table.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ConfigurationError(f"{name} = {value!r}; it must be a number.")
+    return float(value)
 
 
-def _content(part: PartRecipe, load: Load) -> "RewardModel":
-    if isinstance(part.content, Recipe):
-        return _combination(part.content, load)
-    name = part.content
-    return _made(part.where, lambda: load(name, **part.options))
+def _refuse_other_keys(table: JSONObject, allowed: tuple[str, ...]) -> None:
+    for name in table:
+        if name not in allowed:
+            raise ConfigurationError(f"unknown key {name!r}; allowed: {', '.join(allowed)}.")
 
 
-def _made(where: str, make: Callable[[], T]) -> T:
-    """What `make` returns, with the place in the file put before its errors."""
-    try:
-        return make()
-    except (ConfigurationError, RewardError) as error:
-        if error.message.startswith(where.partition(" ")[0]):
-            raise
-        raise type(error)(f"{where}: {error.message}", hint=error.hint) from error
+def _beside(name: str, folder: Path) -> str:
+    """The name with its file, if it names one, looked up from the folder: `json_schema:recipes/answer.json`."""
+    scheme, colon, rest = name.partition(":")
+    names_a_file = (
+        scheme == "json_schema"
+        or (scheme == "hf" and rest.startswith(("./", "../")))
+        or (scheme == "python" and rest.rpartition(":")[0].endswith(".py"))
+    )
+    return f"{scheme}{colon}{(folder / rest).as_posix()}" if names_a_file and rest else name

@@ -10,7 +10,7 @@ import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal, TypeAlias, TypeGuard, get_args
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypeGuard
 
 from typing_extensions import TypedDict
 
@@ -52,8 +52,8 @@ REPETITION = 0.3
 TRUNCATED = 0.25
 FALL = 0.5
 
-_RUN_OF_WORDS = 6
-_FEWEST_RUNS = 24
+_WORDS_IN_SEQUENCE = 6
+_FEWEST_SEQUENCES = 24
 # Chinese, Japanese and Korean have no white space between words: there a character counts as one
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+")
 
@@ -92,14 +92,51 @@ def overoptimization_warnings(
     """
     if not cache:
         return []
-    found = [
-        _length_correlation(cache),
-        _duplicates(cache),
-        *_of_the_best(cache),
-        _second_scorer(cache, trajectory, second_rewards or {}),
-    ]
-    order = get_args(WarningKind)
-    return sorted((each for each in found if each is not None), key=lambda warning: order.index(warning["kind"]))
+    warnings: list[OveroptimizationWarning] = []
+
+    def warn(kind: WarningKind, message: str, value: float, threshold: float) -> None:
+        warnings.append(_warning(kind, message, value, threshold))
+
+    rewards = {candidate["text"]: candidate["reward"] for candidate in cache}
+    correlation = rank_correlation(list(rewards.values()), [len(text) for text in rewards])
+    if len(rewards) >= FEWEST_FOR_CORRELATION and abs(correlation) >= LENGTH_CORRELATION:
+        word = "longer" if correlation > 0 else "shorter"
+        message = f"The {word} a candidate, the higher its reward (rank correlation {correlation:.2f})."
+        warn("length_correlation", message, correlation, LENGTH_CORRELATION)
+
+    repeated = len(cache) - len(rewards)
+    if (share := repeated / len(cache)) >= DUPLICATES:
+        message = f"{repeated} of {len(cache)} candidates repeat an earlier one; the policy finds little that is new."
+        warn("duplicate_candidates", message, share, DUPLICATES)
+
+    best = max(cache, key=lambda candidate: candidate["reward"])
+    if (share := repetition(best["text"])) >= REPETITION:
+        message = f"{share:.0%} of the word sequences of the best candidate ({best['id']}) occurred in it before."
+        warn("repetitive_answer", message, share, REPETITION)
+
+    truncated = sum(candidate["truncated"] for candidate in cache)
+    if (share := truncated / len(cache)) >= TRUNCATED:
+        message = f"{truncated} of {len(cache)} candidates end at the token limit; max_new_tokens may be too low."
+        warn("truncated_candidates", message, share, TRUNCATED)
+    if best["truncated"]:
+        warn("truncated_answer", f"The best candidate ({best['id']}) ends at the token limit.", 1.0, 1.0)
+
+    # the best candidate of the first step against the last one that has a second reward
+    second = second_rewards or {}
+    watched = [record for record in trajectory if record["best_id"] in second]
+    if len(watched) >= 2:
+        first, last = watched[0], watched[-1]
+        before, after = second[first["best_id"]], second[last["best_id"]]
+        spread = statistics.pstdev([second[candidate["id"]] for candidate in cache if candidate["id"] in second] or [0])
+        fall = (before - after) / spread if spread else 0.0
+        if last["best_reward"] > first["best_reward"] and fall >= FALL:
+            message = (
+                f"From step {first['step']} to {last['step']} the best reward rose from {first['best_reward']:.3g} to "
+                f"{last['best_reward']:.3g} while the second scorer's fell from {before:.3g} to {after:.3g}, "
+                f"{fall:.1f} of its deviations."
+            )
+            warn("second_scorer_falls", message, fall, FALL)
+    return warnings
 
 
 def scoring_warnings(
@@ -141,83 +178,28 @@ def scoring_warnings(
     return list(by_kind.values())
 
 
-def _length_correlation(cache: Sequence[ScoredCandidate]) -> OveroptimizationWarning | None:
-    rewards = {candidate["text"]: candidate["reward"] for candidate in cache}
-    if len(rewards) < FEWEST_FOR_CORRELATION:
-        return None
-    correlation = rank_correlation(list(rewards.values()), [len(text) for text in rewards])
-    if abs(correlation) < LENGTH_CORRELATION:
-        return None
-    word = "longer" if correlation > 0 else "shorter"
-    message = f"The {word} a candidate, the higher its reward (rank correlation {correlation:.2f})."
-    return _warning("length_correlation", message, correlation, LENGTH_CORRELATION)
-
-
-def _duplicates(cache: Sequence[ScoredCandidate]) -> OveroptimizationWarning | None:
-    repeated = len(cache) - len({candidate["text"] for candidate in cache})
-    share = repeated / len(cache)
-    if share < DUPLICATES:
-        return None
-    message = f"{repeated} of {len(cache)} candidates repeat an earlier one; the policy finds little that is new."
-    return _warning("duplicate_candidates", message, share, DUPLICATES)
-
-
-def _of_the_best(cache: Sequence[ScoredCandidate]) -> list[OveroptimizationWarning | None]:
-    best = max(cache, key=lambda candidate: candidate["reward"])
-    warnings: list[OveroptimizationWarning | None] = []
-    repeated = repetition(best["text"])
-    if repeated >= REPETITION:
-        message = f"{repeated:.0%} of the word sequences of the best candidate ({best['id']}) occurred in it before."
-        warnings.append(_warning("repetitive_answer", message, repeated, REPETITION))
-    truncated = sum(candidate["truncated"] for candidate in cache)
-    if truncated / len(cache) >= TRUNCATED:
-        message = f"{truncated} of {len(cache)} candidates end at the token limit; max_new_tokens may be too low."
-        warnings.append(_warning("truncated_candidates", message, truncated / len(cache), TRUNCATED))
-    if best["truncated"]:
-        message = f"The best candidate ({best['id']}) ends at the token limit."
-        warnings.append(_warning("truncated_answer", message, 1.0, 1.0))
-    return warnings
-
-
-def _second_scorer(
-    cache: Sequence[ScoredCandidate], trajectory: Sequence[StepRecord], second: Mapping[str, float]
-) -> OveroptimizationWarning | None:
-    """Compares the best candidate of the first step with the last one that a second reward is known for."""
-    known = [record for record in trajectory if record["best_id"] in second]
-    if len(known) < 2:
-        return None
-    first, last = known[0], known[-1]
-    spread = statistics.pstdev([second[each["id"]] for each in cache if each["id"] in second] or [0.0])
-    drop = second[first["best_id"]] - second[last["best_id"]]
-    if last["best_reward"] <= first["best_reward"] or spread == 0 or drop / spread < FALL:
-        return None
-    message = (
-        f"From step {first['step']} to {last['step']} the best reward rose from {first['best_reward']:.3g} to "
-        f"{last['best_reward']:.3g} while the second scorer's fell from {second[first['best_id']]:.3g} to "
-        f"{second[last['best_id']]:.3g}, {drop / spread:.1f} of its deviations."
-    )
-    return _warning("second_scorer_falls", message, drop / spread, FALL)
-
-
 def rank_correlation(left: Sequence[float], right: Sequence[float]) -> float:
     """Spearman's correlation in [-1, 1], equal values sharing their mean rank; 0.0 when one side is constant.
 
     Example:
         >>> rank_correlation([1.0, 2.0, 3.0], [10, 20, 999])
         1.0
+
+    Args:
+        left: values.
+        right: as many values, each belonging to the one of `left` at its place.
     """
-    # `statistics.correlation` ranks by itself from Python 3.12 on
-    ranks = _ranks(left), _ranks(right)
-    if any(len(set(side)) < 2 for side in ranks):
+
+    def ranks(values: Sequence[float]) -> list[float]:
+        places: dict[float, list[int]] = {}
+        for place, value in enumerate(sorted(values)):
+            places.setdefault(value, []).append(place)
+        return [statistics.fmean(places[value]) for value in values]
+
+    if len(set(left)) < 2 or len(set(right)) < 2:
         return 0.0
-    return round(statistics.correlation(*ranks), 12)
-
-
-def _ranks(values: Sequence[float]) -> list[float]:
-    places: dict[float, list[int]] = {}
-    for place, value in enumerate(sorted(values)):
-        places.setdefault(value, []).append(place)
-    return [statistics.fmean(places[value]) for value in values]
+    # `statistics.correlation` ranks by itself from Python 3.12 on
+    return round(statistics.correlation(ranks(left), ranks(right)), 12)
 
 
 def repetition(text: str) -> float:
@@ -226,10 +208,15 @@ def repetition(text: str) -> float:
     Example:
         >>> repetition("again and " * 50) > 0.9
         True
+
+    Args:
+        text: any text.
     """
     words = _WORD.findall(text.lower())
-    runs = [tuple(words[start : start + _RUN_OF_WORDS]) for start in range(len(words) - _RUN_OF_WORDS + 1)]
-    return 1.0 - len(set(runs)) / len(runs) if len(runs) >= _FEWEST_RUNS else 0.0
+    sequences = [
+        tuple(words[start : start + _WORDS_IN_SEQUENCE]) for start in range(len(words) - _WORDS_IN_SEQUENCE + 1)
+    ]
+    return 1.0 - len(set(sequences)) / len(sequences) if len(sequences) >= _FEWEST_SEQUENCES else 0.0
 
 
 def _warning(kind: WarningKind, message: str, value: float, threshold: float) -> OveroptimizationWarning:
@@ -273,7 +260,7 @@ class WatchedReward(DetailedReward):
 
         Args:
             messages: the conversation.
-            responses: texts to score; may be empty.
+            responses: texts to score, at least one.
             run: the run that they are scored for; without one the second reward model is not asked.
 
         Raises:
