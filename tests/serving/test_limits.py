@@ -230,7 +230,7 @@ def test_a_signal_reaches_every_loop():
     signal, ended = SharedEvent(), []
 
     async def wait():
-        await signal.wait()
+        await signal.wait_async()
         ended.append(True)
 
     loops = [threading.Thread(target=asyncio.run, args=(wait(),)) for _ in range(3)]

@@ -3,7 +3,7 @@
 import pytest
 
 from tpo_graph.serving.call import ModelName
-from tpo_graph.serving.responses import RequestRefusedError
+from tpo_graph.serving.errors import RequestRefusedError
 
 
 @pytest.mark.parametrize(

@@ -24,9 +24,9 @@ from tpo_graph.rewards.base import RewardModel
 from tpo_graph.run_parts import ModelStore, RunParts
 from tpo_graph.serving.call import ModelName, listed_names
 from tpo_graph.serving.chat import ChatEndpoint
+from tpo_graph.serving.errors import RequestRefusedError, error_response
 from tpo_graph.serving.limits import ApiKeys, Limits, Slots
 from tpo_graph.serving.metrics import Metrics
-from tpo_graph.serving.responses import RequestRefusedError, error_response
 from tpo_graph.settings import TPOSettings
 from tpo_graph.types import JSONObject, Node
 

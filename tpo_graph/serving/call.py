@@ -1,4 +1,4 @@
-"""What a chat request asks of a `ChatTPO`: a recipe and a policy by the model name, and the arguments of one call."""
+"""What a chat request asks for: a recipe and a policy by the model name, and the arguments of one call."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,12 +10,12 @@ from langchain_core.messages import AIMessage
 from pydantic import ValidationError
 
 from tpo_graph.errors import ConfigurationError, MissingDependencyError, PolicyError
-from tpo_graph.langchain.chat_model import ChatTPO
 from tpo_graph.langchain.schema import AnswerSchema
-from tpo_graph.policies.providers import Policy, is_openai_compatible, models_inside, takes_knob
+from tpo_graph.policies.providers import is_openai_compatible, models_inside, takes_knob
+from tpo_graph.run_parts import LoadedParts
+from tpo_graph.serving.errors import RequestRefusedError
 from tpo_graph.serving.limits import Limits
 from tpo_graph.serving.requests import ChatRequest, PolicyFields
-from tpo_graph.serving.responses import RequestRefusedError
 from tpo_graph.settings import PolicyPhase, TPOSettings
 from tpo_graph.types import Mode, Options
 
@@ -83,13 +83,13 @@ def listed_names(policies: Sequence[str], limits: Limits) -> Iterator[str]:
         yield from (f"{recipe}/{policy}" for recipe in recipes)
 
 
-def call_arguments(chat: ChatRequest, name: ModelName, model: ChatTPO, limits: Limits) -> dict[str, Options]:
+def call_arguments(chat: ChatRequest, name: ModelName, parts: LoadedParts, limits: Limits) -> dict[str, Options]:
     """The arguments of the call of a `ChatTPO` that a request asks for.
 
     Args:
         chat: the request.
         name: its model name.
-        model: the model of that name's policy.
+        parts: what runs with that name's policy are made of.
         limits: of the server.
 
     Raises:
@@ -97,7 +97,7 @@ def call_arguments(chat: ChatRequest, name: ModelName, model: ChatTPO, limits: L
     """
     schema = _schema_of(chat)
     settings = _settings_of(chat, name)
-    chosen = model.settings.overridden_by(settings)
+    chosen = parts.settings.overridden_by(settings)
     steps = 0 if chosen.mode == "bon" else chosen.depth
     for setting, value, most in (("n", chosen.n, limits.max_n), ("depth", steps, limits.max_depth)):
         if value > most:
@@ -106,7 +106,16 @@ def call_arguments(chat: ChatRequest, name: ModelName, model: ChatTPO, limits: L
                 param=f"tpo.{setting}",
                 code="invalid_value",
             )
-    _check_policy(chat, chosen.mode, model)
+    _check_policy(chat, parts)
+    if parts.prompts.prompt("sample", chosen.mode) is not None:
+        # then images and the like have no place in what the policy is shown
+        for place, message in enumerate(chat.messages):
+            for index, part in enumerate(message.content if isinstance(message.content, list) else []):
+                if part["type"] != "text":
+                    raise _not_passed_on(
+                        f"messages[{place}].content[{index}]",
+                        f"the prompt pack {parts.prompts.name!r} shows the policy texts alone",
+                    )
     arguments: dict[str, Options] = {
         "temperature": chat.temperature,
         "top_p": chat.top_p,
@@ -170,44 +179,31 @@ def _settings_of(chat: ChatRequest, name: ModelName) -> dict[str, Options]:
     return {**chat.tpo, **outside}
 
 
-def _check_policy(chat: ChatRequest, mode: Mode, model: ChatTPO) -> None:
+def _check_policy(chat: ChatRequest, parts: LoadedParts) -> None:
     """Refuse by the client's own name what would not reach the policy, before anything is paid for."""
-    policy = model.policy
-    inside = models_inside(policy)
-    for field, asked, knob in _requested_knobs(chat, model):
-        if not takes_knob(asked, knob):
-            raise _not_passed_on(field, "the policy has no way to take it")
-    for field in PolicyFields.model_fields:
-        if getattr(chat, field) is not None and not is_openai_compatible(policy):
-            raise _not_passed_on(field, "the policy is not an OpenAI-compatible one")
-    takes_tools = inside and all(type(chat_model).bind_tools is not BaseChatModel.bind_tools for chat_model in inside)
-    if chat.tools and not takes_tools:
-        raise _not_passed_on("tools", "the policy takes none")
-    if model.prompts.prompt("sample", mode) is not None:
-        # then images and the like have no place in what the policy is shown
-        for place, message in enumerate(chat.messages):
-            for index, part in enumerate(message.content if isinstance(message.content, list) else []):
-                if part["type"] != "text":
-                    raise _not_passed_on(
-                        f"messages[{place}].content[{index}]",
-                        f"the prompt pack {model.prompts.name!r} shows the policy texts alone",
-                    )
-
-
-def _requested_knobs(chat: ChatRequest, model: ChatTPO) -> Iterator[tuple[str, Policy, str]]:
-    """Each knob that a request names: the client's name for it, the model that has to take it, and our name."""
-    for field in ("temperature", "top_p", "max_tokens", "max_completion_tokens", "seed"):
-        if getattr(chat, field) is not None:
-            yield field, model.policy, "max_new_tokens" if field.startswith("max_") else field
+    # the client's name for each knob that it names, the model that has to take it, and our name
+    knobs = [(field, parts.policy, field) for field in ("temperature", "top_p", "seed")]
+    knobs += [(field, parts.policy, "max_new_tokens") for field in ("max_tokens", "max_completion_tokens")]
+    knobs = [knob for knob in knobs if getattr(chat, knob[0]) is not None]
     # a setting without a value may be written as a text
     named = {name for name, value in chat.tpo.items() if value not in (None, "none", "null")}
     if "seed" in named:
-        yield "tpo.seed", model.policy, "seed"
+        knobs.append(("tpo.seed", parts.policy, "seed"))
     for phase in get_args(PolicyPhase):
-        asked = (model.critic or model.policy) if phase in ("loss", "gradient") else model.policy
+        asked = (parts.critic or parts.policy) if phase in ("loss", "gradient") else parts.policy
         for knob in ("temperature", "top_p", "max_new_tokens"):
             if f"{phase}_{knob}" in named:
-                yield f"tpo.{phase}_{knob}", asked, knob
+                knobs.append((f"tpo.{phase}_{knob}", asked, knob))
+    for field, asked, knob in knobs:
+        if not takes_knob(asked, knob):
+            raise _not_passed_on(field, "the policy has no way to take it")
+    for field in PolicyFields.model_fields:
+        if getattr(chat, field) is not None and not is_openai_compatible(parts.policy):
+            raise _not_passed_on(field, "the policy is not an OpenAI-compatible one")
+    inside = models_inside(parts.policy)
+    takes_tools = inside and all(type(chat_model).bind_tools is not BaseChatModel.bind_tools for chat_model in inside)
+    if chat.tools and not takes_tools:
+        raise _not_passed_on("tools", "the policy takes none")
 
 
 def _not_passed_on(field: str, reason: str) -> RequestRefusedError:

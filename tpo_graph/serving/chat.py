@@ -17,16 +17,11 @@ from tpo_graph.langchain.chat_model import ChatTPO
 from tpo_graph.langchain.run import STEP_EVENT
 from tpo_graph.run_parts import RunParts
 from tpo_graph.serving.call import ModelName, call_arguments, check_answer
+from tpo_graph.serving.errors import RequestRefusedError, error_response, status_and_body
 from tpo_graph.serving.limits import ApiKeys, Limits, Slots, read_body, shutting_down
 from tpo_graph.serving.metrics import Metrics, Observation
 from tpo_graph.serving.requests import ChatRequest
-from tpo_graph.serving.responses import (
-    RequestRefusedError,
-    chat_completion,
-    chat_completion_chunks,
-    error_response,
-    status_and_body,
-)
+from tpo_graph.serving.responses import chat_completion, chat_completion_chunks
 from tpo_graph.types import Options, StepRecord
 
 T = TypeVar("T")
@@ -105,16 +100,15 @@ class ChatEndpoint:
         with self.slots.one():
             name = ModelName.parse(chat.model, list(self.policies))
             observation.mode, observation.policy = name.settings["mode"], name.policy
+            parts = await self.policies[name.policy].aload()
             if name.policy not in self._models:
-                parts = await self.policies[name.policy].aload()
-                # several requests may have waited for the models: the first one's graphs are kept
-                self._models.setdefault(name.policy, ChatTPO(**vars(parts)))
+                self._models[name.policy] = ChatTPO(**vars(parts))
             model = self._models[name.policy]
-            arguments = call_arguments(chat, name, model, self.limits)
+            arguments = call_arguments(chat, name, parts, self.limits)
             messages = [message.to_langchain() for message in chat.messages]
             answer = model.ainvoke(messages, {"callbacks": [_StepHandler(on_step)]}, **arguments)
             try:
-                message = await cancel_on(self.slots.closing.wait(), answer)
+                message = await cancel_on(self.slots.closing.wait_async(), answer)
             except CancelledByEventError:
                 raise shutting_down() from None
             check_answer(message, arguments.get("answer_schema"))

@@ -1,18 +1,18 @@
 """What one server accepts: who may ask, how large a request may be, and how many are worked on at the same time."""
 
 import asyncio
-import contextlib
 import hashlib
 import hmac
+import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 
 from starlette.datastructures import Headers
 from starlette.requests import Request
 
 from tpo_graph.errors import ConfigurationError
-from tpo_graph.serving.responses import RequestRefusedError
+from tpo_graph.serving.errors import RequestRefusedError
 
 _RETRY_AFTER = {"Retry-After": "1"}
 
@@ -88,30 +88,26 @@ class ApiKeys:
             )
 
 
-class SharedEvent:
+class SharedEvent(threading.Event):
     """An event that any thread can set and any event loop can wait for; one of asyncio's belongs to one loop."""
 
     def __init__(self) -> None:
-        self._is_set = False
+        super().__init__()
         self._waiting: set[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = set()
-
-    def is_set(self) -> bool:
-        """Whether the event has been set."""
-        return self._is_set
 
     def set(self) -> None:
         """Set the event, for good."""
-        self._is_set = True
+        super().set()
         for loop, event in tuple(self._waiting):
-            with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody waits there
+            with suppress(RuntimeError):  # the loop is closed, and nobody waits there
                 loop.call_soon_threadsafe(event.set)
 
-    async def wait(self) -> None:
-        """Wait until the event is set."""
+    async def wait_async(self) -> None:
+        """Wait in this event loop until the event is set."""
         waiter = asyncio.get_running_loop(), asyncio.Event()
         self._waiting.add(waiter)
         try:
-            if not self._is_set:
+            if not self.is_set():
                 await waiter[1].wait()
         finally:
             self._waiting.discard(waiter)

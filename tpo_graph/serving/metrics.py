@@ -32,28 +32,25 @@ class Metrics:
     """The counters of one app, in a registry of its own, so that a process can have several."""
 
     def __init__(self) -> None:
-        self._registry = CollectorRegistry()
-        by_model = ("mode", "policy")
+        self._registry = registry = CollectorRegistry()
+        labels = ("mode", "policy")
         self._requests = Counter(
-            "tpo_requests",
-            "Chat requests by the status of their answer.",
-            (*by_model, "status"),
-            registry=self._registry,
+            "tpo_requests", "Chat requests by the status of their answer.", (*labels, "status"), registry=registry
         )
         self._seconds = Histogram(
             "tpo_request_seconds",
             "Seconds from a chat request to the end of its answer.",
-            by_model,
+            labels,
             buckets=_SECONDS,
-            registry=self._registry,
+            registry=registry,
         )
-        self._in_flight = Gauge("tpo_requests_in_flight", "Chat requests being worked on.", registry=self._registry)
+        self._in_flight = Gauge("tpo_requests_in_flight", "Chat requests being worked on.", registry=registry)
         self._runs = Counter(
-            "tpo_runs", "Runs that gave an answer, by stop reason.", (*by_model, "stop_reason"), registry=self._registry
+            "tpo_runs", "Runs that gave an answer, by stop reason.", (*labels, "stop_reason"), registry=registry
         )
-        self._steps = Counter("tpo_steps", "Steps of loss, gradient and update.", by_model, registry=self._registry)
+        self._steps = Counter("tpo_steps", "Steps of loss, gradient and update.", labels, registry=registry)
         self._tokens = Counter(
-            "tpo_policy_tokens", "Tokens that the policy read and wrote.", ("policy", "kind"), registry=self._registry
+            "tpo_policy_tokens", "Tokens that the policy read and wrote.", ("policy", "kind"), registry=registry
         )
 
     @contextmanager

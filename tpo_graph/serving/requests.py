@@ -13,7 +13,7 @@ from langchain_core.messages import AIMessage, BaseMessage, convert_to_messages
 from langchain_core.output_parsers.openai_tools import make_invalid_tool_call, parse_tool_call
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from tpo_graph.serving.responses import RequestRefusedError
+from tpo_graph.serving.errors import RequestRefusedError
 from tpo_graph.types import JSON, JSONObject
 
 # type of a content part, which is also the field that holds its content, and the type of that field

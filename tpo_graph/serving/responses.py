@@ -1,9 +1,8 @@
-"""What goes out: answers and errors in the shapes of OpenAI's API."""
+"""Answers as they go out, in the types of OpenAI's own client: whole, or in chunks."""
 
 import json
-import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Literal
 from uuid import uuid4
 
@@ -18,102 +17,9 @@ from openai.types.chat import (
 from openai.types.chat.chat_completion import Choice
 from openai.types.chat.chat_completion_chunk import Choice as ChunkChoice
 from openai.types.chat.chat_completion_chunk import ChoiceDelta, ChoiceDeltaToolCall
-from openai.types.shared import ErrorObject
-from starlette.responses import JSONResponse
 
-from tpo_graph.errors import (
-    BudgetError,
-    ConfigurationError,
-    MissingDependencyError,
-    PolicyError,
-    PromptError,
-    RewardError,
-    TPOError,
-)
 from tpo_graph.langchain.async_base import answer_chunks
-from tpo_graph.policies.providers import ProviderFailure
 from tpo_graph.types import JSONObject
-
-_log = logging.getLogger(__name__)
-_INVALID = "invalid_request_error"
-_SERVER = "server_error"
-# the first kind that matches counts: a missing dependency is a configuration error as well
-_KINDS: tuple[tuple[type[TPOError], int, str, str], ...] = (
-    (MissingDependencyError, 500, _SERVER, "missing_dependency"),
-    (ConfigurationError, 400, _INVALID, "invalid_configuration"),
-    (PromptError, 400, _INVALID, "invalid_prompt"),
-    (BudgetError, 400, _INVALID, "budget"),
-    (PolicyError, 502, "policy_error", "policy_failed"),
-    (RewardError, 502, "reward_error", "reward_failed"),
-)
-
-
-class RequestRefusedError(TPOError):
-    """A request that is not served.
-
-    Args:
-        message: what is wrong.
-        status: of the HTTP response.
-        param: the field of the request that is at fault.
-        code: OpenAI's word for what is wrong.
-        hint: what to do next.
-        headers: of the HTTP response.
-    """
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        status: int = 400,
-        param: str | None = None,
-        code: str | None = None,
-        hint: str = "",
-        headers: Mapping[str, str] | None = None,
-    ) -> None:
-        super().__init__(message, hint=hint)
-        self.status = status
-        self.param = param
-        self.code = code
-        self.headers = dict(headers or {})
-
-
-def status_and_body(error: Exception) -> tuple[int, JSONObject]:
-    """An error as HTTP status and in OpenAI's shape, with the hint as one more field.
-
-    What is not an error of ours is a defect: it goes to the log, and the client sees nothing of it.
-    """
-    if not isinstance(error, TPOError):
-        _log.error("A request failed.", exc_info=error)
-        error = RequestRefusedError("The server failed.", status=500, hint="The details are in its log.")
-    status, kind, code = _kind_of(error)
-    param = error.param if isinstance(error, RequestRefusedError) else None
-    body = ErrorObject(message=str(error), type=kind, param=param, code=code).to_dict()
-    return status, {"error": {**body, "hint": error.hint} if error.hint else body}
-
-
-def error_response(error: Exception) -> JSONResponse:
-    """An error as an HTTP response."""
-    status, body = status_and_body(error)
-    headers = error.headers if isinstance(error, RequestRefusedError) else {}
-    if status >= 500 and not headers:
-        # OpenAI's clients retry after any 5xx, but a run that failed has been paid for
-        headers = {"x-should-retry": "false"}
-    return JSONResponse(body, status, headers=headers)
-
-
-def _kind_of(error: TPOError) -> tuple[int, str, str | None]:
-    """Status, type and code."""
-    if isinstance(error, RequestRefusedError):
-        types = {401: "authentication_error", 429: "rate_limit_error"}
-        return error.status, types.get(error.status, _SERVER if error.status >= 500 else _INVALID), error.code
-    # the request itself is at fault: too long a context, an image that the provider can't read
-    cause = error.__cause__
-    if isinstance(error, PolicyError) and cause is not None and ProviderFailure.of(cause).kind == "refused":
-        return 400, _INVALID, "refused_by_policy"
-    for kind, status, type_name, code in _KINDS:
-        if isinstance(error, kind):
-            return status, type_name, code
-    return 500, _SERVER, None
 
 
 def chat_completion(message: AIMessage, *, model: str) -> ChatCompletion:
