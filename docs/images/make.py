@@ -24,8 +24,9 @@ from rich.text import Text
 
 from tests.studio.development_server import DevelopmentServer
 from tpo_graph.cli.display import Reporter
+from tpo_graph.cli.outcome import RunRequest
 from tpo_graph.cli.output import clean
-from tpo_graph.cli.session import RunRequest, answer
+from tpo_graph.cli.session import answer
 from tpo_graph.settings import TPOSettings
 
 HERE = Path(__file__).parent

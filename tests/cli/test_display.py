@@ -11,7 +11,7 @@ from rich.console import Console
 
 from tests.cli.conftest import Terminal, at, run_process, snapshot
 from tests.tpo_script import phase_of, server_reply
-from tpo_graph.cli.display import ASCII_MARKS, ChartRow, Reporter, ending, failure_line, reward_chart
+from tpo_graph.cli.display import ASCII_MARKS, Reporter, ending, failure_line, reward_chart
 from tpo_graph.cli.outcome import Outcome
 from tpo_graph.settings import TPOSettings
 from tpo_graph.types import FailureReason, FailureRecord, StopReason
@@ -163,12 +163,20 @@ def test_every_failure_has_its_words(reason):
     assert "_" not in failure_line(FailureRecord(phase="update", step=1, reason=reason, detail="", text=""))
 
 
-def chart(*rows: ChartRow, width: int = 80) -> list[str]:
-    return [line.plain.rstrip() for line in reward_chart(rows, width=width, marks=ASCII_MARKS)]
+def chart(*steps: tuple[float, list[float]], width: int = 80) -> list[str]:
+    """The lines of a chart, of the best reward so far and the rewards of each step."""
+    trajectory = [{"step": step, "best_reward": best} for step, (best, _) in enumerate(steps)]
+    cache = [{"step": step, "reward": reward} for step, (_, rewards) in enumerate(steps) for reward in rewards]
+    lines = reward_chart({"trajectory": trajectory, "cache": cache}, width=width, marks=ASCII_MARKS)
+    return [line.plain.rstrip() for line in lines[1:]]
+
+
+def test_there_is_no_chart_before_the_first_selection():
+    assert reward_chart({}, width=80) == []
 
 
 def test_best_worst_and_mean_stand_where_they_belong():
-    head, first, second, _ = chart(ChartRow(0, 0.0, (-1.0, 0.0)), ChartRow(1, 1.0, (0.5, 1.0)))
+    head, first, second, _ = chart((0.0, [-1.0, 0.0]), (1.0, [0.5, 1.0]))
     assert head.split() == ["rewards", "-1.000", "+1.000", "best", "mean", "worst"]
     assert first[9] == "o"  # the lowest of all is at the left edge
     assert first.split()[-3:] == ["+0.000", "-0.500", "-1.000"]
@@ -177,21 +185,21 @@ def test_best_worst_and_mean_stand_where_they_belong():
 
 
 def test_a_step_without_candidates_keeps_the_best():
-    *_, last, _ = chart(ChartRow(0, 1.0, (0.0, 1.0)), ChartRow(1, 1.0, ()))
+    *_, last, _ = chart((1.0, [0.0, 1.0]), (1.0, []))
     assert last.endswith("no candidates") and "*" in last and "o " not in last[9:56]
 
 
 def test_equal_rewards_stand_in_the_middle():
-    _, row, _ = chart(ChartRow(0, 2.0, (2.0, 2.0)))
+    _, row, _ = chart((2.0, [2.0, 2.0]))
     assert row.index("*") == 9 + 23
 
 
 @pytest.mark.parametrize("value", [1e-300, 1e300, math.ulp(1.0), -1.7e308])
 def test_any_finite_rewards(value):
-    assert len(chart(ChartRow(0, abs(value), (value, abs(value), 0.0)))) == 3
+    assert len(chart((abs(value), [value, abs(value), 0.0]))) == 3
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 120, 200])
 def test_no_line_is_wider_than_the_terminal(width):
-    rows = [ChartRow(step, 12345.678, (-12345.678, 0.0)) for step in range(12)]
+    rows = [(12345.678, [-12345.678, 0.0]) for step in range(12)]
     assert max(len(line) for line in chart(*rows, width=width)) <= width

@@ -1,6 +1,5 @@
 """Every setting is a flag of its own name, and flags come before variables, these before the file."""
 
-import inspect
 import json
 import re
 
@@ -9,7 +8,6 @@ from typer.testing import CliRunner
 
 from tests.cli.conftest import CONTROL_CODES, at
 from tpo_graph.cli.app import app
-from tpo_graph.cli.run import run
 from tpo_graph.settings import TPOSettings
 
 QUESTION = "Why is the sky blue?"
@@ -33,10 +31,6 @@ def test_every_setting_is_a_flag_with_its_description():
     for name, field in TPOSettings.model_fields.items():
         assert f"--{name.replace('_', '-')} " in words, name
         assert field.description.split(";")[0].rstrip(".") in words, name
-
-
-def test_no_setting_is_missing_from_the_signature():
-    assert TPOSettings.model_fields.keys() <= inspect.signature(run).parameters.keys()
 
 
 def test_flags_of_every_kind(bon):

@@ -61,13 +61,6 @@ def test_a_critic_writes_loss_and_gradient(chat_server, tpo):
     assert "✓ critic  " in ended.err
 
 
-def test_a_critic_with_the_policys_name_is_loaded_once(chat_server, tpo):
-    server = chat_server()
-    ended = tpo("run", QUESTION, *at(server), "--critic", f"server:{server.url}#scripted", "--depth", "1")
-    assert ended.code == 0
-    assert "✓ policy  " in ended.err and "✓ critic  " not in ended.err
-
-
 def test_a_variant_asks_for_loss_and_gradient_at_once(chat_server, tpo):
     server = chat_server()
     ended = tpo("run", QUESTION, *at(server), "--depth", "1", "--variant", "fused-critique", "--json")
@@ -240,30 +233,6 @@ class TestRefused:
         error = tpo("run", question).error
         assert error.code == 2
         assert "empty" in error.message and "quotes" in error.hint
-
-    def test_a_bad_variable(self, tpo, monkeypatch):
-        monkeypatch.setenv("TPO_DEPTH", "abc")
-        error = tpo("run", QUESTION).error
-        assert error.code == 2
-        assert "TPO_DEPTH='abc'" in error.message
-
-    @pytest.mark.parametrize(("text", "named"), [("n = ", "not valid TOML"), ("nn = 3", "'nn'"), ("n = -1", "n=-1")])
-    def test_a_bad_config_file(self, tpo, tmp_path, text, named):
-        file = tmp_path / "tpo.toml"
-        file.write_text(text)
-        error = tpo("run", QUESTION, "--config", str(file)).error
-        assert error.code == 2
-        assert named in error.message
-
-    def test_an_unknown_prompt_variable(self, tpo, tmp_path):
-        folder = tmp_path / "mine"
-        tpo("prompts", "copy", "tpo", str(folder))
-        loss = folder / "loss.toml"
-        loss.write_text(loss.read_text().replace("$best", "$bset"))
-        for arguments in (["prompts", "check", str(folder)], ["run", QUESTION, "--prompts", str(folder)]):
-            error = tpo(*arguments).error
-            assert error.code == 2
-            assert all(word in error.message for word in ("$bset", "loss.toml", "best"))
 
     def test_errors_are_in_the_json_too(self, tpo):
         ended = tpo("run", QUESTION, "--n", "0", "--json")

@@ -4,12 +4,13 @@ There is one layout. On a terminal the last lines show what goes on, and move; R
 piped or the terminal is dumb, together with colours and control codes, and a long silence gets a line instead.
 """
 
+import itertools
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -86,7 +87,7 @@ class Reporter:
         self._doing = ""
         self._loading: list[Role] = []
         self._step = -1
-        self._rows: list[ChartRow] = []
+        self._state: State = {}
         self._finished = False
         self._live = Live(
             console=self._console,
@@ -158,16 +159,14 @@ class Reporter:
             self._step = step
             self._print(Text(f"\nstep {step}", "bold"))
 
-    def phase_ended(self, phase: Phase, step: int, before: State, after: State, seconds: float) -> None:
+    def phase_ended(self, phase: Phase, before: State, after: State, seconds: float) -> None:
         """Show what a node did, from the states on both sides of it."""
         self._begin("")
         failures: Sequence[FailureRecord] = after.get("failures", [])[len(before.get("failures", [])) :]
         summary = _summary(phase, before, after, failures)
         self._print_row(phase.ljust(9), summary, seconds, good=not summary.startswith(("0 ", "no ")))
-        if phase == "select":
-            rewards = tuple(candidate["reward"] for candidate in after["cache"] if candidate["step"] == step)
-            self._rows.append(ChartRow(step, after["trajectory"][-1]["best_reward"], rewards))
-        elif phase in _BARS and after.get(phase):
+        self._state = after
+        if phase in _BARS and after.get(phase):
             self._print_text(after[phase], _BARS[phase])
         for line, count in Counter(failure_line(failure) for failure in failures).items():
             times = "" if count == 1 else f"({count} times) "
@@ -181,11 +180,10 @@ class Reporter:
 
     def finish(self, outcome: Outcome) -> None:
         """Show how the run ended; whatever other threads report after it is left out."""
-        rows, self._rows, self._doing = self._rows, [], ""
+        self._state, self._doing = {}, ""
         # where nothing was drawn, the error that follows says all that there is to say
         if outcome.interrupted or not outcome.error or outcome.best or outcome.unscored:
-            if rows:
-                self._print(Group("", *reward_chart(rows, width=self._console.width, marks=self._marks)))
+            self._print(Group(*reward_chart(outcome.state, width=self._console.width, marks=self._marks)))
             used = total(outcome.usage)
             numbers = [
                 *([f"best {format_reward(outcome.best['reward'])} ({outcome.best['id']})"] if outcome.best else []),
@@ -197,8 +195,7 @@ class Reporter:
             style = "bold green" if not bad else "bold yellow" if outcome.best else "bold red"
             self._print(Group("", Text(ending(outcome), style), Text(self._dot.join(numbers), "dim")))
             if outcome.best and self._answer_follows:
-                line = "-" if self._ascii_only else "─"
-                self._print(Rule(Text("answer", "bold"), style="dim", characters=line))
+                self._print(Rule(Text("answer", "bold"), style="dim"))
         self._finished = True
 
     def _begin(self, doing: str) -> None:
@@ -208,9 +205,8 @@ class Reporter:
 
     def _moving_lines(self) -> RenderableType:
         """The chart so far, and what goes on."""
-        lines: list[RenderableType] = []
-        if rows := self._rows[-_STEPS_WHILE_RUNNING:]:
-            lines += ["", *reward_chart(rows, width=self._console.width, marks=self._marks), ""]
+        chart = reward_chart(self._state, width=self._console.width, marks=self._marks, steps=_STEPS_WHILE_RUNNING)
+        lines = [*chart, *([Text("")] if chart else [])]
         if self._doing:
             turn = self._spinner.render(self._console.get_time())
             left = Text.assemble("  ", turn if isinstance(turn, Text) else "", " ", (self._doing, "italic"))
@@ -237,13 +233,11 @@ class Reporter:
             lines = [*lines[:_LINES_OF_TEXT], Text(f"({more} more lines; --json has them all)", "dim")]
         self._print(Group(*(Text.assemble(bar, line) for line in lines)))
 
-    def _print_wrapped(self, first: Text, text: Text) -> None:
-        """Show a text with something in front of its first line, and its other lines indented by as much."""
-        lines = text.wrap(self._console, self._console.width - first.cell_len)
-        indent = Text(" " * first.cell_len)
-        for line in lines:
+    def _print_wrapped(self, mark: Text, text: Text) -> None:
+        """Show a text behind a mark, its further lines indented by as much."""
+        for place, line in enumerate(text.wrap(self._console, self._console.width - mark.cell_len)):
             line.rstrip()
-        self._print(Group(*(Text.assemble(indent if place else first, line) for place, line in enumerate(lines))))
+            self._print(Text.assemble(mark if place == 0 else " " * mark.cell_len, line))
 
     def _print(self, what: RenderableType) -> None:
         if not self._finished:
@@ -313,30 +307,26 @@ _LABEL = 9
 _FEWEST_COLUMNS, _MOST_COLUMNS = 20, 72
 
 
-class ChartRow(NamedTuple):
-    """One step of a chart.
-
-    Attributes:
-        step: its number.
-        best_so_far: the best reward of the run after it.
-        rewards: the rewards of its candidates; may be empty.
-    """
-
-    step: int
-    best_so_far: float
-    rewards: tuple[float, ...]
-
-
-def reward_chart(rows: Sequence[ChartRow], *, width: int, marks: str = UNICODE_MARKS) -> list[Text]:
-    """Draw rewards by step on one scale, a line a step, with a head and a legend.
+def reward_chart(state: State, *, width: int, marks: str = UNICODE_MARKS, steps: int | None = None) -> list[Text]:
+    """Draw the rewards of each step on one scale, between an empty line with a head and a legend.
 
     Args:
-        rows: one for each step, at least one.
+        state: the state of a run.
         width: columns of the terminal; the numbers beside the drawing are left out where it is narrow.
         marks: the four characters to draw with.
+        steps: how many of the last steps to draw; None for all.
+
+    Returns:
+        The lines; none where no step has been selected from yet.
     """
+    trajectory = state.get("trajectory", [])[-steps if steps else None :]
+    if not trajectory:
+        return []
     best, candidate, mean, line = zip(marks, ("bold green", "cyan", "yellow", "dim"), strict=True)
-    values = [value for row in rows for value in (*row.rewards, row.best_so_far)]
+    rewards: dict[int, list[float]] = {record["step"]: [] for record in trajectory}
+    for scored in state["cache"]:
+        rewards.get(scored["step"], []).append(scored["reward"])
+    values = [*itertools.chain(*rewards.values()), *(record["best_reward"] for record in trajectory)]
     low, high = min(values), max(values)
     column = 2 + max(6, *(len(format_reward(value)) for value in values))
     names = ("best", "mean", "worst") if width - _LABEL - 3 * column >= _FEWEST_COLUMNS else ()
@@ -349,19 +339,19 @@ def reward_chart(rows: Sequence[ChartRow], *, width: int, marks: str = UNICODE_M
 
     left, right = format_reward(low), format_reward(high) if high > low else ""
     head = Text.assemble(("rewards".ljust(_LABEL), "bold"), (left + right.rjust(columns - len(left)), "dim"))
-    lines = [head.append("".join(name.rjust(column) for name in names), "dim")]
-    for row in rows:
+    lines = [Text(""), head.append("".join(name.rjust(column) for name in names), "dim")]
+    for record in trajectory:
         cells = [(" ", "")] * columns
         numbers = "no candidates".rjust(3 * column)
-        if row.rewards:
-            first, last, middle = min(row.rewards), max(row.rewards), _mean(row.rewards)
-            cells[place(first) : place(last) + 1] = [line] * (place(last) - place(first) + 1)
+        if new := rewards[record["step"]]:
+            lowest, middle, highest = min(new), _mean(new), max(new)
+            cells[place(lowest) : place(highest) + 1] = [line] * (place(highest) - place(lowest) + 1)
             cells[place(middle)] = mean
-            for value in row.rewards:
+            for value in new:
                 cells[place(value)] = candidate
-            numbers = "".join(format_reward(value).rjust(column) for value in (last, middle, first))
-        cells[place(row.best_so_far)] = best
-        lines.append(Text.assemble(f"step {row.step}".ljust(_LABEL), *cells, numbers if names else ""))
+            numbers = "".join(format_reward(value).rjust(column) for value in (highest, middle, lowest))
+        cells[place(record["best_reward"])] = best
+        lines.append(Text.assemble(f"step {record['step']}".ljust(_LABEL), *cells, numbers if names else ""))
     legend = Text.assemble(" " * _LABEL, best, (" best so far   ", "dim"), candidate, (" candidate   ", "dim"))
     legend.append_text(Text.assemble(mean, (" mean of the step", "dim")))
     legend.truncate(width)

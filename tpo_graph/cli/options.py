@@ -1,9 +1,10 @@
 """Options that commands share, and every field of `TPOSettings` as a flag of its own name."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar, get_args, get_origin
 
 import typer
 from pydantic.fields import FieldInfo
@@ -11,63 +12,46 @@ from pydantic.fields import FieldInfo
 from tpo_graph.settings import TPOSettings
 from tpo_graph.types import Options
 
-if TYPE_CHECKING:
-    from tpo_graph.prompts.pack import PromptPack
-
 F = TypeVar("F", bound=Callable[..., Any])
 
-MODELS_PANEL = "Models and prompts"
-OUTPUT_PANEL = "Output"
 
-
-def model_option(variable: str, text: str) -> Any:
-    """An option that names what a run is made of.
+def option(panel: str, text: str, *flags: str, **more: Options) -> Any:
+    """An option of Typer's, with its help text.
 
     Args:
-        variable: the environment variable that may hold the name instead.
+        panel: the heading that it stands under in `--help`.
         text: the help text.
+        *flags: its flags; none for the name of the parameter.
+        **more: further arguments of `typer.Option`.
     """
-    return typer.Option(envvar=variable, metavar="NAME", help=text, rich_help_panel=MODELS_PANEL)
+    return typer.Option(*flags, help=text, rich_help_panel=panel, **more)
 
+
+model_option = partial(option, "Models and prompts", metavar="NAME")
+output_option = partial(option, "Output")
 
 CriticOption: TypeAlias = Annotated[
-    str | None,
-    model_option("TPO_CRITIC", "The model that writes loss and gradient. Default: the policy."),
+    str | None, model_option("The model that writes loss and gradient. Default: the policy.", envvar="TPO_CRITIC")
 ]
 PromptsOption: TypeAlias = Annotated[
     str | None,
-    model_option("TPO_PROMPTS", "A prompt pack, by name or folder. Default: the one that suits the policy."),
+    model_option("A prompt pack, by name or folder. Default: the one that suits the policy.", envvar="TPO_PROMPTS"),
 ]
 VariantOption: TypeAlias = Annotated[
     str | None,
-    model_option("TPO_VARIANT", "Nodes in place of the paper's: fused-critique asks for loss and gradient at once."),
+    model_option(
+        "Nodes in place of the paper's: fused-critique asks for loss and gradient at once.", envvar="TPO_VARIANT"
+    ),
 ]
 ConfigOption: TypeAlias = Annotated[
     Path | None,
-    typer.Option(
-        metavar="FILE.toml",
-        help="A TOML file of settings. Flags and TPO_* variables come before it.",
-        rich_help_panel=MODELS_PANEL,
-    ),
+    model_option("A TOML file of settings. Flags and TPO_* variables come before it.", metavar="FILE.toml"),
 ]
 
-_PANELS: Mapping[str, tuple[str, ...]] = {
-    "The run": ("n", "depth", "mode", "preference", "seed"),
-    "When to stop": (
-        "tolerance",
-        "patience",
-        "target_reward",
-        "budget_requests",
-        "budget_tokens",
-        "budget_seconds",
-        "on_failure",
-    ),
-    "Critique and revised responses": (
-        "open_tag",
-        "close_tag",
-        "max_shown_tokens",
-        "keep_truncated",
-    ),
+_PANELS = {
+    "The run": "n depth mode preference seed",
+    "When to stop": "tolerance patience target_reward budget_requests budget_tokens budget_seconds on_failure",
+    "Critique and revised responses": "open_tag close_tag max_shown_tokens keep_truncated",
 }
 _SAMPLING_PANEL = "Sampling by phase (else what the pack recommends, else the default)"
 _OTHER_PANEL = "Other settings"
@@ -101,29 +85,10 @@ def explicit_settings(values: Options) -> Options:
     return {name: value for name, value in values.items() if value is not None and value != []}
 
 
-def load_prompts(name: str | None, settings: TPOSettings) -> "PromptPack | None":
-    """Load the pack of `--prompts` and check that it can do what the settings ask for; None for none.
-
-    Args:
-        name: the pack's name or folder.
-        settings: the settings of the run.
-
-    Raises:
-        PromptError: there is no such pack, or it can't.
-    """
-    if name is None:
-        return None
-    from tpo_graph.prompts.pack import PromptPack
-
-    pack = PromptPack.load(name)
-    pack.check(settings)
-    return pack
-
-
 def _panel(name: str) -> str:
     if name.partition("_")[0] in ("sample", "loss", "gradient", "update"):
         return _SAMPLING_PANEL
-    return next((panel for panel, names in _PANELS.items() if name in names), _OTHER_PANEL)
+    return next((panel for panel, names in _PANELS.items() if name in names.split()), _OTHER_PANEL)
 
 
 def _flag(name: str, field: FieldInfo) -> inspect.Parameter:
@@ -148,11 +113,6 @@ def _flag(name: str, field: FieldInfo) -> inspect.Parameter:
         text += " Default: none."
     elif field.default not in ("", False, ()):
         text += f" Default: {field.default}."
-    option = typer.Option(
-        *flags,
-        help=text.replace("[", r"\["),  # help texts are Rich markup, in which a bracket would be a style
-        metavar=metavar,
-        show_default=False,
-        rich_help_panel=_panel(name),
-    )
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, option])
+    text = text.replace("[", r"\[")  # help texts are Rich markup, in which a bracket would be a style
+    annotation = Annotated[kind, option(_panel(name), text, *flags, metavar=metavar, show_default=False)]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)

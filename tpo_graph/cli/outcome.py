@@ -1,13 +1,16 @@
-"""How a run of the command ended, and everything that it produced."""
+"""What a run of the command is asked for, and how it ended with everything that it produced."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from tpo_graph.cli.output import describe_error
 from tpo_graph.errors import PolicyError, RewardError
 from tpo_graph.settings import TPOSettings
-from tpo_graph.types import Candidate, JSONObject, Phase, ScoredCandidate, Usage
+from tpo_graph.types import PERSON, Candidate, JSONObject, Phase, ScoredCandidate, Usage
+
+if TYPE_CHECKING:
+    from tpo_graph.prompts.pack import PromptPack
 
 Role: TypeAlias = Literal["policy", "critic", "reward model", "second reward model"]
 """What a model is in a run."""
@@ -16,14 +19,40 @@ State: TypeAlias = Mapping[str, Any]
 """A `TPOState`, or the beginning of one."""
 
 
+@dataclass(frozen=True)
+class RunRequest:
+    """What is to be answered, and by what.
+
+    Attributes:
+        question: the user message.
+        settings: the settings of the run.
+        models: names of policy and reward model, and maybe of critic and second reward model.
+        system: the system message, "" for none.
+        prompts: a pack; None takes the one that suits the policy.
+        variant: a set of nodes that take the place of the paper's, by name; None for the paper's.
+        ask: let a person choose after each scoring, and edit the critique.
+    """
+
+    question: str
+    settings: TPOSettings
+    models: Mapping[Role, str]
+    system: str = ""
+    prompts: "PromptPack | None" = None
+    variant: str | None = None
+    ask: bool = False
+
+    @property
+    def person_rates(self) -> bool:
+        """Whether a person is the reward model."""
+        return self.models["reward model"].strip() == PERSON
+
+
 @dataclass
 class Outcome:
     """How a run ended, with everything that was paid for.
 
     Attributes:
-        models: the names of the models, by role; empty when the request could not be understood.
-        settings: the settings of the run; None when the request could not be understood.
-        variant: the name of the nodes that take the place of the paper's; None for the paper's.
+        request: what was asked for; None when that could not be understood.
         prompts: the name of the prompt pack; "" while it is not decided.
         state: the last state of the graph; empty when the graph did not start.
         phase: the phase that started last; None before the first.
@@ -32,9 +61,7 @@ class Outcome:
         seconds: wall time, loading included.
     """
 
-    models: Mapping[Role, str] = field(default_factory=dict)
-    settings: TPOSettings | None = None
-    variant: str | None = None
+    request: RunRequest | None = None
     prompts: str = ""
     state: State = field(default_factory=dict)
     phase: Phase | None = None
@@ -77,7 +104,7 @@ class Outcome:
         """The run as plain values; the same keys whether it finished, failed or was interrupted."""
         from tpo_graph.prompts.template import ROLES
 
-        state = self.state
+        state, request = self.state, self.request
         return {
             "answer": self.answer,
             "stop_reason": state.get("stop_reason"),
@@ -95,10 +122,10 @@ class Outcome:
                 {"role": ROLES.get(message.type, message.type), "content": message.text}
                 for message in state.get("messages", [])
             ],
-            "models": dict(self.models),
-            "variant": self.variant,
+            "models": dict(request.models) if request else {},
+            "variant": request.variant if request else None,
             "prompts": self.prompts or None,
-            "settings": self.settings.model_dump(mode="json") if self.settings else None,
+            "settings": request.settings.model_dump(mode="json") if request else None,
             "interrupted": self.interrupted,
             "error": describe_error(self.error) if self.error else None,
         }

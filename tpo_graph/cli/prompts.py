@@ -26,9 +26,9 @@ def list_packs() -> None:
     from tpo_graph.prompts.pack import PromptPack, available_packs
 
     names = available_packs()
-    wide = max((len(name) for name in names), default=0)
+    width = max(map(len, names), default=0)
     for name in names:
-        print(f"{name.ljust(wide)}  {PromptPack.load(name).description}")
+        print(f"{name.ljust(width)}  {PromptPack.load(name).description}")
 
 
 @prompts.command()
@@ -37,17 +37,24 @@ def show(
     prompt: Annotated[str | None, typer.Argument(help="One file of it, as in: loss. Default: all of them.")] = None,
 ) -> None:
     """Print the files of a pack as they are."""
-    files = _files(pack)
+    from tpo_graph.prompts.pack import pack_folder
+
+    files = {file.stem: file for file in sorted(pack_folder(pack).glob("*.toml"))}
+    names = sorted(files, key=lambda name: name != "pack")  # pack.toml first
     if prompt is not None:
-        name = f"{prompt.removesuffix('.toml')}.toml"
+        name = prompt.removesuffix(".toml")
         if name not in files:
-            names = ", ".join(file.removesuffix(".toml") for file in files)
-            raise PromptError(f"Prompt pack {pack!r} has no {prompt!r}; it has: {names}.")
-        print(_read(files[name]), end="")
-        return
-    for place, (name, file) in enumerate(files.items()):
-        text = _read(file)
-        print(f"{'' if place == 0 else chr(10)}# ---- {name} ----\n{text}", end="" if text.endswith("\n") else "\n")
+            raise PromptError(f"Prompt pack {pack!r} has no {prompt!r}; it has: {', '.join(names)}.")
+        names = [name]
+    for name in names:
+        try:
+            text = files[name].read_bytes().decode("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise PromptError(f"Prompt file {str(files[name])!r} can't be read: {error}.") from error
+        if prompt is None:
+            text = f"{'' if name == names[0] else chr(10)}# ---- {name}.toml ----\n{text}"
+            text += "" if text.endswith("\n") else "\n"
+        print(text, end="")
 
 
 @prompts.command()
@@ -99,20 +106,3 @@ def check(
     failed = problems.get(required) if required else (problems.get("tpo") if "revision" in problems else None)
     if failed is not None:
         raise failed
-
-
-def _files(pack: str) -> dict[str, Path]:
-    """The files of a pack by name, pack.toml first."""
-    from tpo_graph.prompts.pack import pack_folder
-
-    folder = pack_folder(pack)
-    return {
-        file.name: file for file in sorted(folder.glob("*.toml"), key=lambda file: (file.name != "pack.toml", file))
-    }
-
-
-def _read(file: Path) -> str:
-    try:
-        return file.read_bytes().decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise PromptError(f"Prompt file {str(file)!r} can't be read: {error}.") from error

@@ -6,20 +6,18 @@ from typing import Annotated
 import typer
 
 from tpo_graph.cli.options import (
-    MODELS_PANEL,
-    OUTPUT_PANEL,
     ConfigOption,
     CriticOption,
     PromptsOption,
     VariantOption,
     explicit_settings,
-    load_prompts,
     model_option,
+    output_option,
     with_setting_flags,
 )
-from tpo_graph.cli.outcome import Outcome, Role
+from tpo_graph.cli.outcome import Outcome, Role, RunRequest
 from tpo_graph.cli.output import ExitCode, clean, write_answer, write_json
-from tpo_graph.cli.session import RunRequest, answer
+from tpo_graph.cli.session import answer
 from tpo_graph.errors import ConfigurationError, TPOError
 from tpo_graph.settings import TPOSettings
 from tpo_graph.types import PERSON, Options
@@ -34,45 +32,35 @@ def run(
     policy: Annotated[
         str,
         model_option(
-            "TPO_POLICY",
             "The model that answers: local, openai:MODEL, vllm:URL#MODEL, server:URL#MODEL, or any name of "
             "LangChain's init_chat_model.",
+            envvar="TPO_POLICY",
         ),
     ] = "local",
     reward: Annotated[
         str,
         model_option(
-            "TPO_REWARD", "The reward model: local (a demonstration), any name of load_reward, or person: you rate."
+            "The reward model: local (a demonstration), any name of load_reward, or person: you rate.",
+            envvar="TPO_REWARD",
         ),
     ] = "local",
     second_reward: Annotated[
         str | None,
         model_option(
-            "TPO_SECOND_REWARD",
-            "A reward model that only watches: a warning tells when it falls while the other one rises.",
+            "A reward model that only watches: a warning comes when it falls while the other one rises.",
+            envvar="TPO_SECOND_REWARD",
         ),
     ] = None,
     critic: CriticOption = None,
     prompts: PromptsOption = None,
     variant: VariantOption = None,
-    system: Annotated[
-        str, typer.Option(metavar="TEXT", help="A system message.", show_default=False, rich_help_panel=MODELS_PANEL)
-    ] = "",
+    system: Annotated[str, model_option("A system message.", metavar="TEXT", show_default=False)] = "",
     config: ConfigOption = None,
     ask: Annotated[
-        bool,
-        typer.Option(
-            "--ask",
-            help="Choose best and worst yourself after each scoring, edit the critique, or stop.",
-            rich_help_panel=OUTPUT_PANEL,
-        ),
+        bool, output_option("Choose best and worst yourself after each scoring, edit the critique, or stop.", "--ask")
     ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the whole result as one JSON document.", rich_help_panel=OUTPUT_PANEL)
-    ] = False,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="No progress: the answer, and errors.", rich_help_panel=OUTPUT_PANEL)
-    ] = False,
+    as_json: Annotated[bool, output_option("Print the whole result as one JSON document.", "--json")] = False,
+    quiet: Annotated[bool, output_option("No progress: the answer, and errors.", "--quiet", "-q")] = False,
     **settings: Options,
 ) -> None:
     """Answer a question by TPO: draw candidates, score them, say why the best won, write better ones.
@@ -99,12 +87,18 @@ def run(
         question = _read_question(question)
         for name, text in (("question", question), ("system message", system), ("preference", chosen.preference)):
             _check_encoding(name, text)
+        pack = None
+        if prompts is not None:
+            from tpo_graph.prompts.pack import PromptPack
+
+            pack = PromptPack.load(prompts)
+            pack.check(chosen)
         request = RunRequest(
             question=question,
             settings=chosen,
             models={role: name for role, name in models.items() if name is not None},
             system=system.strip(),
-            prompts=load_prompts(prompts, chosen),
+            prompts=pack,
             variant=variant,
             ask=ask,
         )

@@ -2,8 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,7 +11,7 @@ from tpo_graph.cli.output import one_line, plural
 from tpo_graph.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from tpo_graph.evaluation.pairs_report import PairReport, PairScore, PairTally
+    from tpo_graph.evaluation.pairs_report import PairReport, PairScore
 
 _LISTED = 10
 
@@ -34,6 +33,8 @@ def score(
     """
     import asyncio
 
+    from rich.console import Console
+
     from tpo_graph.evaluation.pairs import score_pairs
     from tpo_graph.rewards.load import load_reward
 
@@ -46,11 +47,16 @@ def score(
         typer.echo(f"loading {one_line(reward)}", err=True)
         model = load_reward(reward)
         stack.callback(getattr(model, "close", lambda: None))
-        on_progress = stack.enter_context(_progress())
-        on_scores = scored.append if scores or as_json else None
-        report = asyncio.run(
-            score_pairs(model, lines, max_concurrency=concurrency, on_progress=on_progress, on_scores=on_scores)
+        # shown on a terminal only
+        status = stack.enter_context(Console(stderr=True).status("scoring"))
+        scoring = score_pairs(
+            model,
+            lines,
+            max_concurrency=concurrency,
+            on_progress=lambda tally: status.update(f"scored {plural(tally.pairs, 'pair')}"),
+            on_scores=scored.append if scores or as_json else None,
         )
+        report = asyncio.run(scoring)
     scored.sort(key=lambda pair: pair["line"])
     if as_json:
         print(json.dumps({**report, "scores": scored}, ensure_ascii=False, allow_nan=False))
@@ -63,18 +69,6 @@ def score(
             print()
         _print_table(report)
     _print_what_is_missing(report)
-
-
-@contextmanager
-def _progress() -> "Iterator[Callable[[PairTally], None] | None]":
-    """A line on stderr that counts, on a terminal only."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-
-    with Console(stderr=True).status("scoring") as status:
-        yield lambda tally: status.update(f"scored {plural(tally.pairs, 'pair')}")
 
 
 def _print_table(report: "PairReport") -> None:

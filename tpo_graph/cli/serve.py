@@ -1,27 +1,25 @@
 """`tpo-graph serve`: an OpenAI-compatible server."""
 
 import sys
+from functools import partial
 from typing import Annotated
 
-import typer
-
 from tpo_graph.cli.options import (
-    MODELS_PANEL,
     ConfigOption,
     CriticOption,
     PromptsOption,
     VariantOption,
     explicit_settings,
-    load_prompts,
     model_option,
+    option,
     with_setting_flags,
 )
 from tpo_graph.errors import ConfigurationError, MissingDependencyError
 from tpo_graph.settings import TPOSettings
 from tpo_graph.types import Options
 
-_SERVER = "The server"
-_LIMITS = "Limits"
+_server_option = partial(option, "The server")
+_limit_option = partial(option, "Limits")
 
 
 @with_setting_flags
@@ -29,76 +27,53 @@ def serve(
     *,
     policy: Annotated[
         list[str],
-        typer.Option(
-            envvar="TPO_POLICY",
+        model_option(
+            "A model that answers, by any name that `run --policy` takes; ID is what clients call it. May be given "
+            "several times; the first is the default.",
             metavar="[ID=]NAME",
-            help="A model that answers, by any name that `run --policy` takes; ID is what clients call it. May be "
-            "given several times; the first is the default.",
-            rich_help_panel=MODELS_PANEL,
+            envvar="TPO_POLICY",
         ),
     ] = ["local"],  # noqa: B006  # Typer copies it
     reward: Annotated[
-        str, model_option("TPO_REWARD", "The reward model: local (a demonstration), or any name of load_reward.")
+        str, model_option("The reward model: local (a demonstration), or any name of load_reward.", envvar="TPO_REWARD")
     ] = "local",
     critic: CriticOption = None,
     prompts: PromptsOption = None,
     variant: VariantOption = None,
     config: ConfigOption = None,
-    host: Annotated[
-        str, typer.Option(help="The address to serve at.", metavar="ADDRESS", rich_help_panel=_SERVER)
-    ] = "127.0.0.1",
-    port: Annotated[
-        int, typer.Option(help="The port; 0 takes one that is free.", min=0, max=65535, rich_help_panel=_SERVER)
-    ] = 8123,
+    host: Annotated[str, _server_option("The address to serve at.", metavar="ADDRESS")] = "127.0.0.1",
+    port: Annotated[int, _server_option("The port; 0 takes one that is free.", min=0, max=65535)] = 8123,
     api_key: Annotated[
         list[str] | None,
-        typer.Option(
+        _server_option(
+            "A key that clients have to send; may be given several times. Other users of the machine can read flags: "
+            "the variable is safer.",
             envvar="TPO_API_KEY",
             metavar="KEY",
-            help="A key that clients have to send; may be given several times. Other users of the machine can read "
-            "flags: the variable is safer.",
             show_default=False,
-            rich_help_panel=_SERVER,
         ),
     ] = None,
-    without_key: Annotated[
-        bool,
-        typer.Option("--without-key", help="Serve other machines with no key at all.", rich_help_panel=_SERVER),
-    ] = False,
-    log_requests: Annotated[
-        bool, typer.Option("--log-requests", help="Write a line for each request.", rich_help_panel=_SERVER)
-    ] = False,
+    without_key: Annotated[bool, _server_option("Serve other machines with no key at all.", "--without-key")] = False,
+    log_requests: Annotated[bool, _server_option("Write a line for each request.", "--log-requests")] = False,
     grace_seconds: Annotated[
         float,
-        typer.Option(
-            help="How long requests may go on after Ctrl-C or SIGTERM; a second Ctrl-C ends that wait.",
+        _server_option(
+            "How long requests may go on after Ctrl-C or SIGTERM; a second Ctrl-C ends that wait.",
             min=0,
             metavar="NUMBER",
-            rich_help_panel=_SERVER,
         ),
     ] = 30.0,
-    max_concurrency: Annotated[
-        int, typer.Option(help="Requests at the same time; more get a 429.", min=1, rich_help_panel=_LIMITS)
-    ] = 64,
-    max_body_bytes: Annotated[
-        int, typer.Option(help="Bytes of a request at most.", min=1, rich_help_panel=_LIMITS)
-    ] = 20 * 1024 * 1024,
+    max_concurrency: Annotated[int, _limit_option("Requests at the same time; more get a 429.", min=1)] = 64,
+    max_body_bytes: Annotated[int, _limit_option("Bytes of a request at most.", min=1)] = 20 * 1024 * 1024,
     max_body_seconds: Annotated[
-        float,
-        typer.Option(
-            help="How long the body of a request may take to arrive.", metavar="NUMBER", rich_help_panel=_LIMITS
-        ),
+        float, _limit_option("How long the body of a request may take to arrive.", metavar="NUMBER")
     ] = 60.0,
-    max_n: Annotated[
-        int, typer.Option(help="N at most, wherever a client names it.", min=1, rich_help_panel=_LIMITS)
-    ] = 64,
-    max_depth: Annotated[int, typer.Option(help="D at most, likewise.", min=0, rich_help_panel=_LIMITS)] = 20,
+    max_n: Annotated[int, _limit_option("N at most, wherever a client names it.", min=1)] = 64,
+    max_depth: Annotated[int, _limit_option("D at most, likewise.", min=0)] = 20,
     keep_alive_seconds: Annotated[
         float,
-        typer.Option(
-            help="How long a stream may be silent before it gets a comment, so that proxies keep it open.",
-            metavar="NUMBER",
-            rich_help_panel=_LIMITS,
+        _limit_option(
+            "How long a stream may be silent before it gets a comment, so that proxies keep it open.", metavar="NUMBER"
         ),
     ] = 10.0,
     **settings: Options,
@@ -117,6 +92,7 @@ def serve(
             f"The server needs the package {error.name}.", hint='Install it with: pip install "tpo-graph[serve]".'
         ) from error
     from tpo_graph.policies.load import policy_ids
+    from tpo_graph.prompts.pack import PromptPack
     from tpo_graph.run_parts import ModelStore, RunParts
 
     keys = api_key or []
@@ -130,7 +106,9 @@ def serve(
         _print(f"warning: at {host} other machines can reach the server, and it asks for no API key")
     policies = policy_ids(policy)
     chosen = TPOSettings.load(config, **explicit_settings(settings))
-    pack = load_prompts(prompts, chosen)
+    pack = PromptPack.load(prompts) if prompts is not None else None
+    if pack is not None:
+        pack.check(chosen)
     allowed = limits.Limits(
         max_body_bytes=max_body_bytes,
         max_concurrency=max_concurrency,

@@ -7,18 +7,17 @@ whatever torch or a server is busy with, and what was scored until then is kept.
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from tpo_graph.cli.outcome import Outcome, Role
+from tpo_graph.cli.outcome import Outcome, RunRequest
 from tpo_graph.settings import TPOSettings
-from tpo_graph.types import PERSON, Phase
+from tpo_graph.types import Phase
 
 if TYPE_CHECKING:
     from tpo_graph.cli.display import Reporter
     from tpo_graph.graph.build import TPOGraph
-    from tpo_graph.prompts.pack import PromptPack
 
 _WORKING_THREAD = "tpo-graph-run"
 _DEMONSTRATION = (
@@ -26,34 +25,6 @@ _DEMONSTRATION = (
     "(--reward names another)"
 )
 _MOMENT = 0.5  # seconds; where a wait can't be interrupted, Ctrl-C is seen this late
-
-
-@dataclass(frozen=True)
-class RunRequest:
-    """What is to be answered, and by what.
-
-    Attributes:
-        question: the user message.
-        settings: the settings of the run.
-        models: names of policy and reward model, and maybe of critic and second reward model.
-        system: the system message, "" for none.
-        prompts: a pack; None takes the one that suits the policy.
-        variant: a set of nodes that take the place of the paper's, by name; None for the paper's.
-        ask: let a person choose after each scoring, and edit the critique.
-    """
-
-    question: str
-    settings: TPOSettings
-    models: Mapping[Role, str]
-    system: str = ""
-    prompts: "PromptPack | None" = None
-    variant: str | None = None
-    ask: bool = False
-
-    @property
-    def person_rates(self) -> bool:
-        """Whether a person is the reward model."""
-        return self.models["reward model"].strip() == PERSON
 
 
 def answer(request: RunRequest, reporter: "Reporter") -> Outcome:
@@ -64,7 +35,7 @@ def answer(request: RunRequest, reporter: "Reporter") -> Outcome:
         reporter: shows the run while it goes on.
     """
     started = time.perf_counter()
-    outcome = Outcome(models=request.models, settings=request.settings, variant=request.variant)
+    outcome = Outcome(request)
     ended = threading.Event()
     work = (request, reporter, outcome, ended)
     worker = threading.Thread(target=_work, args=work, name=_WORKING_THREAD, daemon=True)
@@ -155,7 +126,7 @@ async def _run(graph: "TPOGraph", request: RunRequest, reporter: "Reporter", out
     graph_input: Any = {"messages": conversation}
     config: Any = {"configurable": {"thread_id": "run"}}
     phase: Phase | None = None
-    step, started = 0, 0.0
+    started = 0.0
     while True:
         question = None
         stream: AsyncIterator[Any] = graph.astream(graph_input, config, stream_mode=["tasks", "values"])
@@ -171,7 +142,7 @@ async def _run(graph: "TPOGraph", request: RunRequest, reporter: "Reporter", out
             elif kind == "values":
                 before, outcome.state = outcome.state, news
                 if phase is not None:
-                    reporter.phase_ended(phase, step, before, news, time.perf_counter() - started)
+                    reporter.phase_ended(phase, before, news, time.perf_counter() - started)
                     shown = {warning["kind"] for warning in before.get("warnings") or []}
                     for warning in news.get("warnings") or []:
                         if warning["kind"] not in shown:
