@@ -1,4 +1,7 @@
-"""Two tiny reward models, servers over them, and clients of these servers."""
+"""Two tiny reward models, servers over them, and clients of these servers.
+
+torch is imported by the fixtures that need it, so that a run without these tests stays quick.
+"""
 
 import os
 
@@ -7,16 +10,16 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
-from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
-from tests.rewards.local.checkpoints import make_checkpoint, make_tokenizer
 from tests.rewards.served.wire import Host, RewardServer
 from tpo_graph import RewardModel, load_reward
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 CONVERSATION: list[BaseMessage] = [
     SystemMessage("Be brief."),
@@ -41,11 +44,17 @@ class TinyModel:
     """
 
     folder: Path
-    tokenizer: PreTrainedTokenizerFast
+    tokenizer: "PreTrainedTokenizerFast"
     score: Callable[[list[int]], float]
 
 
 def _make(folder: Path, kind: str) -> TinyModel:
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    from tests.rewards.local.checkpoints import make_checkpoint, make_tokenizer
+
+    torch.set_num_threads(1)  # tiny models are faster on one thread
     tokenizer = make_tokenizer(decoder=kind == "llama")
     if kind == "llama":
         tokenizer.chat_template = LLAMA_TEMPLATE
@@ -57,11 +66,6 @@ def _make(folder: Path, kind: str) -> TinyModel:
             return model(input_ids=torch.tensor([ids])).logits[0, 0].item()
 
     return TinyModel(folder, tokenizer, score)
-
-
-@pytest.fixture(autouse=True, scope="session")
-def one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

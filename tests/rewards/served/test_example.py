@@ -8,6 +8,8 @@ import pytest
 
 from tests.tpo_script import phase_of
 
+pytestmark = pytest.mark.torch
+
 EXAMPLE = Path(__file__).parents[3] / "examples" / "vllm_with_skywork.py"
 MODEL = "Skywork/Skywork-Reward-V2-Llama-3.1-8B"
 NOWHERE = "http://127.0.0.1:9"  # nobody listens on the discard port

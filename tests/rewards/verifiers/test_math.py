@@ -67,10 +67,10 @@ async def test_a_reference_without_content_is_an_error():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"), [({"seconds": 0}, "above 0"), ({"without_reference": "skip"}, "allowed: 'error'")]
+    ("arguments", "message"), [({"seconds": 0}, "above 0"), ({"without_reference": "skip"}, "allowed: 'error'")]
 )
-def test_bad_arguments(arguments, told):
-    with pytest.raises(ConfigurationError, match=told):
+def test_bad_arguments(arguments, message):
+    with pytest.raises(ConfigurationError, match=message):
         MathVerifier(**arguments)
 
 

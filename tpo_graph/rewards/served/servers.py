@@ -20,7 +20,7 @@ _NOISE = 0.01  # half precision gives one text slightly different scores from on
 
 
 class _TokenIdsReward(ServedReward[list[int]]):
-    """A server that takes token ids: given text, it would add begin tokens and read control tokens in a response."""
+    """A server that takes token ids. In text it would add begin tokens and read control tokens of a response."""
 
     def __init__(
         self, endpoint: Endpoint, renderer: Renderer, *, model: str | None = None, batch_size: int = 32
@@ -150,7 +150,7 @@ class VLLMPoolingReward(VLLMReward):
 
     def _value(self, row: JSONObject) -> JSON:
         values = row["data"]
-        # (tokens, 1) for a score at every token, (1,) for one a text
+        # (tokens, 1) for a score at every token, (1,) for one per text
         return values[-1] if values and isinstance(values[-1], list) else values
 
 
@@ -216,7 +216,7 @@ class TEIReward(ServedReward[str]):
 
     def _body(self, batch: Sequence[str]) -> JSONObject:
         return {
-            # one list a text: a flat list of two would be read as text and text pair
+            # one list per text: a flat list of two would be read as one text and its pair
             "inputs": [[text] for text in batch],
             # without it a single label comes through a sigmoid
             "raw_scores": True,
@@ -249,8 +249,8 @@ class OpenRLHFReward(ServedReward[tuple[str, str]]):
     async def _render(
         self, messages: Sequence[BaseMessage], responses: Sequence[str]
     ) -> list[Rendered[tuple[str, str]]]:
-        # its tokenizer is told to add no begin token, so the template's own stays in the text; the server cuts at its
-        # --max_len, which it does not state
+        # the server adds no begin token, so the template's own stays in the text; it cuts at its --max_len, which it
+        # does not state
         rendered = await self._renderer.texts(messages, responses, server_adds_special_tokens=False)
         return [Rendered((item.input, last_query(messages))) for item in rendered]
 

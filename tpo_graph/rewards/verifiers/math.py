@@ -63,7 +63,15 @@ class MathVerifier(DetailedReward):
         responses: Sequence[str],
         run: RunContext,  # noqa: ARG002  # right and wrong need no scale
     ) -> Scoring:
-        """Check every response; see `DetailedReward.score_in_detail`.
+        """Check every response.
+
+        Args:
+            messages: the conversation, with the reference in its last user message.
+            responses: the texts to check.
+            run: the run that they are scored for, which does not matter.
+
+        Returns:
+            1.0 or 0.0 for each response; None where there is no reference and `without_reference` allows that.
 
         Raises:
             RewardError: there is no reference, or it has no mathematical content.
