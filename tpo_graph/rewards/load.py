@@ -3,25 +3,37 @@
 import difflib
 from collections.abc import Callable, Mapping
 from importlib import import_module, resources
-from typing import Any
 
 from tpo_graph.errors import ConfigurationError, RewardError
 from tpo_graph.rewards.base import RewardModel
+from tpo_graph.types import Options
 
 
-def _load_hub(name: str, **options: Any) -> RewardModel:  # options are those of the class, checked by its signature
-    from tpo_graph.rewards.local import ClassifierReward
+def _lazy(path: str) -> Callable[..., RewardModel]:
+    """A loader that imports the function at `module:name` when it is called."""
+    module, _, name = path.partition(":")
 
+    def load(rest: str, **options: Options) -> RewardModel:
+        reward_model: RewardModel = getattr(import_module(module), name)(rest, **options)
+        return reward_model
+
+    return load
+
+
+def _load_hub(name: str, **options: Options) -> RewardModel:
     if not name:
         raise ConfigurationError(
             "'hf:' names no reward model.", hint="For example hf:Skywork/Skywork-Reward-V2-Qwen3-0.6B, or hf:./folder."
         )
-    return ClassifierReward.from_pretrained(name, **options)
+    reward_model: RewardModel = import_module("tpo_graph.rewards.local").ClassifierReward.from_pretrained(
+        name, **options
+    )
+    return reward_model
 
 
-def _load_demo(name: str, **options: Any) -> RewardModel:  # options as above
+def _load_demo(name: str, **options: Options) -> RewardModel:
     if name:
-        raise ConfigurationError(f"'local' takes no name, but {name!r} was given.", hint="For a folder: hf:./folder.")
+        raise ConfigurationError(f"'local' takes no name, and here is {name!r}.", hint="For a folder: hf:./folder.")
     folder = resources.files("tpo_graph.rewards") / "demo"
     if not (folder / "config.json").is_file():
         raise RewardError(
@@ -30,17 +42,6 @@ def _load_demo(name: str, **options: Any) -> RewardModel:  # options as above
         )
     with resources.as_file(folder) as path:
         return _load_hub(str(path), **options)
-
-
-def _lazy(path: str) -> Callable[..., RewardModel]:
-    """A loader that imports the function at `module:name` when it is called."""
-    module, _, name = path.partition(":")
-
-    def load(rest: str, **options: Any) -> RewardModel:  # options as above
-        reward_model: RewardModel = getattr(import_module(module), name)(rest, **options)
-        return reward_model
-
-    return load
 
 
 SCHEMES: dict[str, Callable[..., RewardModel]] = {
@@ -82,7 +83,7 @@ EXAMPLES: Mapping[str, str] = {
 }
 
 
-def load_reward(name: str, **options: Any) -> RewardModel:  # options depend on the scheme, whose loader checks them
+def load_reward(name: str, **options: Options) -> RewardModel:
     """Load a reward model by its name.
 
     This loads at once, so that a wrong name or checkpoint shows here and not in the middle of a run. It blocks: call it
@@ -106,13 +107,21 @@ def load_reward(name: str, **options: Any) -> RewardModel:  # options depend on 
         from tpo_graph.rewards.recipes import load_recipe
 
         if options:
-            raise ConfigurationError(f"A recipe takes no options, but {', '.join(options)} was given.")
+            raise ConfigurationError(f"A recipe takes no options, and here are: {', '.join(options)}.")
         return load_recipe(name, load=load_reward)
     scheme, _, rest = name.partition(":")
     loader = SCHEMES.get(scheme)
     if loader is None:
-        allowed = ", ".join([*(EXAMPLES.get(known, known) for known in SCHEMES), "RECIPE.toml"])
-        raise ConfigurationError(f"Unknown reward model {name!r}; allowed: {allowed}.", hint=_suggestion(name, scheme))
+        suggestion = ""
+        if ":" not in name and "/" in name:
+            suggestion = f"hf:{name}"
+        elif close := difflib.get_close_matches(scheme, SCHEMES, n=1, cutoff=0.5):
+            suggestion = EXAMPLES.get(close[0], close[0])
+        allowed = ", ".join([*(EXAMPLES.get(allowed, allowed) for allowed in SCHEMES), "RECIPE.toml"])
+        raise ConfigurationError(
+            f"Unknown reward model {name!r}; allowed: {allowed}.",
+            hint=f"Did you mean {suggestion!r}?" if suggestion else "",
+        )
     try:
         return loader(rest, **options)
     except (TypeError, AttributeError) as error:  # a text has methods that a number lacks
@@ -120,18 +129,8 @@ def load_reward(name: str, **options: Any) -> RewardModel:  # options depend on 
             raise
         if "unexpected keyword argument" in str(error):
             raise ConfigurationError(f"Reward model {name!r} does not take these options: {error}") from error
-        given = ", ".join(f"{option}={_shown(option, value)}" for option, value in options.items())
+        values = {option: "..." if option.endswith("key") else repr(value) for option, value in options.items()}
+        shown = ", ".join(f"{option}={value}" for option, value in values.items())
         raise ConfigurationError(
-            f"An option of reward model {name!r} has a value of the wrong type ({given}): {error}"
+            f"An option of reward model {name!r} has a value of the wrong type ({shown}): {error}"
         ) from error
-
-
-def _shown(option: str, value: object) -> str:
-    return "..." if option.endswith("key") else repr(value)
-
-
-def _suggestion(name: str, scheme: str) -> str:
-    if ":" not in name and "/" in name:
-        return f"Did you mean 'hf:{name}'?"
-    close = difflib.get_close_matches(scheme, SCHEMES, n=1, cutoff=0.5)
-    return f"Did you mean {EXAMPLES.get(close[0], close[0])!r}?" if close else ""
