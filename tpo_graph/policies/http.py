@@ -6,12 +6,12 @@ httpx's own pool costs several times the CPU of aiohttp's.
 """
 
 import asyncio
+import sys
 import threading
 from collections.abc import AsyncGenerator
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from tpo_graph.policies.providers import is_openai_compatible
 from tpo_graph.types import Options
 
 if TYPE_CHECKING:
@@ -71,9 +71,10 @@ def loop_safe(model: "BaseChatModel") -> "BaseChatModel":
 
     A client or proxy that a person has set is left alone.
     """
-    if not is_openai_compatible(model):
+    module = sys.modules.get("langchain_openai.chat_models.base")  # where it is not loaded, nobody has such a model
+    openai_model: Any = model
+    if module is None or not isinstance(openai_model, module.BaseChatOpenAI):
         return model
-    openai_model: Any = model  # the class is known only when its module is loaded
     if (
         openai_model.root_async_client is None
         or openai_model.http_async_client is not None

@@ -124,7 +124,7 @@ def test_names(serve):
     judge = load_pairwise_judge(f"server:{server.url}#judge", preference="Larger.")
     assert asyncio.run(judge.score(CONVERSATION, ["a 1", "b 2"])) == [-1.0, 1.0]
     assert "Larger." in server.prompts[0]
-    with pytest.raises(ConfigurationError, match="must be pairwise"):
+    with pytest.raises(ConfigurationError, match="pairwise=True"):
         PairwiseJudgeReward(ScriptedChatModel([]), prompt=JudgePrompt(system="", user="$response"))
 
 

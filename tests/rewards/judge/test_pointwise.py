@@ -79,7 +79,7 @@ async def test_the_method_is_found_once_and_remembered(options, asked, method, s
     await judge.score(CONVERSATION, ["again 4"])
     assert _kind(server.bodies[-1]) == asked[-1]
     assert len(server.bodies) == len(asked_now) + 1
-    assert judge._model.method == method
+    assert judge.method == method
 
 
 def _kind(body):
@@ -90,16 +90,10 @@ def _kind(body):
 
 async def test_refused_when_digits_have_less_than_half(serve):
     server, model = serve(lambda responses: {"The": 0.51, "9": 0.49})
-    with pytest.raises(RewardError, match=r"only 49% .* begins with 'The'"):
+    with pytest.raises(RewardError, match=r"only 49% .* begins with 'The'") as caught:
         await JudgeReward(model).score(CONVERSATION, ["one", "two"])
+    assert (caught.value.usage["requests"], caught.value.usage["input_tokens"]) == (2, 200)
     assert [_kind(body) for body in server.bodies] == ["logprobs 20"] * 2  # a refusal is no reason to ask otherwise
-
-
-async def test_one_that_can_not_be_graded_is_nan(serve):
-    _, model = serve(lambda responses: {"The": 0.6, "9": 0.4} if "?" in responses[0] else {"6": 1.0})
-    scores = await JudgeReward(model).score(CONVERSATION, ["what?", "that"])
-    assert math.isnan(scores[0])
-    assert scores[1] == 6
 
 
 async def test_one_failed_request_is_nan(serve):
@@ -157,14 +151,7 @@ async def test_one_garbled_answer_is_no_refusal(times, method):
     error = ValueError("Expecting value: line 1 column 1 (char 0)")
     judge = JudgeReward(Garbled([error] * times + [AIMessage("7", response_metadata={"logprobs": tops})]))
     assert await judge.score(CONVERSATION, ["x"]) == [7.0]
-    assert judge._model.method == method
-
-
-async def test_a_failure_tells_what_it_cost(serve):
-    _, model = serve(lambda responses: {"The": 0.51, "9": 0.49})
-    with pytest.raises(RewardError) as caught:
-        await JudgeReward(model).score(CONVERSATION, ["one", "two"])
-    assert (caught.value.usage["requests"], caught.value.usage["input_tokens"]) == (2, 200)
+    assert judge.method == method
 
 
 async def test_the_cost_of_siblings_is_kept_when_a_part_fails(serve):
@@ -194,10 +181,12 @@ async def test_what_a_cancelled_sibling_sent_is_counted_when_a_part_fails():
     assert caught.value.usage["requests"] == 1
 
 
-async def test_why_a_response_has_no_grade_is_told(serve):
+async def test_one_that_can_not_be_graded_is_nan_and_why_is_reported(serve):
     _, model = serve(lambda responses: {"The": 0.6, "9": 0.4} if "?" in responses[0] else {"6": 1.0})
     reward = WeightedSum({"judge": JudgeReward(model)})
     scoring = await score_responses(reward, CONVERSATION, ["what?", "that"], RunContext())
+    assert math.isnan(scoring.scores[0])
+    assert (await JudgeReward(model).score(CONVERSATION, ["what?", "that"]))[1] == 6
     assert list(scoring.reasons) == ["what?"]
     assert scoring.reasons["what?"].startswith("Part 'judge': The judge gives only 40%")
 
@@ -226,8 +215,9 @@ async def test_judges_of_a_combination_keep_their_own_rubrics(serve):
     server, model = serve(by_last_digit)
     parts = {name: JudgeReward(model, preference=f"{name}!") for name in ("ACCURACY", "BREVITY")}
     await score_responses(WeightedSum(parts), CONVERSATION, ["text 1"], RunContext(preference="POLITE!"))
-    told = sorted(tuple(word for word in ("ACCURACY!", "BREVITY!", "POLITE!") if word in one) for one in server.prompts)
-    assert told == [("ACCURACY!", "POLITE!"), ("BREVITY!", "POLITE!")]
+    words = ("ACCURACY!", "BREVITY!", "POLITE!")
+    rubrics = sorted(tuple(word for word in words if word in prompt) for prompt in server.prompts)
+    assert rubrics == [("ACCURACY!", "POLITE!"), ("BREVITY!", "POLITE!")]
 
 
 async def test_usage(serve):
@@ -282,7 +272,7 @@ async def test_plain_answers(text, grade):
     assert await judge.score(CONVERSATION, ["x"]) == [grade]
 
 
-@pytest.mark.parametrize("text", ["10", "7 of 9", ""])
+@pytest.mark.parametrize("text", ["10", "12", "7 of 9", ""])
 async def test_plain_answers_that_are_no_grade(text):
     with pytest.raises(RewardError, match="not a verdict"):
         await JudgeReward(ScriptedChatModel([text])).score(CONVERSATION, ["x"])

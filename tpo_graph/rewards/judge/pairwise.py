@@ -9,11 +9,10 @@ from langchain_core.messages import BaseMessage
 
 from tpo_graph._bounded_cache import BoundedCache
 from tpo_graph.accounting import no_usage
-from tpo_graph.errors import ConfigurationError
-from tpo_graph.rewards.base import DetailedReward, RunContext, RunExtremes, Scoring, charge_errors, gather, run_key
-from tpo_graph.rewards.judge.model import JudgeModel, judge_arguments
+from tpo_graph.rewards.base import RunContext, RunExtremes, Scoring, charge_errors, gather, run_key
+from tpo_graph.rewards.judge.base import ChatModelJudge, judge_arguments
 from tpo_graph.rewards.judge.prompts import PAIRWISE, JudgePrompt, joined_rubric, render_conversation
-from tpo_graph.types import Options, PhaseUsage
+from tpo_graph.types import Options
 
 Compare: TypeAlias = Callable[[str, str], Awaitable[float]]
 """How likely the first is better than the second: 0 to 1, 0.5 for a tie."""
@@ -21,7 +20,7 @@ Compare: TypeAlias = Callable[[str, str], Awaitable[float]]
 _REMEMBERED_RUNS = 1024
 
 
-class PairwiseJudgeReward(DetailedReward):
+class PairwiseJudgeReward(ChatModelJudge):
     """Compares responses with any chat model, each pair in both orders, whose mean counts.
 
     The rewards are places and not grades: the best and the worst have the highest and the lowest, the others lie
@@ -39,7 +38,7 @@ class PairwiseJudgeReward(DetailedReward):
         model: the judge: a chat model, or the name of one as `load_policy` takes it, which is loaded at once.
         preference: what a good response is, in words; it is the rubric, and the run's preference is added to it. With
             neither there is a general one.
-        prompt: what the judge is shown, in place of this package's own words.
+        prompt: what the judge is shown; None for this package's own words.
         samples: verdicts to take the mean of where log probabilities are missing.
         max_concurrency: requests in flight at a time, in each event loop.
 
@@ -47,28 +46,20 @@ class PairwiseJudgeReward(DetailedReward):
         ConfigurationError: an argument that can't be used.
     """
 
+    labels = ("A", "B")
+    default_prompt = PAIRWISE
+
     def __init__(
         self,
         model: BaseChatModel | str,
         *,
         preference: str = "",
-        prompt: JudgePrompt = PAIRWISE,
+        prompt: JudgePrompt | None = None,
         samples: int = 1,
         max_concurrency: int = 16,
     ) -> None:
-        if not prompt.pairwise:
-            raise ConfigurationError(
-                "The prompt of a judge that compares must be pairwise: JudgePrompt(pairwise=True)."
-            )
-        self.preference = preference.strip()
-        self._prompt = prompt
-        self._model = JudgeModel(model, "AB", samples=samples, max_concurrency=max_concurrency)
+        super().__init__(model, preference=preference, prompt=prompt, samples=samples, max_concurrency=max_concurrency)
         self._extremes: BoundedCache[tuple[bytes, str], RunExtremes] = BoundedCache(_REMEMBERED_RUNS)
-
-    @property
-    def usage(self) -> PhaseUsage:
-        """Requests and tokens of all calls so far; its seconds stay 0."""
-        return self._model.usage
 
     async def score_in_detail(
         self, messages: Sequence[BaseMessage], responses: Sequence[str], run: RunContext
@@ -92,7 +83,7 @@ class PairwiseJudgeReward(DetailedReward):
 
         async def preference_for_first(first: str, second: str) -> float:
             request = self._prompt.render({**shared, "first": first, "second": second})
-            return (await self._model.probabilities(request, usage))["A"]
+            return (await self._probabilities(request, usage))["A"]
 
         async def compare(left: str, right: str) -> float:
             if left == right:

@@ -3,18 +3,17 @@
 import math
 from collections.abc import Sequence
 
-from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import BaseMessage
 
 from tpo_graph.accounting import no_usage
-from tpo_graph.errors import ConfigurationError, RewardError
-from tpo_graph.rewards.base import DetailedReward, RunContext, Scoring, charge_errors, gather
-from tpo_graph.rewards.judge.model import JudgeModel, judge_arguments
-from tpo_graph.rewards.judge.prompts import POINTWISE, JudgePrompt, joined_rubric, render_conversation
-from tpo_graph.types import Options, PhaseUsage
+from tpo_graph.errors import RewardError
+from tpo_graph.rewards.base import RunContext, Scoring, charge_errors, gather
+from tpo_graph.rewards.judge.base import ChatModelJudge, judge_arguments
+from tpo_graph.rewards.judge.prompts import POINTWISE, joined_rubric, render_conversation
+from tpo_graph.types import Options
 
 
-class JudgeReward(DetailedReward):
+class JudgeReward(ChatModelJudge):
     """Grades with any chat model, in one request a response.
 
     The judge writes no reasoning: its grade is the expectation over the digits that it might write next, weighted with
@@ -33,7 +32,7 @@ class JudgeReward(DetailedReward):
         model: the judge: a chat model, or the name of one as `load_policy` takes it, which is loaded at once.
         preference: what a good response is, in words; it is the rubric, and the run's preference is added to it. With
             neither there is a general one.
-        prompt: what the judge is shown, in place of this package's own words.
+        prompt: what the judge is shown; None for this package's own words.
         samples: grades to take the mean of where log probabilities are missing.
         max_concurrency: requests in flight at a time, in each event loop.
 
@@ -41,25 +40,8 @@ class JudgeReward(DetailedReward):
         ConfigurationError: an argument that can't be used.
     """
 
-    def __init__(
-        self,
-        model: BaseChatModel | str,
-        *,
-        preference: str = "",
-        prompt: JudgePrompt = POINTWISE,
-        samples: int = 1,
-        max_concurrency: int = 16,
-    ) -> None:
-        if prompt.pairwise:
-            raise ConfigurationError("The prompt of a judge that grades must not be pairwise.")
-        self.preference = preference.strip()
-        self._prompt = prompt
-        self._model = JudgeModel(model, "123456789", samples=samples, max_concurrency=max_concurrency)
-
-    @property
-    def usage(self) -> PhaseUsage:
-        """Requests and tokens of all calls so far; its seconds stay 0."""
-        return self._model.usage
+    labels = tuple("123456789")
+    default_prompt = POINTWISE
 
     async def score_in_detail(
         self, messages: Sequence[BaseMessage], responses: Sequence[str], run: RunContext
@@ -88,7 +70,7 @@ class JudgeReward(DetailedReward):
         async def grade(text: str) -> float:
             request = self._prompt.render({**shared, "response": text})
             try:
-                probabilities = await self._model.probabilities(request, usage)
+                probabilities = await self._probabilities(request, usage)
             except RewardError as error:
                 failures[text] = error
                 return math.nan

@@ -1,13 +1,13 @@
-"""Asks a chat model for one of a few labels, and returns how likely it is to give each of them.
+"""What judges share: a chat model is asked for one of a few labels, and how likely it is to give each of them.
 
-Methods, best first: log probabilities of the first token (20 of them, or the 5 that some providers allow), structured
-output, a plain answer. Which one works is found out with the first request and remembered.
+Methods of asking, best first: log probabilities of the first token (20 of them, or the 5 that some providers allow),
+structured output, a plain answer. Which one works is found out with the first request and remembered.
 """
 
 import math
 import threading
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage
@@ -18,7 +18,8 @@ from tpo_graph.errors import ConfigurationError, RewardError
 from tpo_graph.policies.http import loop_safe
 from tpo_graph.policies.load import load_policy
 from tpo_graph.policies.providers import ProviderFailure, completion_fields, knob_field, takes
-from tpo_graph.rewards.base import ConcurrencyLimit, gather
+from tpo_graph.rewards.base import ConcurrencyLimit, DetailedReward, gather
+from tpo_graph.rewards.judge.prompts import JudgePrompt
 from tpo_graph.types import Options, PhaseUsage
 
 Method: TypeAlias = Literal["logprobs", "few_logprobs", "structured", "text"]
@@ -30,25 +31,46 @@ _LEAST_MASS = 0.5  # below it, what the labels have of the probability says litt
 _ANSWER_TOKENS = 4  # some models begin with a blank token
 
 
-class JudgeModel:
-    """Asks one chat model.
+class ChatModelJudge(DetailedReward):
+    """What a judge that grades and one that compares share: a chat model that is asked for one of a few labels.
+
+    A subclass says what the labels are and how rewards follow from their probabilities.
 
     Args:
-        model: any LangChain chat model, or the name of one as `load_policy` takes it.
-        labels: the possible answers, each one token.
+        model: any LangChain chat model, or the name of one as `load_policy` takes it, which is loaded at once.
+        preference: what a good response is, in words; it is the rubric, and the run's preference is added to it. With
+            neither there is a general one.
+        prompt: what the judge is shown; None for this package's own words.
         samples: answers to take the mean of where log probabilities are missing; drawn at temperature 1 when there are
             several. Up to half of them may be unreadable.
         max_concurrency: requests in flight at a time, in each event loop.
 
     Raises:
-        ConfigurationError: the model is no chat model, or a number is below 1.
+        ConfigurationError: the model is no chat model, the prompt is one for the other kind of judge, or a number is
+            below 1.
     """
 
+    labels: ClassVar[tuple[str, ...]]
+    """The possible answers, each one token."""
+    default_prompt: ClassVar[JudgePrompt]
+
     def __init__(
-        self, model: BaseChatModel | str, labels: Sequence[str], *, samples: int, max_concurrency: int
+        self,
+        model: BaseChatModel | str,
+        *,
+        preference: str = "",
+        prompt: JudgePrompt | None = None,
+        samples: int = 1,
+        max_concurrency: int = 16,
     ) -> None:
+        self.preference = preference.strip()
+        self._prompt = prompt or self.default_prompt
+        if self._prompt.pairwise != self.default_prompt.pairwise:
+            needed = "JudgePrompt(pairwise=True)" if self.default_prompt.pairwise else "one that is not pairwise"
+            raise ConfigurationError(f"{type(self).__name__} needs another prompt: {needed}.")
         if samples < 1:
             raise ConfigurationError(f"samples={samples}: at least 1 verdict is needed.")
+        self._samples = samples
         self._limit = ConcurrencyLimit(max_concurrency)
         if isinstance(model, str):
             model = load_policy(model)
@@ -58,8 +80,6 @@ class JudgeModel:
                 hint='load_policy("openai:gpt-4o-mini") makes one; what is bound to a model can be its own argument.',
             )
         self._model = loop_safe(model)
-        self._labels = tuple(labels)
-        self._samples = samples
         self._finding_out = ConcurrencyLimit(1)  # many at once would all be refused
         self._lock = threading.Lock()  # loops of several threads may share this
         self._total = no_usage()
@@ -72,7 +92,7 @@ class JudgeModel:
         with self._lock:
             return PhaseUsage(**self._total)
 
-    async def probabilities(self, messages: Sequence[BaseMessage], usage: PhaseUsage) -> dict[str, float]:
+    async def _probabilities(self, messages: Sequence[BaseMessage], usage: PhaseUsage) -> dict[str, float]:
         """Probabilities of the labels, which sum to 1.
 
         Args:
@@ -134,14 +154,14 @@ class JudgeModel:
             fields: dict[str, Options] = {"logprobs": True, "top_logprobs": _TOP_LOGPROBS[method]}
             if length_field := knob_field(self._model, "max_new_tokens"):
                 fields[length_field] = _ANSWER_TOKENS
-            return _from_logprobs(await self._invoke(self._copy(0.0, fields), messages, usage), self._labels)
+            return _from_logprobs(await self._invoke(self._copy(0.0, fields), messages, usage), self.labels)
         model: Any = self._copy(0.0 if self._samples == 1 else 1.0, {})
         if method == "structured":
             schema = {
                 "title": "verdict",
                 "description": "The verdict.",
                 "type": "object",
-                "properties": {"verdict": {"type": "string", "enum": list(self._labels)}},
+                "properties": {"verdict": {"type": "string", "enum": list(self.labels)}},
                 "required": ["verdict"],
                 "additionalProperties": False,
             }
@@ -154,9 +174,9 @@ class JudgeModel:
             try:
                 if isinstance(answer, dict):
                     if isinstance(answer["parsed"], Mapping):
-                        return _certain(str(answer["parsed"].get("verdict")).strip(), self._labels, answer["parsed"])
+                        return _certain(str(answer["parsed"].get("verdict")).strip(), self.labels, answer["parsed"])
                     message = answer["raw"]  # a server may not know schemas, and the label be there
-                return _certain(message.text.strip().removesuffix(".").strip("*` \n"), self._labels, message.text)
+                return _certain(message.text.strip().removesuffix(".").strip("*` \n"), self.labels, message.text)
             except RewardError as error:
                 unreadable.append(error)
                 return None
@@ -164,7 +184,7 @@ class JudgeModel:
         drawn = [sample for sample in await gather(draw() for _ in range(self._samples)) if sample is not None]
         if 2 * len(drawn) < self._samples:
             raise unreadable[0]
-        return {label: sum(sample[label] for sample in drawn) / len(drawn) for label in self._labels}
+        return {label: sum(sample[label] for sample in drawn) / len(drawn) for label in self.labels}
 
     async def _invoke(self, model: Any, messages: Sequence[BaseMessage], usage: PhaseUsage) -> Any:
         """One request, counted whether or not it succeeds."""
