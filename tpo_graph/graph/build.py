@@ -9,7 +9,12 @@ from langgraph.graph.state import CompiledStateGraph
 
 from tpo_graph.errors import ConfigurationError
 from tpo_graph.graph.bridge import as_runnable, is_async
-from tpo_graph.graph.nodes import gradient_node, loss_node, sample_node, score_node, select_node, update_node
+from tpo_graph.graph.nodes.gradient import gradient_node
+from tpo_graph.graph.nodes.loss import loss_node
+from tpo_graph.graph.nodes.sample import sample_node
+from tpo_graph.graph.nodes.score import score_node
+from tpo_graph.graph.nodes.select import select_node
+from tpo_graph.graph.nodes.update import update_node
 from tpo_graph.graph.request import pack_for
 from tpo_graph.graph.state import TPOInput, TPOState
 from tpo_graph.policies.providers import Policy

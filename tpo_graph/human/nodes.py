@@ -8,8 +8,9 @@ from langgraph.runtime import Runtime
 from tpo_graph.accounting import no_usage
 from tpo_graph.errors import RewardError
 from tpo_graph.graph.bridge import AsyncNode
-from tpo_graph.graph.nodes import gradient_node, loss_node, select_node
-from tpo_graph.graph.nodes.select import final_answer
+from tpo_graph.graph.nodes.gradient import gradient_node
+from tpo_graph.graph.nodes.loss import loss_node
+from tpo_graph.graph.nodes.select import final_answer, select_node
 from tpo_graph.graph.request import effective_settings
 from tpo_graph.graph.state import TPOState
 from tpo_graph.human.questions import HumanChoice, ask_choice, ask_critique, ask_rewards, standing_pair

@@ -18,7 +18,7 @@ from tpo_graph.accounting import Stopwatch, add_usage, total
 from tpo_graph.errors import BudgetError, ConfigurationError, PolicyError, RewardError, TPOError
 from tpo_graph.graph.bridge import AsyncNode
 from tpo_graph.graph.build import TPOGraph, wire
-from tpo_graph.graph.nodes import sample_node
+from tpo_graph.graph.nodes.sample import sample_node
 from tpo_graph.graph.nodes.select import answer_message
 from tpo_graph.graph.state import TPOState
 from tpo_graph.langchain.call import STANDARD_KNOBS, CallOptions, NoAnswerError
