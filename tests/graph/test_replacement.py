@@ -3,12 +3,15 @@
 import functools
 
 import pytest
+from langchain_core.messages import HumanMessage
 from langchain_core.runnables import RunnableLambda
 from langgraph.graph import END
 from langgraph.runtime import Runtime
 
-from tests.tpo_script import number_reward, phases_asked, scripted_policy
+from tests.tpo_script import GRADIENT, LOSS, number_reward, phases_asked, scripted_policy
 from tpo_graph import ConfigurationError, TPOSettings, build_tpo_graph, create_tpo_graph
+from tpo_graph.graph.bridge import as_runnable
+from tpo_graph.graph.build import make_nodes
 
 MINE = {"loss": "my loss", "gradient": ""}
 
@@ -123,6 +126,33 @@ def test_a_node_can_be_put_beside_ours():
     builder.add_edge("report", END)
     assert builder.compile().invoke({"query": "q"}, context={"mode": "bon"})["answer"] == "cand 4"
     assert seen == [5]
+
+
+async def test_each_node_can_be_used_alone():
+    policy = scripted_policy()
+    nodes = make_nodes(policy, number_reward(), settings=TPOSettings(n=2, depth=1))
+    state = {"messages": [HumanMessage("q")], "trajectory": [], "usage": {}}
+    drawn = await nodes["sample"](state)
+    state |= {"pending": drawn["pending"], "step": 0, "cache": []}
+    assert [candidate["text"] for candidate in state["pending"]] == ["cand 0", "cand 1"]
+    state["cache"] = (await nodes["score"](state))["cache"]
+    state |= await nodes["select"](state)
+    assert (state["best"]["text"], state["stop_reason"]) == ("cand 1", None)
+    state["loss"] = (await nodes["loss"](state))["loss"]
+    state["gradient"] = (await nodes["gradient"](state))["gradient"]
+    assert (state["loss"], state["gradient"]) == (LOSS, GRADIENT)
+    assert [candidate["text"] for candidate in (await nodes["update"](state))["pending"]] == ["rev 4", "rev 5"]
+
+
+@pytest.mark.parametrize("node", REPLACEMENTS[:3] + REPLACEMENTS[7:], ids=range(7))
+async def test_a_node_of_any_kind_can_be_called_by_another(node):
+    runnable = as_runnable(node, "loss")
+
+    async def loss(state, config):
+        return await runnable.ainvoke(state, config)
+
+    graph = create_tpo_graph(scripted_policy(), number_reward(), nodes={"loss": loss})
+    assert (await graph.ainvoke({"query": "q"}))["trajectory"][1]["loss"] == "my loss"
 
 
 def test_a_graph_can_be_built_and_compiled_more_than_once():

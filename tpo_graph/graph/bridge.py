@@ -30,27 +30,8 @@ _loops: list[asyncio.AbstractEventLoop] = []
 _level: contextvars.ContextVar[int] = contextvars.ContextVar("tpo_graph_loop_level", default=-1)
 
 
-def _forget_loops() -> None:
-    """A forked child has none of its parent's threads."""
-    _loops.clear()
-
-
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_loops)
-
-
-def _running_loop(level: int) -> asyncio.AbstractEventLoop:
-    with _lock:
-        if level == len(_loops):
-            loop = asyncio.new_event_loop()
-            threading.Thread(target=_serve, args=(loop,), name=f"tpo-graph-loop-{level}", daemon=True).start()
-            _loops.append(loop)
-        return _loops[level]
-
-
-def _serve(loop: asyncio.AbstractEventLoop) -> None:
-    asyncio.set_event_loop(loop)
-    loop.run_forever()
+    os.register_at_fork(after_in_child=_loops.clear)  # a forked child has none of its parent's threads
 
 
 class _EndOfCaller(Exception):  # noqa: N818  # not an error: it carries one to the waiting thread
@@ -66,7 +47,12 @@ def run_coroutine(coroutine: Coroutine[Any, Any, T]) -> T:
     """
     # a loop that nothing up the call chain is waiting on
     level = _level.get() + 1
-    loop = _running_loop(level)
+    with _lock:
+        if level == len(_loops):
+            _loops.append(asyncio.new_event_loop())
+            thread = threading.Thread(target=_loops[level].run_forever, name=f"tpo-graph-loop-{level}", daemon=True)
+            thread.start()
+        loop = _loops[level]
     context = contextvars.copy_context()
     context.run(_level.set, level)
     outcome: Future[T] = Future()

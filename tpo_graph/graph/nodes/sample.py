@@ -121,7 +121,10 @@ def _checked_conversation(state: TPOState) -> tuple[list[HumanMessage], list[Bas
 
 def _check_recursion_limit(settings: TPOSettings) -> None:
     """Inside a chain langchain-core sets a limit of 25, and a run that reaches it loses everything."""
-    limit = get_config().get("recursion_limit")
+    try:
+        limit = get_config().get("recursion_limit")
+    except RuntimeError:  # the node is used alone
+        return
     needed = 4 if settings.mode == "bon" else 4 + 5 * settings.depth
     if limit is not None and limit < needed:
         raise ConfigurationError(
