@@ -75,6 +75,46 @@ class ModelStore:
         """
         return self._model("reward", name.strip(), load_reward)
 
+    def load(self, names: Mapping[Role, str], on_load: OnLoad) -> dict[Role, Any]:
+        """The models of these names by role, loaded at the same time, each in a thread of its own.
+
+        Args:
+            names: the names by role.
+            on_load: follows the loading, called in this thread.
+
+        Raises:
+            TPOError: the first error of any of them, at once; the other threads go on by themselves.
+        """
+        start = time.perf_counter()
+        for role, name in names.items():
+            on_load(role, name, None)
+        for role, name in names.items():
+            scheme, _, file = name.strip().partition(":")
+            if scheme == "local" and role != "reward model":
+                # before a reward model imports torch: they share an OpenMP library, the one that loads it decides how
+                # long its threads spin while they wait, and llama.cpp is the one that needs short waits
+                from tpo_graph.policies.embedded import start_embedded_server
+
+                start_embedded_server(file or None)
+        results: SimpleQueue[tuple[Role, Any]] = SimpleQueue()
+
+        def work(role: Role, name: str) -> None:
+            try:
+                results.put((role, self.reward(name) if role == "reward model" else self.policy(name)))
+            except BaseException as error:  # raised again in the thread that waits
+                results.put((role, error))
+
+        for role, name in names.items():
+            threading.Thread(target=work, args=(role, name), name=LOADING_THREAD, daemon=True).start()
+        loaded: dict[Role, Any] = {}
+        while len(loaded) < len(names):
+            role, model = results.get()
+            if isinstance(model, BaseException):
+                raise model
+            loaded[role] = model
+            on_load(role, names[role], time.perf_counter() - start)
+        return loaded
+
     def _model(self, kind: str, name: str, load: Callable[[str], T]) -> T:
         key = kind, name
         with self._lock:
@@ -204,55 +244,23 @@ class RunParts:
             TPOError: the first error of any part, at once; see `load_policy`, `load_reward` and `PromptPack.load`.
         """
         with self._loading:
-            if not self._loaded:
-                self._loaded.append(self._load(on_load or (lambda *_: None)))
-            return self._loaded[0]
-
-    def _load(self, on_load: OnLoad) -> LoadedParts:
-        wanted: dict[Role, Any] = {"policy": self.policy, "critic": self.critic, "reward model": self.reward}
-        if self.critic is not None and self.critic == self.policy:
-            wanted["critic"] = None  # the same name twice is one model
-        models = self._load_models({role: name for role, name in wanted.items() if isinstance(name, str)}, on_load)
-        policy, critic, reward = (models.get(role, part) for role, part in wanted.items())
-        return LoadedParts(
-            policy=policy,
-            reward=reward,
-            critic=critic,
-            prompts=pack_for(self.prompts, policy),
-            nodes=self.nodes,
-            settings=self.settings,
-        )
-
-    def _load_models(self, names: Mapping[Role, str], on_load: OnLoad) -> dict[Role, Any]:
-        start = time.perf_counter()
-        for role, name in names.items():
-            on_load(role, name, None)
-        for role, name in names.items():
-            scheme, _, file = name.strip().partition(":")
-            if scheme == "local" and role != "reward model":
-                # before a reward model imports torch: they share an OpenMP library, the one that loads it decides how
-                # long its threads spin while they wait, and llama.cpp is the one that needs short waits
-                from tpo_graph.policies.embedded import start_embedded_server
-
-                start_embedded_server(file or None)
-        results: SimpleQueue[tuple[Role, Any]] = SimpleQueue()
-
-        def work(role: Role, name: str) -> None:
-            try:
-                results.put((role, self.models.reward(name) if role == "reward model" else self.models.policy(name)))
-            except BaseException as error:  # raised again in the thread that waits
-                results.put((role, error))
-
-        for role, name in names.items():
-            threading.Thread(target=work, args=(role, name), name=LOADING_THREAD, daemon=True).start()
-        loaded: dict[Role, Any] = {}
-        while len(loaded) < len(names):
-            role, model = results.get()
-            if isinstance(model, BaseException):
-                raise model
-            loaded[role] = model
-            on_load(role, names[role], time.perf_counter() - start)
-        return loaded
+            if self._loaded:
+                return self._loaded[0]
+            parts: dict[Role, Any] = {"policy": self.policy, "critic": self.critic, "reward model": self.reward}
+            if self.critic is not None and self.critic == self.policy:
+                parts["critic"] = None  # the same name twice is one model
+            names = {role: name for role, name in parts.items() if isinstance(name, str)}
+            policy, critic, reward = (parts | self.models.load(names, on_load or (lambda *_: None))).values()
+            loaded = LoadedParts(
+                policy=policy,
+                reward=reward,
+                critic=critic,
+                prompts=pack_for(self.prompts, policy),
+                nodes=self.nodes,
+                settings=self.settings,
+            )
+            self._loaded.append(loaded)
+            return loaded
 
 
 def policy_name(policy: object) -> str:
