@@ -26,13 +26,15 @@ import openai
 import typer
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import BaseMessage
+from langchain_core.runnables import RunnableConfig
 from langchain_openai import ChatOpenAI
 from langgraph.checkpoint.memory import InMemorySaver
+from pydantic import SecretStr
 from rich.console import Console
 from rich.table import Table
 from simulated_server import CHARACTERS_A_TOKEN, MARK, serve
 
-from tpo_graph import create_tpo_graph, load_policy
+from tpo_graph import TPOSettings, create_tpo_graph, load_policy
 from tpo_graph.graph.build import TPOGraph
 
 REQUEST_ROUNDS = 1 + 3 * 2  # sample, then loss, gradient and update in each of two steps
@@ -117,8 +119,8 @@ def checkpoint_bytes(policy: BaseChatModel, depth: int) -> tuple[int, int]:
     """Bytes of all checkpoints of a run of `depth` steps, and tokens of the candidates that it sampled."""
     saver = InMemorySaver()
     graph = create_tpo_graph(policy, MarkReward(), checkpointer=saver)
-    config = {"configurable": {"thread_id": str(depth)}, "recursion_limit": 4 + 5 * depth}
-    result = graph.invoke({"query": "Please answer query 0 for me."}, config, context={"depth": depth})
+    config: RunnableConfig = {"configurable": {"thread_id": str(depth)}, "recursion_limit": 4 + 5 * depth}
+    result = graph.invoke({"query": "Please answer query 0 for me."}, config, context=TPOSettings(depth=depth))
     sampled = sum(len(candidate["text"]) for candidate in result["cache"]) // CHARACTERS_A_TOKEN
     blobs = sum(len(value[1]) for value in saver.blobs.values())
     writes = sum(len(write[2][1]) for thread in saver.writes.values() for write in thread.values())
@@ -147,7 +149,10 @@ def main(
     ours = load_policy(f"server:{server}/v1#simulated")
     # a client that was given is left alone; one that was not is replaced, as the graph must run in any event loop
     rival = ChatOpenAI(
-        model="simulated", base_url=f"{server}/v1", api_key="none", http_async_client=openai.DefaultAsyncHttpxClient()
+        model="simulated",
+        base_url=f"{server}/v1",
+        api_key=SecretStr("none"),
+        http_async_client=openai.DefaultAsyncHttpxClient(),
     )
     graphs = {
         "load_policy (aiohttp)": create_tpo_graph(ours, MarkReward()),

@@ -4,6 +4,7 @@ Run it with:  python examples/agent_with_tools.py [a name of load_policy; the mo
 """
 
 from langchain.agents import create_agent
+from langchain_core.messages import HumanMessage
 from langchain_core.tools import tool
 from offline_models import chosen_models
 
@@ -25,7 +26,7 @@ optimise = TPOMiddleware(
 )
 agent = create_agent(policy, tools=[weather], middleware=[optimise], system_prompt="Be helpful, and be brief.")
 
-state = agent.invoke({"messages": [("user", "How is the weather in Lisbon?")]})
+state = agent.invoke({"messages": [HumanMessage("How is the weather in Lisbon?")]})
 for message in state["messages"]:
     called = [f"{call['name']}({call['args']})" for call in getattr(message, "tool_calls", [])]
     print(f"{message.type}: {message.text or ', '.join(called)}")

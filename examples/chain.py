@@ -4,6 +4,7 @@ Run it with:  python examples/chain.py [a name of load_policy]
 """
 
 import asyncio
+from typing import Any
 
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
@@ -23,7 +24,7 @@ async def watch() -> None:
     """The same chain with its progress: a custom event after each step, then the answer in pieces."""
     async for event in chain.astream_events(QUESTION, version="v2"):
         if event["event"] == "on_custom_event":
-            step = event["data"]
+            step: dict[str, Any] = dict(event["data"])
             print(f"step {step['step']}: best reward {step['best_reward']:+.3f} of {step['candidates']} new candidates")
         if event["event"] == "on_parser_stream":
             print(event["data"]["chunk"], end="", flush=True)
@@ -35,4 +36,5 @@ asyncio.run(watch())
 
 # a call can change any setting for itself, and the message tells what the answer cost
 message = (prompt | model.bind(mode="bon")).invoke(QUESTION)
-print(f"best of {model.settings.n}: {message.usage_metadata['output_tokens']} tokens written")
+tokens = message.usage_metadata["output_tokens"] if message.usage_metadata else "an unknown number of"
+print(f"best of {model.settings.n}: {tokens} tokens written")

@@ -6,6 +6,7 @@ process; here it comes from the terminal.
 Run it with:  python examples/human_in_the_loop.py [a name of load_policy]
 """
 
+from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.types import Command
 from offline_models import chosen_models
@@ -17,7 +18,7 @@ policy, reward = chosen_models()
 settings = TPOSettings(n=3, depth=1)
 nodes = human_nodes(policy, settings=settings, edit_critique=True)
 graph = create_tpo_graph(policy, reward, settings=settings, nodes=nodes, checkpointer=InMemorySaver())
-thread = {"configurable": {"thread_id": "mine"}}
+thread: RunnableConfig = {"configurable": {"thread_id": "mine"}}
 
 result = graph.invoke({"query": "Why does warmth make you feel tired?"}, thread)
 while "__interrupt__" in result:

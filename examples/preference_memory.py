@@ -6,6 +6,7 @@ Run it with:  python examples/preference_memory.py [a name of load_policy]
 from typing import Any
 
 from langchain_core.messages import HumanMessage
+from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.runtime import Runtime
@@ -31,13 +32,13 @@ class State(MessagesState):
 
 def stored(runtime: Runtime) -> str:
     """The sentence that is stored for this person."""
-    item = runtime.store.get(NAMESPACE, "preference")
-    return item.value["text"] if item else ""
+    item = runtime.store.get(NAMESPACE, "preference") if runtime.store else None
+    return str(item.value["text"]) if item else ""
 
 
 def answer(state: State, runtime: Runtime) -> dict[str, Any]:
     """Run the TPO loop with the stored preference; the person is asked inside it."""
-    result = tpo.invoke({"messages": state["messages"]}, context={"preference": stored(runtime)})
+    result = tpo.invoke({"messages": state["messages"]}, context=TPOSettings(preference=stored(runtime)))
     return {"messages": result["messages"][-1:], "choices": result["choices"]}
 
 
@@ -57,21 +58,26 @@ def keep(state: State, runtime: Runtime) -> None:
     if not state["sentence"]:
         return
     reply = interrupt({"question": f"Remember this? {state['sentence']!r} (ok, your own words, or nothing)"})
-    if text := state["sentence"] if reply == "ok" else reply:
+    text = state["sentence"] if reply == "ok" else reply
+    if text and runtime.store:
         runtime.store.put(NAMESPACE, "preference", {"text": text})
 
 
 builder = StateGraph(State)
-builder.add_sequence([answer, word, keep])
+builder.add_node("answer", answer)
+builder.add_node("word", word)
+builder.add_node("keep", keep)
 builder.add_edge(START, "answer")
+builder.add_edge("answer", "word")
+builder.add_edge("word", "keep")
 store = InMemoryStore()  # langgraph.store.sqlite and langgraph.store.postgres have stores that outlive the process
 graph = builder.compile(checkpointer=InMemorySaver(), store=store)
 
 
 def ask(question: str, thread: str, replies: list[Any]) -> dict[str, Any]:
     """One question, with the replies of the person in the order in which they are asked."""
-    config = {"configurable": {"thread_id": thread}}
-    result: dict[str, Any] = graph.invoke({"messages": [HumanMessage(question)]}, config)
+    config: RunnableConfig = {"configurable": {"thread_id": thread}}
+    result: dict[str, Any] = graph.invoke({"messages": [HumanMessage(question)], "choices": [], "sentence": ""}, config)
     for reply in replies:
         print(f"{result['__interrupt__'][0].value['question']}\n> {reply}")
         result = graph.invoke(Command(resume=reply), config)
@@ -79,6 +85,7 @@ def ask(question: str, thread: str, replies: list[Any]) -> dict[str, Any]:
 
 
 ask("Why does warmth make you feel tired?", "1", [{"best": "0-1", "stop": True}, "Answer in a few words."])
-print("stored:", store.get(NAMESPACE, "preference").value["text"])
+remembered = store.get(NAMESPACE, "preference")
+print("stored:", remembered.value["text"] if remembered else "nothing")
 result = ask("Why is the sky blue?", "2", ["ok", "ok"])
 print(result["messages"][-1].text)

@@ -5,12 +5,12 @@ Run it with:  python examples/quickstart.py "Why does warmth make you feel tired
 
 import sys
 
-from tpo_graph import create_tpo_graph, load_policy, load_reward
+from tpo_graph import TPOSettings, create_tpo_graph, load_policy, load_reward
 
 question = sys.argv[1] if len(sys.argv) > 1 else "Why does warmth make you feel tired?"
 
 graph = create_tpo_graph(load_policy("local"), load_reward("local"))
-result = graph.invoke({"query": question}, context={"n": 5, "depth": 2})
+result = graph.invoke({"query": question}, context=TPOSettings(n=5, depth=2))
 
 print(result["answer"])
 for record in result["trajectory"]:

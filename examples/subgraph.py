@@ -5,15 +5,19 @@ A parent whose state has keys that the TPO graph has too (`query`, `step`, `usag
 Run it with:  python examples/subgraph.py [a name of load_policy]
 """
 
-from langchain_core.messages import AnyMessage, SystemMessage
+from collections.abc import Iterator
+from typing import Any
+
+from langchain_core.messages import AnyMessage, HumanMessage, SystemMessage
 from langgraph.graph import START, MessagesState, StateGraph
 from offline_models import chosen_models
 
 from tpo_graph import TPOSettings, create_tpo_graph
 
 
-def set_the_tone(_: MessagesState) -> dict[str, list[SystemMessage]]:
+def set_the_tone(state: MessagesState) -> dict[str, list[SystemMessage]]:
     """Something of your own that happens first."""
+    del state  # the tone is the same for every conversation
     return {"messages": [SystemMessage("Answer for a ten-year-old.")]}
 
 
@@ -27,8 +31,9 @@ builder.add_edge(START, "set_the_tone")
 builder.add_edge("set_the_tone", "tpo")
 graph = builder.compile()
 
-asked = {"messages": [("user", "Why does warmth make you feel tired?")]}
-for namespace, update in graph.stream(asked, stream_mode="updates", subgraphs=True):
+question: AnyMessage = HumanMessage("Why does warmth make you feel tired?")
+updates: Iterator[Any] = graph.stream({"messages": [question]}, stream_mode="updates", subgraphs=True)
+for namespace, update in updates:
     for node, values in update.items():
         print("  " * len(namespace) + node)
         if not namespace and node == "tpo":
@@ -48,8 +53,8 @@ def answer(state: Ticket) -> dict[str, list[AnyMessage]]:
     return {"messages": result["messages"][-1:]}
 
 
-builder = StateGraph(Ticket)
-builder.add_node("answer", answer)
-builder.add_edge(START, "answer")
-ticket = builder.compile().invoke({**asked, "query": "ticket 17", "step": 3})
+tickets = StateGraph(Ticket)
+tickets.add_node("answer", answer)
+tickets.add_edge(START, "answer")
+ticket = tickets.compile().invoke({"messages": [question], "query": "ticket 17", "step": 3})
 print(f"{ticket['query']}, step {ticket['step']}: {ticket['messages'][-1].text}")

@@ -18,7 +18,7 @@ import sys
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import HumanMessage
 
-from tpo_graph import RewardModel, TPOError, create_tpo_graph, load_policy, load_reward
+from tpo_graph import RewardModel, TPOError, TPOSettings, create_tpo_graph, load_policy, load_reward
 
 POLICY_URL = os.environ.get("POLICY_URL", "http://127.0.0.1:8000/v1")
 REWARD_URL = os.environ.get("REWARD_URL", "http://127.0.0.1:8001")
@@ -37,7 +37,7 @@ async def answer(question: str, policy: BaseChatModel, reward: RewardModel) -> N
     await reward.score([HumanMessage("Are you there?")], ["Yes."])
 
     graph = create_tpo_graph(policy, reward)
-    result = await graph.ainvoke({"query": question}, context={"n": 5, "depth": 2})
+    result = await graph.ainvoke({"query": question}, context=TPOSettings(n=5, depth=2))
     for step in result["trajectory"]:
         print(f"step {step['step']}: best reward {step['best_reward']:+.3f}, worst {step['worst_reward']:+.3f}")
     print(f"\n{result['answer']}")

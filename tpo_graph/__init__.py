@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from tpo_graph.settings import TPOSettings
     from tpo_graph.types import Candidate
 
+__version__ = "0.1.0"
+
 __all__ = [
     "BudgetError",
     "Candidate",

@@ -18,7 +18,7 @@ from demo_reward_data import HARMLESS, HELPFUL, LLMBAR, Message, Reply, is_intac
 from demo_reward_model import render, score_batch
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
 SEED = 20250122
 Scorer = Callable[[Sequence[tuple[Sequence[Message], str]]], list[float]]
@@ -60,7 +60,7 @@ def share_won(better: Sequence[float], worse: Sequence[float]) -> float:
 def load_scorer(checkpoint: Path) -> Scorer:
     """Loads the checkpoint as any other reward model is loaded, in float32; equal inputs are scored once."""
     model = AutoModelForSequenceClassification.from_pretrained(checkpoint, dtype=torch.float32).eval()
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(checkpoint)
 
     known: dict[tuple[int, ...], float] = {}
 

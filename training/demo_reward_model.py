@@ -70,7 +70,7 @@ def build_tokenizer(source: Path, texts: Iterable[str], size: int) -> tuple[PreT
         | dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
         for i, token in enumerate(SPECIALS)
     ]
-    tokenizer = PreTrainedTokenizerFast(
+    tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]  # the library has no types there
         tokenizer_object=Tokenizer.from_str(json.dumps(spec)),
         pad_token="[PAD]",
         unk_token="[UNK]",
@@ -103,7 +103,7 @@ def from_minilm(source: Path, origin: Sequence[int]) -> ElectraForSequenceClassi
         intermediate_size=bert["intermediate_size"],
         max_position_embeddings=bert["max_position_embeddings"],
         pad_token_id=0,
-        num_labels=1,
+        num_labels=1,  # type: ignore[call-arg]  # a keyword of every config
     )
     model = ElectraForSequenceClassification(config)
     weights = load_file(source / "model.safetensors")
@@ -119,7 +119,8 @@ def render(
     """Turns a conversation and a response into token ids; what is over the limit goes from the start."""
     messages = [*prompt, {"role": "assistant", "content": response}]
     text = tokenizer.apply_chat_template(messages, tokenize=False)
-    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"][-limit:]
+    ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"][-limit:]
+    return ids
 
 
 def padded(rows: Sequence[Sequence[int]], size: int = 16) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor]]:
@@ -150,7 +151,7 @@ def score_batch(model: torch.nn.Module, rows: Sequence[Sequence[int]]) -> torch.
 def save(model: ElectraForSequenceClassification, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Writes the checkpoint: weights stored in half precision, to be loaded and run in float32."""
     folder.mkdir(parents=True, exist_ok=True)
-    half = AutoModelForSequenceClassification.from_config(model.config)
+    half = AutoModelForSequenceClassification.from_config(model.config)  # type: ignore[no-untyped-call]  # the library has no types there
     half.load_state_dict(model.state_dict())
     half.half().save_pretrained(folder)
     (folder / "model.safetensors").chmod(0o644)

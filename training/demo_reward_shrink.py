@@ -42,13 +42,16 @@ def neuron_importance(
             def on_gradient(grad: torch.Tensor) -> None:
                 sums[layer].add_((values * grad).float().abs().sum(dim=(0, 1)))
 
-            output.register_hook(on_gradient)
+            output.register_hook(on_gradient)  # type: ignore[no-untyped-call]  # the library has no types there
 
         return after
 
-    handles = [layer.intermediate.register_forward_hook(watch(i)) for i, layer in enumerate(layers)]
+    handles = []
+    for number, layer in enumerate(layers):
+        assert isinstance(layer.intermediate, torch.nn.Module)
+        handles.append(layer.intermediate.register_forward_hook(watch(number)))
     for _ in range(rounds):
-        loss_of(draw()).backward()
+        loss_of(draw()).backward()  # type: ignore[no-untyped-call]  # the library has no types there
     model.zero_grad()
     for handle in handles:
         handle.remove()
