@@ -105,11 +105,12 @@ class Renderer:
 
         def encode() -> list[Rendered[list[int]] | RewardError]:
             with self._lock:
+                _, encoder = self._loaded
                 return [
                     text
                     if isinstance(text, RewardError)
                     else Rendered(list(text.ids), truncated=bool(text.dropped_prompt or text.dropped_response))
-                    for text in self._encoder.encode(messages, responses)
+                    for text in encoder.encode(messages, responses)
                 ]
 
         return await asyncio.to_thread(encode)
@@ -137,7 +138,7 @@ class Renderer:
 
         def write() -> list[Rendered[str]]:
             with self._lock:
-                tokenizer = self._tokenizer
+                tokenizer, _ = self._loaded
                 texts = _texts(tokenizer, chat_turns(messages), responses, sanitize=self._sanitize)
                 if server_adds_special_tokens:
                     begin, end = (str(tokenizer.decode(list(ids))) for ids in added_ids(tokenizer))
@@ -149,23 +150,20 @@ class Renderer:
         return await asyncio.to_thread(write)
 
     @cached_property
-    def _tokenizer(self) -> "PreTrainedTokenizerBase":
+    def _loaded(self) -> "tuple[PreTrainedTokenizerBase, ConversationEncoder]":
         from tpo_graph.rewards.local.checkpoint import load_tokenizer
 
         tokenizer = load_tokenizer(**self._tokenizer_options)
         # what is too long is cut here or refused by the server; the tokenizer would write to standard error
         tokenizer.model_max_length = 10**30
-        return tokenizer
-
-    @cached_property
-    def _encoder(self) -> ConversationEncoder:
-        return ConversationEncoder(
-            self._tokenizer,
+        encoder = ConversationEncoder(
+            tokenizer,
             truncation=self._truncation,
             max_length=self._max_length,
             sanitize=self._sanitize,
             ignored_at_end=None,
         )
+        return tokenizer, encoder
 
 
 def _texts(
