@@ -1,25 +1,23 @@
-"""Scores a preference data set with a reward model, as a stream."""
+"""Scores a preference data set with a reward model, as a stream of lines with prompt, chosen and rejected response."""
 
 import asyncio
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
 
 from langchain_core.messages import BaseMessage, HumanMessage, convert_to_messages
 
 from tpo_graph.errors import ConfigurationError, RewardError
 from tpo_graph.evaluation.pairs_report import PairReport, PairScore, PairTally
-from tpo_graph.rewards.base import RunContext, Scoring, score_responses
-
-if TYPE_CHECKING:
-    from tpo_graph.rewards.base import RewardModel
-
-
-# One line of a preference data set: a prompt, what was chosen and what was rejected.
+from tpo_graph.rewards.base import RewardModel, RunContext, gather, score_responses
+from tpo_graph.rewards.warnings import WatchedReward
+from tpo_graph.types import JSON, JSONObject
 
 _COLUMNS = ("prompt", "chosen", "rejected")
+
+GIVE_UP = 10
+"""Failures without a single success: the reward model is at fault then, not the pairs."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +39,94 @@ class Pair:
 
 @dataclass(frozen=True)
 class BadLine:
-    """A line that is no pair, and why."""
+    """A line that does not hold a pair, and why."""
 
     line: int
     reason: str
+
+
+async def score_pairs(
+    model: RewardModel,
+    lines: Iterable[str | bytes],
+    *,
+    max_concurrency: int = 8,
+    on_progress: Callable[[PairTally], None] | None = None,
+    on_scores: Callable[[PairScore], None] | None = None,
+) -> PairReport:
+    """Report how often the reward model prefers the chosen response.
+
+    Both responses of a pair are scored in one call. No more lines are read than are being scored, so that a file of any
+    size fits. A pair that can't be scored is left out and named; so is a line that does not hold a pair.
+
+    Args:
+        model: any reward model; a second one that watches it is not asked.
+        lines: lines of JSON, as `read_pairs` takes them.
+        max_concurrency: pairs in flight, 1 or more.
+        on_progress: called after every line, with what was counted so far.
+        on_scores: called with the rewards of every pair that counts, as soon as they are known.
+
+    Raises:
+        ConfigurationError: `max_concurrency` is below 1, or no line is a pair.
+        RewardError: no pair can be scored; raised after ten failures without a success.
+    """
+    if max_concurrency < 1:
+        raise ConfigurationError(f"max_concurrency must be at least 1; it is {max_concurrency!r}.")
+    model = model.reward if isinstance(model, WatchedReward) else model
+    tally = PairTally()
+    pairs, reading = read_pairs(lines), asyncio.Lock()
+    failures = 0
+    first_failure: RewardError | None = None
+
+    async def work() -> None:
+        nonlocal failures, first_failure
+        while True:
+            async with reading:
+                # reading may wait for a pipe, which the event loop must not
+                pair = await asyncio.to_thread(next, pairs, None)
+            if pair is None:
+                return
+            if isinstance(pair, BadLine):
+                tally.leave_out("bad", pair.line, pair.reason)
+            else:
+                try:
+                    score = await _score_pair(model, pair)
+                except RewardError as error:
+                    failures += 1
+                    first_failure = first_failure or error
+                    score = error.message
+                if isinstance(score, str):
+                    tally.leave_out("unscored", pair.line, score)
+                else:
+                    tally.add(pair.chosen, pair.rejected, score)
+                    if on_scores is not None:
+                        on_scores(score)
+            if on_progress is not None:
+                on_progress(tally)
+            if first_failure is not None and failures >= GIVE_UP and not tally.pairs:
+                raise first_failure
+
+    await gather(work() for _ in range(max_concurrency))
+    report = tally.report()
+    if tally.pairs == 0:
+        if first_failure is not None:
+            raise first_failure
+        left_out = [*report["bad_lines"], *report["unscored_lines"]]
+        hint = f"Line {left_out[0]['line']}: {left_out[0]['reason']}." if left_out else "The file is empty."
+        raise ConfigurationError("No line is a pair that could be scored.", hint=hint)
+    return report
+
+
+async def _score_pair(model: RewardModel, pair: Pair) -> PairScore | str:
+    """The rewards of a pair, or why it has none."""
+    # a pair is a run of its own: what other pairs of the same prompt got must not move its scale
+    texts = pair.chosen, pair.rejected
+    scoring = await score_responses(model, pair.messages, texts, RunContext(anchors=texts))
+    chosen, rejected = scoring.scores
+    if chosen is None or rejected is None:
+        return "the reward does not apply to it"
+    if not (math.isfinite(chosen) and math.isfinite(rejected)):
+        return next(iter(scoring.reasons.values()), f"the rewards are {chosen} and {rejected}")
+    return PairScore(line=pair.line, chosen=chosen, rejected=rejected, truncated=bool(scoring.truncated))
 
 
 def read_pairs(lines: Iterable[str | bytes]) -> Iterator[Pair | BadLine]:
@@ -72,10 +154,7 @@ def read_pairs(lines: Iterable[str | bytes]) -> Iterator[Pair | BadLine]:
             yield BadLine(number, error.message)
 
 
-_Row: TypeAlias = Mapping[str, Any]  # Any: raw JSON
-
-
-def _pair(number: int, row: _Row) -> Pair:
+def _pair(number: int, row: JSON) -> Pair:
     if not isinstance(row, dict):
         raise ConfigurationError(f"it is {type(row).__name__}, not an object")
     before, chosen = _response(row, "chosen")
@@ -115,10 +194,10 @@ def _without_system(messages: list[BaseMessage]) -> list[BaseMessage]:
 
 
 def _same(left: list[BaseMessage], right: list[BaseMessage]) -> bool:
-    return [(each.type, each.text) for each in left] == [(each.type, each.text) for each in right]
+    return [(message.type, message.text) for message in left] == [(message.type, message.text) for message in right]
 
 
-def _response(row: _Row, name: str) -> tuple[list[BaseMessage], str]:
+def _response(row: JSONObject, name: str) -> tuple[list[BaseMessage], str]:
     value = row.get(name)
     if isinstance(value, str):
         return [], value
@@ -130,7 +209,7 @@ def _response(row: _Row, name: str) -> tuple[list[BaseMessage], str]:
     return before, last.text
 
 
-def _messages(value: list[Any], name: str) -> list[BaseMessage]:
+def _messages(value: list[JSON], name: str) -> list[BaseMessage]:
     try:
         return convert_to_messages(value)
     except Exception as error:  # LangChain has no error of its own for a message that it can't read
@@ -140,124 +219,3 @@ def _messages(value: list[Any], name: str) -> list[BaseMessage]:
 def _shown(value: object) -> str:
     text = "missing" if value is None else json.dumps(value)
     return text if len(text) <= 60 else f"{text[:59]}…"
-
-
-GIVE_UP = 10
-"""Failures without a single success: the reward model is at fault then, not the pairs."""
-
-
-async def score_pairs(
-    model: "RewardModel",
-    lines: Iterable[str | bytes],
-    *,
-    max_concurrency: int = 8,
-    on_progress: Callable[[PairTally], None] | None = None,
-    on_scores: Callable[[PairScore], None] | None = None,
-) -> PairReport:
-    """Report how often the reward model prefers the chosen response.
-
-    Both responses of a pair are scored in one call. No more lines are read than are being scored, so that a file of any
-    size fits. A pair that can't be scored is left out and named; so is a line that is no pair.
-
-    Args:
-        model: any reward model.
-        lines: lines of JSON; see `pair_records.read_pairs`.
-        max_concurrency: pairs in flight, 1 or more.
-        on_progress: called after every line, with what was counted so far.
-        on_scores: called with the rewards of every pair that counts, in the order in which they are known.
-
-    Raises:
-        ConfigurationError: `max_concurrency` is below 1, or no line is a pair.
-        RewardError: no pair can be scored; raised after ten failures without a success.
-    """
-    if max_concurrency < 1:
-        raise ConfigurationError(f"max_concurrency must be at least 1; it is {max_concurrency!r}.")
-    run = _Run(model, on_progress or (lambda _: None), on_scores or (lambda _: None))
-    await run.over(lines, max_concurrency)
-    if run.tally.pairs == 0:
-        if run.failure is not None:
-            raise run.failure
-        raise ConfigurationError("No line is a pair that could be scored.", hint=_first_reason(run.tally))
-    return run.tally.report()
-
-
-class _Run:
-    """One pass over a file.
-
-    Attributes:
-        tally: what was counted.
-        failure: the reward model's first error.
-    """
-
-    def __init__(
-        self, model: "RewardModel", progress: Callable[[PairTally], None], tell: Callable[[PairScore], None]
-    ) -> None:
-        self._model = model
-        self._progress = progress
-        self._tell = tell
-        self._failures = 0
-        self.tally = PairTally()
-        self.failure: RewardError | None = None
-
-    async def over(self, lines: Iterable[str | bytes], max_concurrency: int) -> None:
-        waiting: set[asyncio.Task[None]] = set()
-        pairs = read_pairs(lines)
-        try:
-            # reading may wait for a pipe, which the event loop must not
-            while (pair := await asyncio.to_thread(next, pairs, None)) is not None:
-                if isinstance(pair, BadLine):
-                    self.tally.leave_out("bad", pair.line, pair.reason)
-                    self._progress(self.tally)
-                    continue
-                waiting.add(asyncio.create_task(self._score(pair)))
-                if len(waiting) >= max_concurrency:
-                    waiting = await self._some(waiting)
-            while waiting:
-                waiting = await self._some(waiting)
-        finally:
-            for task in waiting:
-                task.cancel()
-            await asyncio.gather(*waiting, return_exceptions=True)
-
-    async def _some(self, waiting: set[asyncio.Task[None]]) -> set[asyncio.Task[None]]:
-        done, left = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
-        if self.failure is not None and self._failures >= GIVE_UP and not self.tally.pairs:
-            for task in left:
-                task.cancel()
-            await asyncio.gather(*left, return_exceptions=True)
-            raise self.failure
-        return left
-
-    async def _score(self, pair: Pair) -> None:
-        try:
-            # a pair is a run of its own: what other pairs of the same prompt got must not move its scale
-            texts = (pair.chosen, pair.rejected)
-            run = RunContext(anchors=texts)
-            scoring = await score_responses(self._model, pair.messages, texts, run)
-        except RewardError as error:
-            self._failures += 1
-            self.failure = self.failure or error
-            self.tally.leave_out("unscored", pair.line, error.message)
-        else:
-            self._count(pair, scoring)
-        self._progress(self.tally)
-
-    def _count(self, pair: Pair, scoring: Scoring) -> None:
-        chosen, rejected = scoring.scores
-        if chosen is None or rejected is None:
-            self.tally.leave_out("unscored", pair.line, "the reward does not apply to it")
-        elif not (math.isfinite(chosen) and math.isfinite(rejected)):
-            told = next(iter(scoring.reasons.values()), f"the rewards are {chosen} and {rejected}")
-            self.tally.leave_out("unscored", pair.line, told)
-        else:
-            scored = PairScore(line=pair.line, chosen=chosen, rejected=rejected, truncated=bool(scoring.truncated))
-            self.tally.add(pair.chosen, pair.rejected, scored)
-            self._tell(scored)
-
-
-def _first_reason(tally: PairTally) -> str:
-    report = tally.report()
-    lost = [*report["bad_lines"], *report["unscored_lines"]]
-    return f"Line {lost[0]['line']}: {lost[0]['reason']}." if lost else "The file is empty."

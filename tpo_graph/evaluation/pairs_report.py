@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, TypedDict
+from typing import Literal, TypedDict
 
 Z_95 = 1.959963984540054
 """Half the width, in deviations, of the interval that holds 95% of a normal distribution."""
@@ -63,14 +63,14 @@ class PairReport(TypedDict):
         length_rule: how often chosen is the longer one, in characters.
         advantage: accuracy of the reward minus that of the length rule, over the same pairs.
         advantage_low: lower end of its 95% interval, from the differences pair by pair.
-        advantage_high: upper end; an interval around 0 means that the reward tells no more than length does.
+        advantage_high: upper end; an interval around 0 means that the reward says no more than length does.
         mean_margin: mean of reward(chosen) - reward(rejected).
         truncated: scored pairs that the reward model could not read whole: the conversation lacked its start, or a
             response its end.
         truncated_lines: the first 100 of them.
         unscored: pairs without two finite rewards.
         unscored_lines: the first 100 of them.
-        bad: lines that are no pair.
+        bad: lines that do not hold a pair.
         bad_lines: the first 100 of them.
     """
 
@@ -131,6 +131,14 @@ def wilson_interval(share: float, count: int) -> tuple[float, float]:
 
 
 @dataclass
+class _LeftOut:
+    """Lines of one kind that do not count; the first of them by name."""
+
+    count: int = 0
+    lines: list[UnscoredPair] = field(default_factory=list)
+
+
+@dataclass
 class PairTally:
     """Adds pairs up as they come; its size does not grow with their number."""
 
@@ -139,8 +147,8 @@ class PairTally:
     _margins: float = 0.0
     _gains: float = 0.0
     _squared_gains: float = 0.0
-    _lost: dict[str, list[Any]] = field(default_factory=lambda: {"unscored": [0, []], "bad": [0, []]})
-    # Any: a count and a list
+    _unscored: _LeftOut = field(default_factory=_LeftOut)
+    _bad: _LeftOut = field(default_factory=_LeftOut)
     _truncated: int = 0
     _truncated_lines: list[int] = field(default_factory=list)
 
@@ -149,23 +157,35 @@ class PairTally:
         """Pairs that were scored."""
         return self._reward.wins + self._reward.ties + self._reward.losses
 
-    def add(self, chosen: str, rejected: str, scored: PairScore) -> None:
-        """Count a pair with two finite rewards."""
-        gain = self._reward.add(scored["chosen"], scored["rejected"]) - self._length.add(len(chosen), len(rejected))
-        self._margins += scored["chosen"] - scored["rejected"]
-        if scored["truncated"]:
+    def add(self, chosen: str, rejected: str, score: PairScore) -> None:
+        """Count a pair with two finite rewards.
+
+        Args:
+            chosen: the text that people preferred.
+            rejected: the other one.
+            score: their rewards.
+        """
+        gain = self._reward.add(score["chosen"], score["rejected"]) - self._length.add(len(chosen), len(rejected))
+        self._margins += score["chosen"] - score["rejected"]
+        if score["truncated"]:
             self._truncated += 1
             if len(self._truncated_lines) < LISTED:
-                self._truncated_lines.append(scored["line"])
+                self._truncated_lines.append(score["line"])
         self._gains += gain
         self._squared_gains += gain * gain
 
-    def leave_out(self, kind: str, line: int, reason: str) -> None:
-        """Note a line that does not count, as `unscored` or `bad`."""
-        lost = self._lost[kind]
-        lost[0] += 1
-        if len(lost[1]) < LISTED:
-            lost[1].append(UnscoredPair(line=line, reason=reason))
+    def leave_out(self, kind: Literal["unscored", "bad"], line: int, reason: str) -> None:
+        """Note a line that does not count.
+
+        Args:
+            kind: a pair without two finite rewards, or a line that does not hold a pair.
+            line: its number.
+            reason: why it does not count.
+        """
+        left_out = self._unscored if kind == "unscored" else self._bad
+        left_out.count += 1
+        if len(left_out.lines) < LISTED:
+            left_out.lines.append(UnscoredPair(line=line, reason=reason))
 
     def report(self) -> PairReport:
         """The report so far."""
@@ -173,7 +193,6 @@ class PairTally:
         gain = self._gains / pairs if pairs else math.nan
         variance = max(0.0, self._squared_gains / pairs - gain * gain) if pairs else 0.0
         half = Z_95 * math.sqrt(variance / (pairs - 1)) if pairs > 1 else math.inf
-        (unscored, unscored_lines), (bad, bad_lines) = self._lost["unscored"], self._lost["bad"]
         return PairReport(
             pairs=pairs,
             reward=self._reward.accuracy(),
@@ -184,8 +203,8 @@ class PairTally:
             mean_margin=self._margins / pairs if pairs else math.nan,
             truncated=self._truncated,
             truncated_lines=sorted(self._truncated_lines),
-            unscored=unscored,
-            unscored_lines=sorted(unscored_lines, key=lambda lost: lost["line"]),
-            bad=bad,
-            bad_lines=bad_lines,
+            unscored=self._unscored.count,
+            unscored_lines=sorted(self._unscored.lines, key=lambda pair: pair["line"]),
+            bad=self._bad.count,
+            bad_lines=sorted(self._bad.lines, key=lambda pair: pair["line"]),
         )
