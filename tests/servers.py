@@ -6,7 +6,7 @@ import socket
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 import uvicorn
 from starlette.applications import Starlette
@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 Fault = Literal["400", "429", "500", "401", "404", "hang", "drop", "malformed", "null choices", "no choices"]
+T = TypeVar("T")
 Answer = Callable[["ChatRequest", int], str | None]
 """The text of one completion, from the request and the running number of the completion; None for a null content."""
 
@@ -243,6 +244,36 @@ class ChatServer:
         self.statuses.append(status)
         body = {"error": {"message": message, "type": "invalid_request_error", "code": None}}
         return JSONResponse(body, status, headers={"Retry-After": "0"})
+
+
+class Host:
+    """A port on loopback for many servers, each under a path of its own: starting one for each test takes long."""
+
+    def __init__(self) -> None:
+        self._servers: dict[str, Any] = {}
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        routes = [Route("/{name}/{path:path}", self._dispatch, methods=["POST", "GET"])]
+        config = uvicorn.Config(
+            Starlette(routes=routes), log_level="critical", lifespan="off", ws="none", loop="asyncio", http="h11"
+        )
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]}, daemon=True)
+        self._thread.start()
+
+    def add(self, server: T) -> T:
+        """Serve it: its `handle(path, http)` answers, and its `url` is set."""
+        name = f"server-{len(self._servers)}"
+        self._servers[name] = server
+        server.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}/{name}"
+        return server
+
+    def close(self) -> None:
+        self._server.should_exit = self._server.force_exit = True
+        self._thread.join(10)
+        self._socket.close()
+
+    async def _dispatch(self, http: Request) -> Response:
+        return await self._servers[http.path_params["name"]].handle(f"/{http.path_params['path']}", http)
 
 
 class _Dropped(Response):

@@ -7,7 +7,8 @@ import pytest
 from langchain_core.messages import HumanMessage, SystemMessage
 from langchain_openai import ChatOpenAI
 
-from tests.rewards.judge.wire import Host, JudgeServer
+from tests.rewards.judge.wire import JudgeServer
+from tests.servers import Host
 
 CONVERSATION = [SystemMessage("Be brief."), HumanMessage("Why is the sky blue?")]
 
@@ -25,6 +26,6 @@ def serve(host: Host) -> Callable[..., tuple[JudgeServer, ChatOpenAI]]:
 
     def start(judge: Callable[[list[str]], Any], **options: Any) -> tuple[JudgeServer, ChatOpenAI]:
         server = host.add(JudgeServer(judge, **options))
-        return server, ChatOpenAI(model="judge", base_url=server.url, api_key="key", max_retries=0)
+        return server, ChatOpenAI(model="judge", base_url=f"{server.url}/v1", api_key="key", max_retries=0)
 
     return start

@@ -121,7 +121,7 @@ async def test_a_failure_fails_the_tournament(serve):
 
 def test_names(serve):
     server, _ = serve(by_number)
-    judge = load_pairwise_judge(f"server:{server.url}#judge", preference="Larger.")
+    judge = load_pairwise_judge(f"server:{server.url}/v1#judge", preference="Larger.")
     assert asyncio.run(judge.score(CONVERSATION, ["a 1", "b 2"])) == [-1.0, 1.0]
     assert "Larger." in server.prompts[0]
     with pytest.raises(ConfigurationError, match="pairwise=True"):

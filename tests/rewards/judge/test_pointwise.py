@@ -293,7 +293,7 @@ async def test_a_first_token_that_is_blank():
 
 def test_names(serve):
     server, _ = serve(by_last_digit)
-    judge = load_judge(f"vllm:{server.url}#judge", preference="Short.", max_concurrency=2, timeout=5)
+    judge = load_judge(f"vllm:{server.url}/v1#judge", preference="Short.", max_concurrency=2, timeout=5)
     assert judge.preference == "Short."
     assert asyncio.run(judge.score(CONVERSATION, ["text 9"]))[0] > 8
     with pytest.raises(ConfigurationError, match="names no chat model"):
@@ -306,5 +306,5 @@ def test_names(serve):
 
 def test_a_judge_takes_the_name_of_a_chat_model(serve):
     server, _ = serve(by_last_digit)
-    judge = JudgeReward(f"vllm:{server.url}#judge")
+    judge = JudgeReward(f"vllm:{server.url}/v1#judge")
     assert asyncio.run(judge.score(CONVERSATION, ["text 9"]))[0] > 8

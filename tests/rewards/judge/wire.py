@@ -4,17 +4,12 @@ import asyncio
 import json
 import math
 import re
-import socket
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import uvicorn
-from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
 
 Judge = Callable[[list[str]], Mapping[str, float]]
 """From the responses shown to probabilities of the first token of the answer."""
@@ -60,7 +55,9 @@ class JudgeServer:
         """The responses shown in each request."""
         return [responses_in(prompt) for prompt in self.prompts]
 
-    async def handle(self, body: dict[str, Any]) -> Response:
+    async def handle(self, path: str, http: Request) -> Response:
+        assert path == "/v1/chat/completions"
+        body = json.loads(await http.body())
         self.bodies.append(body)
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
@@ -105,35 +102,6 @@ class JudgeServer:
         usage = {"prompt_tokens": 100, "completion_tokens": 1, "total_tokens": 101}
         answer = {"id": "chat-1", "object": "chat.completion", "created": 0, "model": body["model"]}
         return JSONResponse({**answer, "choices": [choice], "usage": usage})
-
-
-class Host:
-    """A port on loopback for many servers, each under a path of its own."""
-
-    def __init__(self) -> None:
-        self._servers: dict[str, JudgeServer] = {}
-        self._socket = socket.create_server(("127.0.0.1", 0))
-        routes = [Route("/{name}/v1/chat/completions", self._dispatch, methods=["POST"])]
-        config = uvicorn.Config(
-            Starlette(routes=routes), log_level="critical", lifespan="off", ws="none", loop="asyncio", http="h11"
-        )
-        self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]}, daemon=True)
-        self._thread.start()
-
-    def add(self, server: JudgeServer) -> JudgeServer:
-        name = f"judge-{len(self._servers)}"
-        self._servers[name] = server
-        server.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}/{name}/v1"
-        return server
-
-    def close(self) -> None:
-        self._server.should_exit = self._server.force_exit = True
-        self._thread.join(10)
-        self._socket.close()
-
-    async def _dispatch(self, http: Request) -> Response:
-        return await self._servers[http.path_params["name"]].handle(json.loads(await http.body()))
 
 
 def _prompt(body: dict[str, Any]) -> str:

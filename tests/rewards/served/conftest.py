@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
 
-from tests.rewards.served.wire import Host, RewardServer
+from tests.rewards.served.wire import RewardServer
+from tests.servers import Host
 from tpo_graph import RewardModel, load_reward
 
 if TYPE_CHECKING:

@@ -8,17 +8,12 @@ where our clients send ids.
 import asyncio
 import json
 import math
-import socket
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import uvicorn
-from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
 
 TransportFault = Literal["500", "429", "401", "404", "hang", "drop", "malformed", "html"]
 AnswerFault = Literal["another form", "fewer", "more", "null", "text", "two outputs"]
@@ -34,38 +29,9 @@ class WireError(Exception):
         self.response = JSONResponse(body, status)
 
 
-class Host:
-    """A port on loopback for many servers, each under a path of its own: starting one for each test takes long."""
-
-    def __init__(self) -> None:
-        self._servers: dict[str, RewardServer] = {}
-        self._socket = socket.create_server(("127.0.0.1", 0))
-        routes = [Route("/{name}/{path:path}", self._dispatch, methods=["POST", "GET"])]
-        config = uvicorn.Config(
-            Starlette(routes=routes), log_level="critical", lifespan="off", ws="none", loop="asyncio", http="h11"
-        )
-        self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]}, daemon=True)
-        self._thread.start()
-
-    def add(self, server: "RewardServer") -> "RewardServer":
-        name = f"server-{len(self._servers)}"
-        self._servers[name] = server
-        server.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}/{name}"
-        return server
-
-    def close(self) -> None:
-        self._server.should_exit = self._server.force_exit = True
-        self._thread.join(10)
-        self._socket.close()
-
-    async def _dispatch(self, http: Request) -> Response:
-        return await self._servers[http.path_params["name"]].handle(f"/{http.path_params['path']}", http)
-
-
 @dataclass
 class RewardServer:
-    """What one server does; `Host` gives it an address.
+    """What one server does; `tests.servers.Host` gives it an address.
 
     Attributes:
         score_ids: the model's raw score of token ids.
