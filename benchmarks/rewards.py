@@ -86,7 +86,7 @@ def words(chance: random.Random, count: int) -> str:
 
 
 def shapes(chance: random.Random) -> dict[str, Callable[[int], Shape]]:
-    """What is scored, each made for a model that takes a number of tokens."""
+    """What is scored, by name: functions of the number of tokens that a model takes."""
 
     def answers(count: int, low: int, high: int) -> list[str]:
         return [words(chance, chance.randint(low, high)) for _ in range(count)]

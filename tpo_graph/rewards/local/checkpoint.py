@@ -151,7 +151,7 @@ def load_checkpoint(
             _refuse_labels(name, config, extraction)
         model = model.to(place).eval().requires_grad_(False)
         value_head = _load_value_head(source, revision, model) if extraction.head == "value" else None
-    positions, is_table = _position_limit(model)
+    positions, is_table = position_limit(model)
     if max_length is None:
         stated = tokenizer.model_max_length if tokenizer.model_max_length < 10**9 else None
         max_length = min((limit for limit in (positions, stated) if limit is not None), default=None)
@@ -188,8 +188,8 @@ def load_tokenizer(
         tokenizer.chat_template = chat_template
     if not tokenizer.chat_template:
         raise RewardError(
-            f"The tokenizer {name_or_path!r} has no chat template, so that there is no telling how the reward model "
-            "wants a conversation written.",
+            f"The tokenizer {name_or_path!r} has no chat template, which says how the reward model wants a "
+            "conversation written.",
             hint="Pass chat_template=..., a Jinja text as its model card describes the input.",
         )
     return tokenizer
@@ -249,7 +249,7 @@ def _some(keys: list[str]) -> str:
     return ", ".join(keys[:3]) + (", ..." if len(keys) > 3 else "")
 
 
-def _position_limit(model: PreTrainedModel) -> tuple[int | None, bool]:
+def position_limit(model: PreTrainedModel) -> tuple[int | None, bool]:
     """Tokens that the model takes, and whether more would fail (a table of positions) and not merely be untrained."""
     for name, module in model.named_modules():
         if isinstance(module, nn.Embedding) and name.rsplit(".", 1)[-1] in POSITION_TABLES:

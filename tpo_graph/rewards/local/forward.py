@@ -115,7 +115,16 @@ class Forward:
         """
         if not any(text.positions for text in texts):
             return [[] for _ in texts]
-        ids, mask = self._padded(texts, skipped)
+        lengths = [len(text.ids) for text in texts]
+        longest = max(lengths)
+        ids = torch.tensor(  # (rows, longest - skipped)
+            [[*text.ids[skipped:], *[self._pad] * (longest - len(text.ids))] for text in texts],
+            device=self._model.device,
+        )
+        mask = None  # where nothing is padded, which is faster; else (rows, longest)
+        if min(lengths) < longest:
+            ends = torch.tensor(lengths, device=ids.device)
+            mask = (torch.arange(longest, device=ids.device) < ends[:, None]).long()
         if self.readout == "whole":  # which reads each text at one position of its own choice
             options = {"use_cache": False} if self._takes_use_cache else {}
             # a model's own code may find the end of a text by its mask
@@ -143,16 +152,3 @@ class Forward:
         numbers = outputs[:, self._columns] if self._columns else outputs
         lines = iter(numbers.float().tolist())
         return [[next(lines) for _ in text.positions] for text in texts]
-
-    def _padded(self, texts: Sequence[EncodedText], skipped: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Ids (rows, longest) and mask (rows, skipped + longest); no mask when nothing is padded, which is faster."""
-        lengths = [len(text.ids) for text in texts]
-        longest = max(lengths)
-        ids = torch.tensor(
-            [[*text.ids[skipped:], *[self._pad] * (longest - len(text.ids))] for text in texts],
-            device=self._model.device,
-        )
-        if min(lengths) == longest:
-            return ids, None
-        ends = torch.tensor(lengths, device=ids.device)
-        return ids, (torch.arange(longest, device=ids.device) < ends[:, None]).long()

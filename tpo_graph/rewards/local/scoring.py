@@ -45,7 +45,7 @@ class Scorer:
         self._model = model
         self._extraction = extraction
         self._forward = Forward(
-            model, extraction.head, value_head=checkpoint.value_head, columns=_columns(checkpoint, extraction)
+            model, extraction.head, value_head=checkpoint.value_head, columns=columns_of(checkpoint, extraction)
         )
         if extraction.step_token is not None and self._forward.readout == "whole":
             raise ConfigurationError(
@@ -112,8 +112,7 @@ class Scorer:
             ):
                 raise RewardError(f"The reward model failed on a batch: {error}") from error
         # outside of the handler, whose traceback would keep the tensors of the failed pass
-        kept = len(self._prefixes)
-        self._prefixes.clear()
+        freed = self._prefixes.clear()
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -121,7 +120,7 @@ class Scorer:
             middle = len(batch.texts) // 2
             first, second = (Batch(batch.prefix, half) for half in (batch.texts[:middle], batch.texts[middle:]))
             return self.run(first) + self.run(second)
-        if batch.prefix or kept:
+        if batch.prefix or freed:
             return self.run(Batch((), batch.texts))
         raise RewardError(
             f"One text of {len(batch.texts[0].ids)} tokens does not fit into memory: {cause}",
@@ -129,7 +128,7 @@ class Scorer:
         )
 
 
-def _columns(checkpoint: Checkpoint, extraction: Extraction) -> list[int]:
+def columns_of(checkpoint: Checkpoint, extraction: Extraction) -> list[int]:
     """Indices of the outputs that the extraction keeps."""
     if extraction.head == "causal":
         tokenizer = checkpoint.tokenizer
@@ -194,10 +193,6 @@ class KeptPrefixes:
         self._bytes = 0
         self._seen: BoundedCache[int, bool] = BoundedCache(SEEN_ONCE)
 
-    def __len__(self) -> int:
-        """How many prefixes are kept."""
-        return len(self._kept)
-
     def find(self, ids: TokenIds) -> tuple[Prefix, int] | None:
         """The kept prefix that shares most with `ids`, and how many tokens of it can be used.
 
@@ -227,7 +222,9 @@ class KeptPrefixes:
         self._seen.put(key, True)
         return before
 
-    def clear(self) -> None:
-        """Drop everything that is kept."""
+    def clear(self) -> bool:
+        """Drop everything that is kept; returns whether there was anything."""
+        had_any = bool(self._kept)
         self._kept.clear()
         self._bytes = 0
+        return had_any
