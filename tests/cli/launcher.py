@@ -16,7 +16,7 @@ REWARDS = {
 }
 
 if __name__ == "__main__":
-    from tpo_graph.cli import main
+    from tpo_graph.cli.app import main
 
     SCHEMES.update(REWARDS)
     main()

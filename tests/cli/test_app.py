@@ -47,7 +47,7 @@ def test_the_module_is_the_command():
 
 def test_the_entry_point_is_the_command():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert project["scripts"]["tpo-graph"] == "tpo_graph.cli:main"
+    assert project["scripts"]["tpo-graph"] == "tpo_graph.cli.app:main"
 
 
 @pytest.mark.subprocess

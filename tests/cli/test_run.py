@@ -245,7 +245,7 @@ class TestRefused:
     def test_the_local_extra_is_missing(self):
         script = (
             "import sys; sys.modules['xllamacpp'] = None; sys.argv = ['tpo-graph', 'run', 'q', '--policy', 'local']\n"
-            "from tpo_graph.cli import main; main()"
+            "from tpo_graph.cli.app import main; main()"
         )
         done = run_script(script)
         assert done.returncode == 2

@@ -1,9 +1,10 @@
 """The commands put together, and the one place where their errors become lines and exit codes."""
 
+import io
 import os
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -12,6 +13,7 @@ from tpo_graph.cli.prompts import prompts
 from tpo_graph.cli.run import run
 from tpo_graph.cli.score import score
 from tpo_graph.cli.serve import serve
+from tpo_graph.cli.session import work_is_left
 
 _NAME = "tpo-graph"
 
@@ -56,6 +58,20 @@ def _root(
         typer.echo(context.get_help(), nl=False)
 
 
+def main() -> NoReturn:
+    """Run the command with the arguments of the process, and end the process with its exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # an answer that the terminal's encoding has no letters for is better than none
+        sys.stdout.reconfigure(errors="backslashreplace")
+    code = int(execute(sys.argv[1:]))
+    if not work_is_left():
+        sys.exit(code)
+    # a thread inside torch, llama.cpp or a request can't be told to stop, and a normal exit would wait for it
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 def execute(arguments: Sequence[str]) -> int:
     """Run the command and return its exit code; nothing is raised.
 
@@ -75,16 +91,13 @@ def execute(arguments: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.UNEXPECTED
     except Exception as error:
-        if getattr(error, "exit_code", None) == ExitCode.USAGE and hasattr(error, "format_message"):
-            return _report_usage_error(error, error.format_message())
-        return report_error(error, debug=debug)
-
-
-def _report_usage_error(error: Exception, message: str) -> ExitCode:
-    """Print Click's own words about an argument in the form that all errors have."""
-    path = getattr(getattr(error, "ctx", None), "command_path", _NAME)
-    hint = f"`{path} --help` shows what it takes."
-    if "unexpected extra argument" in message.lower() and path.endswith(" run"):
-        hint = f'Put a question of several words in quotes: {_NAME} run "Why is the sky blue?" {hint}'
-    print_error(message, hint)
-    return ExitCode.USAGE
+        if getattr(error, "exit_code", None) != ExitCode.USAGE or not hasattr(error, "format_message"):
+            return report_error(error, debug=debug)
+        # Click's own words about an argument, in the form that all errors have
+        message = error.format_message()
+        path = getattr(getattr(error, "ctx", None), "command_path", _NAME)
+        hint = f"`{path} --help` shows what it takes."
+        if "unexpected extra argument" in message.lower() and path.endswith(" run"):
+            hint = f'Put a question of several words in quotes: {_NAME} run "Why is the sky blue?" {hint}'
+        print_error(message, hint)
+        return ExitCode.USAGE

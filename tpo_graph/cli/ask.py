@@ -131,19 +131,14 @@ def _ask_critique(question: JSONObject, terminal: _Terminal) -> JSON:
     editor = os.environ.get("VISUAL") or os.environ.get("EDITOR")
     typed = terminal.ask_line(f"Another critique [this one]{', or e to edit it' if editor else ''}: ")
     if editor and typed == "e":
-        typed = _edit(question["critique"], editor, terminal)
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "critique.txt"
+            file.write_text(question["critique"], encoding="utf-8")
+            try:
+                # what it prints belongs to the terminal, and not into the answer
+                subprocess.run([*shlex.split(editor), str(file)], check=False, stdout=sys.stderr)
+            except (OSError, ValueError) as error:
+                terminal.show(f"The editor {editor!r} can't be started: {error}. The critique stays as it is.")
+            typed = file.read_text(encoding="utf-8").strip()
     # in an object: a text alone may be a word that means something
     return {"critique": typed} if typed else "ok"
-
-
-def _edit(text: str, editor: str, terminal: _Terminal) -> str:
-    """The text after the person's editor had it; unchanged when there is no such editor."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "critique.txt"
-        file.write_text(text, encoding="utf-8")
-        try:
-            # what it prints belongs to the terminal, and not into the answer
-            subprocess.run([*shlex.split(editor), str(file)], check=False, stdout=sys.stderr)
-        except (OSError, ValueError) as error:
-            terminal.show(f"The editor {editor!r} can't be started: {error}. The critique stays as it is.")
-        return file.read_text(encoding="utf-8").strip()

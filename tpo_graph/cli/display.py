@@ -163,7 +163,7 @@ class Reporter:
         """Show what a node did, from the states on both sides of it."""
         self._begin("")
         failures: Sequence[FailureRecord] = after.get("failures", [])[len(before.get("failures", [])) :]
-        summary = _summary(phase, before, after, failures)
+        summary = phase_summary(phase, before, after, failures)
         self._print_row(phase.ljust(9), summary, seconds, good=not summary.startswith(("0 ", "no ")))
         self._state = after
         if phase in _BARS and after.get(phase):
@@ -275,7 +275,7 @@ def format_reward(value: float) -> str:
     return f"{value:+.3f}" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{value:+.3g}"
 
 
-def _summary(phase: Phase, before: State, after: State, failures: Sequence[FailureRecord]) -> str:
+def phase_summary(phase: Phase, before: State, after: State, failures: Sequence[FailureRecord]) -> str:
     """What a phase did, in a few words."""
     if phase == "score":
         new = [candidate["reward"] for candidate in after["cache"][len(before.get("cache", [])) :]]

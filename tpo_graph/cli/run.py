@@ -86,7 +86,14 @@ def run(
             )
         question = _read_question(question)
         for name, text in (("question", question), ("system message", system), ("preference", chosen.preference)):
-            _check_encoding(name, text)
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                # Python lets bytes that are not UTF-8 in as halves of pairs, which no request can hold
+                raise ConfigurationError(
+                    f"The {name} is not valid UTF-8 after {text[max(0, error.start - 20) : error.start]!r}.",
+                    hint="Convert it first, as in: iconv -t utf-8 FILE.",
+                ) from error
         pack = None
         if prompts is not None:
             from tpo_graph.prompts.pack import PromptPack
@@ -128,17 +135,6 @@ def _read_question(question: str) -> str:
             f"The question is empty: {question[:20]!r}.", hint='Put it in quotes: tpo-graph run "Why is the sky blue?"'
         )
     return question.strip()
-
-
-def _check_encoding(name: str, text: str) -> None:
-    """Python lets bytes that are not UTF-8 in as halves of pairs, which no request can hold."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        before = text[max(0, error.start - 20) : error.start]
-        raise ConfigurationError(
-            f"The {name} is not valid UTF-8 after {before!r}.", hint="Convert it first, as in: iconv -t utf-8 FILE."
-        ) from error
 
 
 def _write(outcome: Outcome, *, as_json: bool) -> None:
