@@ -27,7 +27,8 @@ class Served:
         root: its address without `/v1`.
         client: OpenAI's client, which does not retry.
         http: a plain client.
-        slots: what the app says of its work.
+        slots: what the app counts of its work.
+        loop: the event loop that it runs in.
     """
 
     root: str
@@ -38,20 +39,20 @@ class Served:
 
     def chat(self, text: str = "q", **options: Any):
         """One answer."""
-        given = {"model": "tpo-d1-n2", "messages": [{"role": "user", "content": text}], **options}
-        return self.client.chat.completions.create(**given)
+        body = {"model": "tpo-d1-n2", "messages": [{"role": "user", "content": text}], **options}
+        return self.client.chat.completions.create(**body)
 
     def post(self, body: Any, **options: Any) -> httpx.Response:
         return self.http.post("/v1/chat/completions", json=body, **options)
 
     def close(self) -> None:
-        """What the command does when its grace is over."""
+        """What the command does when its grace period is over."""
         self.loop.call_soon_threadsafe(self.slots.closing.set)
 
-    def wait_until(self, happened: Callable[[], bool], seconds: float = 10) -> None:
-        give_up = time.monotonic() + seconds
-        while not happened():
-            assert time.monotonic() < give_up
+    def wait_until(self, condition: Callable[[], bool], seconds: float = 10) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline
             time.sleep(0.005)
 
 
@@ -59,10 +60,10 @@ class Served:
 def served(app: Any, api_key: str = "any") -> Iterator[Served]:
     listening = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="off", ws="none", loop="asyncio"))
-    known: queue.SimpleQueue[asyncio.AbstractEventLoop] = queue.SimpleQueue()
+    loops: queue.SimpleQueue[asyncio.AbstractEventLoop] = queue.SimpleQueue()
 
     async def run() -> None:
-        known.put(asyncio.get_running_loop())
+        loops.put(asyncio.get_running_loop())
         await server.serve(sockets=[listening])
 
     # `asyncio.run` closes what belongs to the loop
@@ -74,7 +75,7 @@ def served(app: Any, api_key: str = "any") -> Iterator[Served]:
             openai.OpenAI(base_url=f"{root}/v1", api_key=api_key, max_retries=0) as client,
             httpx.Client(base_url=root, timeout=30) as http,
         ):
-            yield Served(root, client, http, app.state.slots, known.get(timeout=10))
+            yield Served(root, client, http, app.state.slots, loops.get(timeout=10))
     finally:
         server.should_exit = True
         thread.join(10)
@@ -87,8 +88,8 @@ def serve() -> Iterator[Callable[..., Served]]:
     with ExitStack() as stack:
 
         def start(policies: Any, reward: Any = None, *, api_key: str = "any", **options: Any) -> Served:
-            given = policies if isinstance(policies, dict) else {"scripted": policies}
-            app = create_app(given, reward if reward is not None else number_reward(), **options)
+            by_id = policies if isinstance(policies, dict) else {"scripted": policies}
+            app = create_app(by_id, reward if reward is not None else number_reward(), **options)
             return stack.enter_context(served(app, api_key))
 
         yield start

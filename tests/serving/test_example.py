@@ -1,13 +1,12 @@
-"""The example runs offline and does what it says; the app of the environment serves too."""
+"""The example runs offline and does what it says."""
 
 import runpy
 import sys
 from pathlib import Path
 
-import httpx
+import pytest
 
 from tests.fresh_process import run_script
-from tests.serving.conftest import served
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -27,26 +26,12 @@ def test_the_example(monkeypatch, capsys):
     assert lines[-1] == "In the warmth the body works less, so you feel sleepy."
 
 
-def test_the_app_of_the_environment(monkeypatch, chat_server):
-    monkeypatch.setenv("TPO_POLICY", f"m=server:{chat_server().url}#scripted")
-    monkeypatch.setenv("TPO_REWARD", "length:1-9 words")
-    monkeypatch.setenv("TPO_API_KEY", "first second")
-    monkeypatch.delitem(sys.modules, "tpo_graph.serving.mounted", raising=False)
-    from tpo_graph.serving.mounted import app
-
-    sys.modules.pop("tpo_graph.serving.mounted")
-    body = {"model": "bon-2/m", "messages": [{"role": "user", "content": "q"}]}
-    with served(app) as running:
-        assert running.post(body).status_code == 401
-        response: httpx.Response = running.post(body, headers={"authorization": "Bearer second"})
-    assert response.json()["choices"][0]["message"]["content"] == "cand 0"
-
-
-def test_importing_it_loads_no_model():
+@pytest.mark.subprocess
+def test_importing_the_mounted_app_loads_no_model():
     script = """
         import sys
         import tpo_graph.serving.mounted
         assert not {"torch", "transformers", "langgraph_api"} & sys.modules.keys()
     """
-    ended = run_script(script)
-    assert (ended.stderr, ended.returncode) == ("", 0)
+    result = run_script(script)
+    assert (result.stderr, result.returncode) == ("", 0)

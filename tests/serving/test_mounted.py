@@ -35,10 +35,9 @@ def mounted(monkeypatch, behind):
         raise HTTPException(404, "no such thread")
 
     def make(**variables):
-        told = {"TPO_POLICY": f"a=server:{behind.url}#one b=server:{behind.url}#two", "TPO_REWARD": "length:1-9 words"}
-        for name in ("TPO_CRITIC", "TPO_PROMPTS", "TPO_API_KEY"):
-            monkeypatch.delenv(name, raising=False)
-        for name, value in {**told, **variables}.items():
+        monkeypatch.setenv("TPO_POLICY", f"a=server:{behind.url}#one b=server:{behind.url}#two")
+        monkeypatch.setenv("TPO_REWARD", "length:1-9 words")
+        for name, value in variables.items():
             monkeypatch.setenv(name, value)
         path, name = CONFIG["http"]["app"].split(":")
         spec = importlib.util.find_spec(path)
@@ -60,19 +59,16 @@ def test_it_serves_the_policies_of_its_variables(mounted, behind):
     assert client.post("/v1/chat/completions", json={**BODY, "model": "bon-2/b"}).status_code == 200
     assert behind.bodies[0]["model"] == "two"
     assert client.get("/v1/models/tpo-d1/a").json()["id"] == "tpo-d1/a"
-    told = client.post("/v1/chat/completions", json={**BODY, "n": 2})
-    assert (told.status_code, told.json()["error"]["param"]) == (400, "n")
+    refused = client.post("/v1/chat/completions", json={**BODY, "n": 2})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "n")
 
 
-@pytest.mark.parametrize("host", ["localhost", "localhost:2024", "127.0.0.1:2024", "[::1]:2024"])
-def test_it_answers_to_the_names_of_this_machine(mounted, host):
-    assert mounted().get("/v1/models", headers={"host": host}).status_code == 200
-
-
-@pytest.mark.parametrize("path", ["/v1/models", "/v1/models/tpo", "/health", "/metrics"])
-def test_it_answers_to_no_other_name_without_a_key(mounted, path):
+def test_without_a_key_it_answers_to_the_names_of_this_machine_alone(mounted):
     client = mounted()
-    assert client.get(path, headers={"host": "other.example"}).status_code == 400
+    for host in ("localhost", "localhost:2024", "127.0.0.1:2024", "[::1]:2024"):
+        assert client.get("/v1/models", headers={"host": host}).status_code == 200
+    for path in ("/v1/models", "/v1/models/tpo", "/health", "/metrics"):
+        assert client.get(path, headers={"host": "other.example"}).status_code == 400
     assert client.post("/v1/chat/completions", json=BODY, headers={"host": "other.example"}).status_code == 400
 
 
@@ -83,7 +79,7 @@ def test_with_a_key_it_answers_to_any_name(mounted):
 
 
 @pytest.mark.parametrize(
-    ("origin", "may"),
+    ("origin", "allowed"),
     [
         ("https://smith.langchain.com", True),
         ("http://localhost:3000", True),
@@ -94,14 +90,13 @@ def test_with_a_key_it_answers_to_any_name(mounted):
         ("null", False),
     ],
 )
-def test_only_studio_and_pages_of_this_machine_may_ask(mounted, behind, origin, may):
+def test_only_studio_and_pages_of_this_machine_may_ask(mounted, behind, origin, allowed):
     asks = {"origin": origin, "access-control-request-method": "POST", "access-control-request-headers": "content-type"}
     client = mounted()
     for path in ("/v1/chat/completions", "/threads/1"):
         response = client.options(path, headers=asks)
-        assert (response.status_code == 200, response.headers.get("access-control-allow-origin") == origin) == (
-            may,
-        ) * 2
+        assert (response.status_code == 200) == allowed
+        assert (response.headers.get("access-control-allow-origin") == origin) == allowed
     assert behind.requests == []
 
 
