@@ -1,3 +1,5 @@
+"""Preference data sets: what a line may hold, what is reported, and the command that prints it."""
+
 import asyncio
 import json
 import math
@@ -10,8 +12,7 @@ from tpo_graph import ConfigurationError, RewardError
 from tpo_graph.cli.score import score
 from tpo_graph.evaluation.pairs import BadLine, Pair, read_pairs, score_pairs
 from tpo_graph.evaluation.pairs_report import wilson_interval
-from tpo_graph.rewards.combinations import WeightedSum
-from tpo_graph.rewards.functions import FunctionReward
+from tpo_graph.rewards import FunctionReward, WatchedReward, WeightedSum
 from tpo_graph.testing import TableReward
 
 
@@ -75,7 +76,7 @@ def test_other_columns_travel_with_the_query():
 
 
 @pytest.mark.parametrize(
-    ("raw", "told"),
+    ("raw", "message"),
     [
         ("{", "not JSON"),
         ("3", "int, not an object"),
@@ -96,11 +97,11 @@ def test_other_columns_travel_with_the_query():
         (line([{**SYSTEM, "content": "?"}, USER], [SYSTEM, USER, GOOD], "bad"), "do not go on from prompt"),
     ],
 )
-def test_bad_lines_are_told_by_number(raw, told):
+def test_bad_lines_are_reported_by_number(raw, message):
     pairs = list(read_pairs(["\n", raw, line()]))
     assert isinstance(pairs[0], BadLine)
     assert pairs[0].line == 2
-    assert told in pairs[0].reason
+    assert message in pairs[0].reason
     assert isinstance(pairs[1], Pair)
 
 
@@ -132,6 +133,12 @@ async def test_pairs_of_one_prompt_do_not_share_a_scale():
     combination = WeightedSum({"part": TableReward({"a": 1.0, "b": 2.0, "c": 500.0, "d": 501.0})})
     report = await score_pairs(combination, [line(chosen="b", rejected="a"), line(chosen="d", rejected="c")])
     assert report["mean_margin"] == 2.0
+
+
+async def test_a_second_reward_that_watches_is_not_asked():
+    second = TableReward({})
+    report = await score_pairs(WatchedReward(TableReward({"good": 1.0, "bad": 0.0}), second), [line()])
+    assert (report["pairs"], second.calls) == (1, [])
 
 
 @pytest.mark.parametrize(
@@ -195,11 +202,11 @@ async def test_a_reward_model_that_always_fails_is_given_up():
     assert model.calls <= 20
 
 
-@pytest.mark.parametrize(("lines", "told"), [([], "empty"), (["x"], "Line 1"), ([line()], "does not apply")])
-async def test_nothing_to_report(lines, told):
+@pytest.mark.parametrize(("lines", "message"), [([], "empty"), (["x"], "Line 1"), ([line()], "does not apply")])
+async def test_nothing_to_report(lines, message):
     with pytest.raises(ConfigurationError, match="No line is a pair") as caught:
         await score_pairs(FunctionReward(lambda responses: [None] * len(responses)), lines)
-    assert told in caught.value.hint
+    assert message in caught.value.hint
 
 
 async def test_no_concurrency():
@@ -252,14 +259,14 @@ def test_command_prints_the_scores(command):
         "\n"
         "               accuracy"
     )
-    told = json.loads(command("pairs.jsonl", *REWARD, "--json").stdout)["scores"]
-    assert told == [
+    scored = json.loads(command("pairs.jsonl", *REWARD, "--json").stdout)["scores"]
+    assert scored == [
         {"line": 1, "chosen": 1.0, "rejected": 0.0, "truncated": False},
         {"line": 2, "chosen": 0.0, "rejected": 1.0, "truncated": False},
     ]
 
 
-def test_command_tells_what_was_cut(command, tmp_path):
+def test_command_reports_what_was_cut(command, tmp_path):
     (tmp_path / "cutting.py").write_text(
         "from tpo_graph.rewards.base import DetailedReward, Scoring\n"
         "class Cutting(DetailedReward):\n"

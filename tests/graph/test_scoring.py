@@ -50,9 +50,9 @@ def test_an_error_in_the_first_step_tells_what_it_cost():
 
 def test_the_record_of_a_response_without_a_reward_says_why():
     result = run(judge(lambda text: "hm" if text == "cand 1" else "5"), depth=0)
-    (lost,) = result["failures"]
-    assert (lost["reason"], lost["text"]) == ("not_finite", "cand 1")
-    assert "answered 'hm', which is not a verdict" in lost["detail"]
+    (failure,) = result["failures"]
+    assert (failure["reason"], failure["text"]) == ("not_finite", "cand 1")
+    assert "answered 'hm', which is not a verdict" in failure["detail"]
 
 
 def test_a_text_without_a_reward_is_not_scored_again():
@@ -63,7 +63,7 @@ def test_a_text_without_a_reward_is_not_scored_again():
     )
     result = run(reward, policy, depth=1)
     assert sum(texts.count("same") for texts in reward.calls) == 1
-    assert {lost["detail"] for lost in result["failures"]} == {"nan"}
+    assert {failure["detail"] for failure in result["failures"]} == {"nan"}
     assert len(result["failures"]) == 4
 
 
@@ -97,7 +97,7 @@ def test_a_thread_that_is_used_again_has_no_old_warnings():
     second = graph.invoke({"query": "q"}, config, context={"n": 3, "depth": 0})
     assert kinds(first) == ["truncated_input"]
     assert kinds(second) == []
-    assert set(second["second_rewards"]) == {each["id"] for each in second["cache"]}
+    assert set(second["second_rewards"]) == {candidate["id"] for candidate in second["cache"]}
 
 
 def test_best_of_n_is_watched_too():
@@ -106,7 +106,7 @@ def test_best_of_n_is_watched_too():
     assert "length_correlation" in kinds(result)
 
 
-def test_a_second_reward_that_falls_is_told():
+def test_a_second_reward_that_falls_is_a_warning():
     second = TableReward(lambda text: -float(text.split()[-1]))
     result = run(WatchedReward(number_reward(), second), depth=2)
     assert result["answer"] == result["best"]["text"]
@@ -114,7 +114,7 @@ def test_a_second_reward_that_falls_is_told():
     assert warning["kind"] == "second_scorer_falls"
     # all of step 0, for the spread, and then each step's best
     best = [record["best_id"] for record in result["trajectory"]]
-    first = [each["id"] for each in result["cache"] if each["step"] == 0]
+    first = [candidate["id"] for candidate in result["cache"] if candidate["step"] == 0]
     assert set(result["second_rewards"]) == {*first, *best}
     assert len(second.calls) == 3
     assert kinds(run(WatchedReward(number_reward(), number_reward()), depth=2)) == []

@@ -1,7 +1,8 @@
+"""Functions as reward models: how they are called, what they may return, and how they are named."""
+
 import asyncio
 import math
 import threading
-import time
 from collections.abc import Sequence
 
 import pytest
@@ -54,29 +55,29 @@ def test_style_is_found_from_the_signature(function, style):
 
 
 @pytest.mark.parametrize(
-    ("function", "told"),
+    ("function", "message"),
     [
-        (lambda x: 1.0, "don't tell how to call it"),
-        (len, "don't tell how to call it"),
-        (lambda: 1.0, "don't tell how to call it"),
+        (lambda x: 1.0, "don't show how to call it"),
+        (len, "don't show how to call it"),
+        (lambda: 1.0, "don't show how to call it"),
         (lambda response, other: 1.0, "response, other"),
         (lambda prompts, completions, reference: [1.0], "TRL's signature"),
         (lambda completions, **columns: [1.0], "TRL's signature"),
         (max, "no signature"),
     ],
 )
-def test_an_unclear_signature_is_an_error_that_lists_the_styles(function, told):
-    with pytest.raises(ConfigurationError, match=told) as caught:
+def test_an_unclear_signature_is_an_error_that_lists_the_styles(function, message):
+    with pytest.raises(ConfigurationError, match=message) as caught:
         FunctionReward(function)
     assert "style=" in caught.value.hint
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [({"style": "batch"}, "allowed: response, responses"), ({"max_concurrency": 0}, "at least 1")],
 )
-def test_bad_arguments(arguments, told):
-    with pytest.raises(ConfigurationError, match=told):
+def test_bad_arguments(arguments, message):
+    with pytest.raises(ConfigurationError, match=message):
         FunctionReward(len, **arguments)
     with pytest.raises(ConfigurationError, match="something to call"):
         FunctionReward(3, style="response")
@@ -106,7 +107,7 @@ def returns_awaitable(responses):
         (one, None, [1.0, 3.0]),
         (many, None, [19.0, 21.0]),
         (lambda messages, response: len(messages), None, [1.0, 1.0]),
-        (lambda responses: (len(each) for each in responses), None, [1.0, 3.0]),
+        (lambda responses: (len(response) for response in responses), None, [1.0, 3.0]),
         (returns_awaitable, None, [2.0, 2.0]),
     ],
 )
@@ -165,33 +166,28 @@ async def fails_async(response):
 
 
 @pytest.mark.parametrize(
-    ("function", "style", "told"),
+    ("function", "style", "message"),
     [
         (lambda r: 1 / 0, "response", "'<lambda>' failed: ZeroDivisionError: division by zero"),
         (fails_async, None, "'fails_async' failed: KeyError: 'x'"),
         (lambda responses: [1.0], None, "returned 1 rewards for 2 responses"),
         (lambda responses: 1.0, None, "TypeError"),
         (lambda r: "good", "response", "could not convert"),
+        (lambda r: next(iter("")), "response", "it raised StopIteration"),
     ],
 )
-async def test_failures_name_the_function(function, style, told):
-    with pytest.raises(RewardError, match=told):
+async def test_failures_name_the_function(function, style, message):
+    with pytest.raises(RewardError, match=message):
         await FunctionReward(function, style=style).score(QUERY, ["a", "b"])
 
 
 async def test_a_sync_function_does_not_block_the_event_loop():
-    beats = 0
-
-    async def heart():
-        nonlocal beats
-        while True:
-            await asyncio.sleep(0.01)
-            beats += 1
-
-    beating = asyncio.create_task(heart())
-    await FunctionReward(lambda r: time.sleep(0.3) or 1.0, style="response").score(QUERY, ["a"])
-    beating.cancel()
-    assert beats >= 10
+    released = threading.Event()
+    reward = FunctionReward(lambda response: released.wait(5), style="response")
+    scoring = asyncio.create_task(reward.score(QUERY, ["a"]))
+    await asyncio.sleep(0)
+    released.set()
+    assert await scoring == [1.0]
 
 
 async def test_async_calls_are_concurrent_up_to_the_limit():
@@ -207,19 +203,6 @@ async def test_async_calls_are_concurrent_up_to_the_limit():
 
     await FunctionReward(slow, max_concurrency=3).score(QUERY, list("abcdefgh"))
     assert most == 3
-
-
-def test_one_reward_serves_several_event_loops():
-    reward = FunctionReward(one)
-    results = []
-    threads = [
-        threading.Thread(target=lambda: results.append(asyncio.run(reward.score(QUERY, ["abc"])))) for _ in range(3)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert results == [[3.0]] * 3
 
 
 @pytest.mark.parametrize(
@@ -278,7 +261,7 @@ async def test_functions_and_reward_models_by_name(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [
         ("function", "names no function"),
         ("no_such_module_at_all:f", "no module 'no_such_module_at_all'"),
@@ -289,9 +272,9 @@ async def test_functions_and_reward_models_by_name(tmp_path, monkeypatch):
         ("needs.py:f", "can't be imported: ModuleNotFoundError"),
     ],
 )
-def test_names_that_lead_nowhere(name, told, tmp_path, monkeypatch):
+def test_names_that_lead_nowhere(name, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "broken.py").write_text("undefined_name")
     (tmp_path / "needs.py").write_text("import no_such_module_at_all")
-    with pytest.raises(ConfigurationError, match=told):
+    with pytest.raises(ConfigurationError, match=message):
         load_function(name)

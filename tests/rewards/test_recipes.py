@@ -1,3 +1,5 @@
+"""Recipes: what a TOML file may say, and where its mistakes are reported."""
+
 import pytest
 from langchain_core.messages import HumanMessage
 
@@ -10,15 +12,15 @@ from tpo_graph.testing import TableReward
 QUERY = [HumanMessage("Why?")]
 
 
-class Loads:
+class Loader:
     """Stands for `load_reward`: tables by name, and what was asked for."""
 
     def __init__(self, **tables):
         self.tables = tables
-        self.asked = []
+        self.requests = []
 
     def __call__(self, name, **options):
-        self.asked.append((name, options))
+        self.requests.append((name, options))
         if name not in self.tables:
             raise ConfigurationError(f"Unknown reward model {name!r}.", hint="Name another.")
         return TableReward(self.tables[name])
@@ -94,14 +96,14 @@ LOADS = {"kind": {"a": 4.0, "b": 2.0}, "brief": {"a": 0.0, "b": 1.0}}
     ],
 )
 async def test_recipes(recipe, text, expected):
-    reward = load_recipe(recipe(text), load=Loads(**LOADS))
+    reward = load_recipe(recipe(text), load=Loader(**LOADS))
     assert await reward.score(QUERY, ["a", "b"]) == pytest.approx(expected)
 
 
 def test_options_reach_the_loader(recipe):
-    loads = Loads(**LOADS)
-    load_recipe(recipe('combine = "minimum"\n[parts.x]\nreward = "kind"\noptions = { seconds = 3 }'), load=loads)
-    assert loads.asked == [("kind", {"seconds": 3})]
+    loader = Loader(**LOADS)
+    load_recipe(recipe('combine = "minimum"\n[parts.x]\nreward = "kind"\noptions = { seconds = 3 }'), load=loader)
+    assert loader.requests == [("kind", {"seconds": 3})]
 
 
 async def test_a_recipe_in_a_recipe_and_files_beside_it(recipe, tmp_path):
@@ -121,9 +123,9 @@ async def test_a_recipe_in_a_recipe_and_files_beside_it(recipe, tmp_path):
         f"hf:{(tmp_path / 'model').as_posix()}",
         "hf:owner/model",
     ]
-    loads = Loads(**{name: {} for name in names})
-    load_recipe(outer, load=loads)
-    assert [name for name, _ in loads.asked] == names
+    loader = Loader(**{name: {} for name in names})
+    load_recipe(outer, load=loader)
+    assert [name for name, _ in loader.requests] == names
 
 
 ONE = 'parts.x.reward = "kind"'
@@ -131,7 +133,7 @@ WATCH = 'watch.other.reward = "brief"'
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("", r"recipe.toml: There is no `combine`; allowed: weighted_sum, minimum"),
         ('combine = "product"', "Unknown combine = 'product'"),
@@ -169,16 +171,16 @@ WATCH = 'watch.other.reward = "brief"'
         ("combine = ", "not valid TOML"),
     ],
 )
-def test_mistakes_are_found_before_anything_is_loaded(recipe, text, told):
-    loads = Loads(**LOADS)
-    with pytest.raises(ConfigurationError, match=told):
-        load_recipe(recipe(text), load=loads)
-    assert loads.asked == []
+def test_mistakes_are_found_before_anything_is_loaded(recipe, text, message):
+    loader = Loader(**LOADS)
+    with pytest.raises(ConfigurationError, match=message):
+        load_recipe(recipe(text), load=loader)
+    assert loader.requests == []
 
 
 async def test_a_reward_that_is_watched(recipe):
-    loads = Loads(**LOADS)
-    watched = load_recipe(recipe(f'combine = "watched"\n{ONE}\n{WATCH}'), load=loads)
+    loader = Loader(**LOADS)
+    watched = load_recipe(recipe(f'combine = "watched"\n{ONE}\n{WATCH}'), load=loader)
     assert isinstance(watched, WatchedReward)
     assert await watched.score(QUERY, ["a", "b"]) == [4.0, 2.0]
     assert await watched.second.score(QUERY, ["a", "b"]) == [0.0, 1.0]
@@ -187,7 +189,7 @@ async def test_a_reward_that_is_watched(recipe):
 def test_a_part_that_can_not_be_loaded_is_placed_once(recipe):
     text = 'combine = "minimum"\n[parts.x]\ncombine = "minimum"\nparts.y.reward = "no"'
     with pytest.raises(ConfigurationError) as caught:
-        load_recipe(recipe(text), load=Loads())
+        load_recipe(recipe(text), load=Loader())
     assert caught.value.message == "recipe.toml [parts.x.parts.y]: Unknown reward model 'no'."
     assert caught.value.hint == "Name another."
 

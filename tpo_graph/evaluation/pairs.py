@@ -182,15 +182,16 @@ def _conversation(prompt: object, before: list[BaseMessage]) -> list[BaseMessage
     if not before:
         return messages
     # either may leave the system message to the other
-    mine, theirs = _without_system(messages), _without_system(before)
-    systems = messages[: len(messages) - len(mine)], before[: len(before) - len(theirs)]
-    if not _same(mine, theirs[: len(mine)]) or (all(systems) and not _same(*systems)):
+    system, turns = _split_system(messages)
+    system_before, turns_before = _split_system(before)
+    if not _same(turns, turns_before[: len(turns)]) or (system and system_before and not _same(system, system_before)):
         raise ConfigurationError("chosen and rejected do not go on from prompt")
-    return (systems[0] or systems[1]) + theirs
+    return (system or system_before) + turns_before
 
 
-def _without_system(messages: list[BaseMessage]) -> list[BaseMessage]:
-    return messages[1:] if messages[0].type == "system" else messages
+def _split_system(messages: list[BaseMessage]) -> tuple[list[BaseMessage], list[BaseMessage]]:
+    count = int(messages[0].type == "system")
+    return messages[:count], messages[count:]
 
 
 def _same(left: list[BaseMessage], right: list[BaseMessage]) -> bool:

@@ -63,7 +63,7 @@ class FunctionReward(DetailedReward):
         max_concurrency: calls at once of an async function of one response.
 
     Raises:
-        ConfigurationError: it can't be called, the style is unknown, or can't be told from the signature.
+        ConfigurationError: it can't be called, the style is unknown, or the signature does not show it.
     """
 
     def __init__(
@@ -179,13 +179,13 @@ def find_style(function: Callable[..., Any]) -> FunctionStyle:
     if takes_one is not None and len(needed) == 2 and needed[0] in _MESSAGES:
         return "messages_response" if takes_one else "messages_responses"
     raise ConfigurationError(
-        f"The arguments of the reward function {name!r} ({', '.join(parameters)}) don't tell how to call it.",
+        f"The arguments of the reward function {name!r} ({', '.join(parameters)}) don't show how to call it.",
         hint=_HINT,
     )
 
 
 def _trl_style(name: str, hint: object) -> FunctionStyle:
-    """TRL passes texts or lists of messages, as the data set has it; only an annotation can tell which."""
+    """TRL passes texts or lists of messages, as the data set has it; only an annotation can say which."""
     items = typing.get_args(hint)
     if items and items[0] is str:
         return "trl"

@@ -48,7 +48,7 @@ def score_node(reward_model: RewardModel, *, settings: TPOSettings | None = None
                 reasons |= scoring.reasons
                 scored, failures = _split(pending, rewards, reasons)
                 if not scored and step == 0:
-                    why = "; ".join(dict.fromkeys(lost["detail"].rstrip(".") for lost in failures))
+                    why = "; ".join(dict.fromkeys(record["detail"].rstrip(".") for record in failures))
                     raise RewardError(f"No candidate has a finite reward: {why}.", usage=usage)
             except RewardError as error:
                 usage = usage_of(error)
@@ -80,7 +80,8 @@ def _run_context(state: TPOState, pending: Sequence[Candidate], preference: str)
     cache = state["cache"]
     # the texts of step 0, those without a reward too: a resumed run then goes on with the scale that it had
     first = [candidate["text"] for candidate in cache if candidate["step"] == 0]
-    first += [lost["text"] for lost in state.get("failures", []) if (lost["phase"], lost["step"]) == ("score", 0)]
+    failures = state.get("failures", [])
+    first += [record["text"] for record in failures if (record["phase"], record["step"]) == ("score", 0)]
     extremes = None
     if cache:
         pair = preference_pair(cache)
@@ -93,7 +94,8 @@ def _run_context(state: TPOState, pending: Sequence[Candidate], preference: str)
 def _rewards_so_far(state: TPOState) -> tuple[dict[str, float | None], dict[str, str]]:
     """Rewards by text of all that was scored, NaN where there was none, and why: it is not scored again."""
     rewards: dict[str, float | None] = {candidate["text"]: candidate["reward"] for candidate in state["cache"]}
-    reasons = {lost["text"]: lost["detail"] for lost in state.get("failures", []) if lost["reason"] == "not_finite"}
+    failures = state.get("failures", [])
+    reasons = {record["text"]: record["detail"] for record in failures if record["reason"] == "not_finite"}
     return rewards | dict.fromkeys(reasons, math.nan), reasons
 
 

@@ -1,3 +1,5 @@
+"""Warnings about a run whose reward rises without its answers getting better."""
+
 import pytest
 
 from tpo_graph.rewards.warnings import overoptimization_warnings, rank_correlation, repetition

@@ -1,3 +1,5 @@
+"""Combinations: scales of a run, weights, gates, and parts that fail or do not apply."""
+
 import asyncio
 import math
 import statistics
@@ -53,14 +55,14 @@ async def test_standard_scores_are_combined(make, expected):
 
 async def test_parts_of_any_scale_count_the_same():
     small, large = {"a": 0.001, "b": 0.002, "c": 0.004}, {"a": -300.0, "b": 500.0, "c": 100.0}
-    told = await scores(WeightedSum({"small": TableReward(small), "large": TableReward(large)}), "abc")
+    rewards = await scores(WeightedSum({"small": TableReward(small), "large": TableReward(large)}), "abc")
     expected = [
         sum(
             (part[text] - statistics.fmean(part.values())) / statistics.pstdev(part.values()) for part in (small, large)
         )
         for text in "abc"
     ]
-    assert told == pytest.approx(expected)
+    assert rewards == pytest.approx(expected)
 
 
 async def test_weights_and_raw_scores():
@@ -175,15 +177,15 @@ async def test_equal_scores_have_no_deviation(values, expected):
 async def test_not_applicable_and_not_scored(make, expected):
     one = Part(function(a=1.0, b=2.0, c=NAN, d=None), scale="raw")
     two = Part(function(a=2.0, b=None, c=1.0, d=None), scale="raw")
-    told = await scores(make({"one": one, "two": two}), "abcd")
-    assert [repr(each) for each in told] == [repr(each) for each in expected]
+    rewards = await scores(make({"one": one, "two": two}), "abcd")
+    assert [repr(reward) for reward in rewards] == [repr(reward) for reward in expected]
 
 
 async def test_what_can_not_be_scored_has_no_say_in_the_scale():
     reward = WeightedSum({"one": function(a=1.0, b=3.0, c=50.0), "two": function(a=0.0, b=0.0, c=math.inf)})
-    told = await scores(reward, "abc")
-    assert told[:2] == [-1.0, 1.0]
-    assert math.isnan(told[2])
+    rewards = await scores(reward, "abc")
+    assert rewards[:2] == [-1.0, 1.0]
+    assert math.isnan(rewards[2])
 
 
 async def test_a_first_step_without_any_score_fixes_nothing():
@@ -265,13 +267,13 @@ async def test_gate_rewards_count_passes():
     gate = Gate(
         {"one": function(a=1.0, b=1.0, c=0.0), "two": function(a=1.0, b=0.0, c=0.0)}, table(a=-1e30, b=0, c=1e30)
     )
-    assert [math.floor(each) for each in await scores(gate, "abc")] == [2, 1, 0]
+    assert [math.floor(reward) for reward in await scores(gate, "abc")] == [2, 1, 0]
 
 
 async def test_gate_not_applicable_and_not_scored():
     gate = Gate({"check": function(a=NAN, b=None, c=1.0, d=1.0)}, function(a=1.0, b=0.0, c=NAN, d=None))
-    told = await scores(gate, "abcd")
-    assert [repr(each) for each in told] == ["nan", "1.5", "nan", "None"]
+    rewards = await scores(gate, "abcd")
+    assert [repr(reward) for reward in rewards] == ["nan", "1.5", "nan", "None"]
 
 
 async def test_nothing_to_score():
@@ -280,7 +282,7 @@ async def test_nothing_to_score():
 
 
 @pytest.mark.parametrize(
-    ("make", "told"),
+    ("make", "message"),
     [
         (lambda: WeightedSum({}), "needs parts"),
         (lambda: Gate({}, table()), "needs checks"),
@@ -298,8 +300,8 @@ async def test_nothing_to_score():
         (lambda: Gate({"a": table()}, table(), pass_at=NAN), "finite"),
     ],
 )
-def test_bad_arguments(make, told):
-    with pytest.raises(ConfigurationError, match=told):
+def test_bad_arguments(make, message):
+    with pytest.raises(ConfigurationError, match=message):
         make()
 
 
