@@ -77,9 +77,9 @@ def stop_reason(  # noqa: PLR0911  # one return for each reason, in the order in
         return "policy_failed" if drawing_failed else "no_preference"
     if has_converged(trajectory, tolerance=settings.tolerance, patience=settings.patience):
         return "converged"
-    if _budget_is_spent(trajectory, settings, usage):
-        return "budget"
-    return None
+    # what the cheapest step took, as some had to ask twice; before the first one: loss, gradient, and a draw of N
+    steps = [record["requests"] + (2 if record["step"] == 0 else 0) for record in trajectory if record["requests"] > 0]
+    return None if fits_budget(settings, usage, min(steps, default=3)) else "budget"
 
 
 def _reason_without_candidates(failures: Sequence[FailureRecord], step: int) -> StopReason:
@@ -90,9 +90,3 @@ def _reason_without_candidates(failures: Sequence[FailureRecord], step: int) -> 
         return "policy_failed"
     unusable = [failure for failure in mine if failure["reason"] != "request_failed"]
     return "updates_failed" if unusable or not mine else "policy_failed"
-
-
-def _budget_is_spent(trajectory: Sequence[StepRecord], settings: TPOSettings, usage: Usage) -> bool:
-    # what the cheapest step took, as some had to ask twice; before the first one: loss, gradient, and a draw of N
-    steps = [record["requests"] + (2 if record["step"] == 0 else 0) for record in trajectory if record["requests"] > 0]
-    return not fits_budget(settings, usage, min(steps, default=3))

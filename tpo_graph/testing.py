@@ -68,7 +68,12 @@ class ScriptedChatModel(BaseChatModel):
             self.requests.append(messages)
             knobs = {name: getattr(self, name) for name in ("temperature", "top_p", "max_tokens", "seed")}
             self.knobs.append({**knobs, "stop": stop, **kwargs})
-        reply = self.script(messages, number) if callable(self.script) else self._next(number)
+        if callable(self.script):
+            reply = self.script(messages, number)
+        elif number < len(self.script):
+            reply = self.script[number]
+        else:
+            raise AssertionError(f"The script has {len(self.script)} replies and was asked for one more.")
         if isinstance(reply, Exception):
             raise reply
         message = reply if isinstance(reply, AIMessage) else AIMessage(reply)
@@ -88,12 +93,6 @@ class ScriptedChatModel(BaseChatModel):
         """Bind tools; the script decides whether they are called, and `knobs` records them."""
         formatted = [convert_to_openai_tool(tool) for tool in tools]
         return self.bind(tools=formatted, **({"tool_choice": tool_choice} if tool_choice else {}), **kwargs)
-
-    def _next(self, number: int) -> Reply:
-        if number >= len(self.script):
-            raise AssertionError(f"The script has {len(self.script)} replies and was asked for one more.")
-        reply: Reply = self.script[number]
-        return reply
 
 
 class TableReward:
@@ -124,12 +123,10 @@ class TableReward:
             RewardError: a response is not in the table and there is no default.
         """
         self.calls.append(list(responses))
-        return [self._look_up(response) for response in responses]
-
-    def _look_up(self, response: str) -> float:
         if callable(self.table):
-            return self.table(response)
-        reward = self.table.get(response, self.default)
-        if reward is None:
-            raise RewardError(f"The table has no reward for {response!r}.")
-        return reward
+            return [self.table(response) for response in responses]
+        rewards = [self.table.get(response, self.default) for response in responses]
+        for response, reward in zip(responses, rewards, strict=True):
+            if reward is None:
+                raise RewardError(f"The table has no reward for {response!r}.")
+        return [reward for reward in rewards if reward is not None]

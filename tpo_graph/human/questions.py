@@ -112,7 +112,13 @@ def ask_rewards(new: Sequence[Candidate], cache: Sequence[ScoredCandidate]) -> M
         if "ratings" in answer:
             if len(answer) > 1:
                 raise ConfigurationError("Give either ratings or a pick, not both.")
-            values = _read_ratings(answer["ratings"], ids)
+            ratings = answer["ratings"]
+            if not isinstance(ratings, Mapping) or set(ratings) != set(ids):
+                raise ConfigurationError(f"ratings={ratings!r}: a number is needed for each of {', '.join(ids)}.")
+            for name, value in ratings.items():
+                if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                    raise ConfigurationError(f"The rating of {name!r} is {value!r}, which is not a finite number.")
+            values = {name: float(value) for name, value in ratings.items()}
         else:
             chosen, rejected = answer.get("best"), answer.get("worst")
             _check_id("best", chosen, choices)
@@ -236,15 +242,6 @@ def _read_choice(answer: JSONObject, proposed: PreferencePair, cache: Sequence[S
         # the one proposed as worst was picked as best: the lowest of the others takes its place
         worst = min((candidate for candidate in cache if candidate["id"] != best), key=_reward)["id"]
     return HumanChoice(best, worst, critique.strip(), stop, picked)
-
-
-def _read_ratings(ratings: object, ids: Sequence[str]) -> dict[str, float]:
-    if not isinstance(ratings, Mapping) or set(ratings) != set(ids):
-        raise ConfigurationError(f"ratings={ratings!r}: a number is needed for each of {', '.join(ids)}.")
-    for name, value in ratings.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise ConfigurationError(f"The rating of {name!r} is {value!r}, which is not a finite number.")
-    return {name: float(value) for name, value in ratings.items()}
 
 
 def _check_id(field: str, value: object, ids: Sequence[str]) -> None:

@@ -35,7 +35,12 @@ def score_node(reward_model: RewardModel, *, settings: TPOSettings | None = None
         if not pending:
             return {}
         run = _run_context(state, pending, chosen.preference)
-        rewards, reasons = _rewards_so_far(state)
+        # what was scored before is not scored again, also where that gave no number
+        rewards: dict[str, float | None] = {candidate["text"]: candidate["reward"] for candidate in state["cache"]}
+        reasons = {
+            record["text"]: record["detail"] for record in state.get("failures", []) if record["reason"] == "not_finite"
+        }
+        rewards |= dict.fromkeys(reasons, math.nan)
         texts = list(dict.fromkeys(candidate["text"] for candidate in pending))
         new = [text for text in texts if text not in rewards]
         scoring = Scoring([])
@@ -89,14 +94,6 @@ def _run_context(state: TPOState, pending: Sequence[Candidate], preference: str)
         extremes = RunExtremes(best["text"], best["reward"], worst["text"], worst["reward"])
     anchors = tuple(dict.fromkeys(first or [candidate["text"] for candidate in pending]))
     return RunContext(anchors=anchors, preference=preference, extremes=extremes)
-
-
-def _rewards_so_far(state: TPOState) -> tuple[dict[str, float | None], dict[str, str]]:
-    """Rewards by text of all that was scored, NaN where there was none, and why: it is not scored again."""
-    rewards: dict[str, float | None] = {candidate["text"]: candidate["reward"] for candidate in state["cache"]}
-    failures = state.get("failures", [])
-    reasons = {record["text"]: record["detail"] for record in failures if record["reason"] == "not_finite"}
-    return rewards | dict.fromkeys(reasons, math.nan), reasons
 
 
 def _split(
