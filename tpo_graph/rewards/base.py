@@ -226,7 +226,8 @@ def charge_errors(usage: PhaseUsage) -> Iterator[None]:
 
 def usage_of(error: BaseException) -> PhaseUsage:
     """What a scoring cost that ended with this error, as far as it is known."""
-    return getattr(error, "usage", None) or no_usage()
+    usage: PhaseUsage | None = getattr(error, "usage", None)
+    return usage if isinstance(usage, dict) else no_usage()
 
 
 def require_reward_model(model: object) -> None:
