@@ -6,6 +6,8 @@ import openai
 import pytest
 
 from tests.tpo_script import phases_asked, scripted_policy
+from tpo_graph import TPOSettings
+from tpo_graph.serving import Limits
 
 
 def test_an_answer_with_its_usage_and_its_reward(serve):
@@ -16,13 +18,13 @@ def test_an_answer_with_its_usage_and_its_reward(serve):
     assert (choice.message.role, choice.message.content, choice.finish_reason) == ("assistant", "rev 5", "stop")
     # 2 candidates, loss, gradient, 2 revisions
     assert phases_asked(policy) == ["sample", "sample", "loss", "gradient", "update", "update"]
-    used = answer.usage
+    usage = answer.usage
     read = sum(len(message.text.split()) for messages in policy.requests for message in messages)
-    assert (used.prompt_tokens, used.total_tokens) == (read, read + used.completion_tokens)
-    told = answer.tpo
-    assert (told["reward"], told["stop_reason"], told["steps"]) == (5.0, "depth", 1)
-    assert [step["best_reward"] for step in told["trajectory"]] == [1.0, 5.0]
-    assert told["trajectory"][1]["loss"] == "the loss"
+    assert (usage.prompt_tokens, usage.total_tokens) == (read, read + usage.completion_tokens)
+    record = answer.tpo
+    assert (record["reward"], record["stop_reason"], record["steps"]) == (5.0, "depth", 1)
+    assert [step["best_reward"] for step in record["trajectory"]] == [1.0, 5.0]
+    assert record["trajectory"][1]["loss"] == "the loss"
 
 
 def test_usage_is_the_sum_that_the_provider_counted(serve, chat_server, chat_openai):
@@ -79,8 +81,6 @@ def test_the_events_of_a_stream(serve):
 
 
 def test_a_silent_stream_gets_comments(serve, chat_server, chat_openai):
-    from tpo_graph.serving import Limits
-
     policy = chat_openai(chat_server(seconds=0.3))
     running = serve(policy, limits=Limits(keep_alive_seconds=0.05))
     body = {"model": "bon-1", "messages": [{"role": "user", "content": "q"}], "stream": True}
@@ -97,20 +97,14 @@ def test_openais_own_stream_helper_puts_it_together(serve):
     assert answer.choices[0].message.content == "rev 5"
 
 
-@pytest.mark.parametrize("name", ["tpo-d1-n2", "tpo-n2-d1", "tpo-d1-n2/scripted"])
-def test_a_model_name_is_told_back(serve, name):
-    assert serve(scripted_policy()).chat(model=name).model == name
-
-
 def test_a_policy_is_chosen_by_name(serve):
     running = serve({"one": scripted_policy(), "two": scripted_policy(sample="other 9")})
-    answers = [running.chat(model=name).choices[0].message.content for name in ("bon-1", "bon-1/two", "bon-1/one")]
-    assert answers == ["cand 0", "other 9", "cand 1"]
+    answers = [running.chat(model=name) for name in ("bon-1", "bon-1/two", "bon-1/one")]
+    assert [answer.model for answer in answers] == ["bon-1", "bon-1/two", "bon-1/one"]
+    assert [answer.choices[0].message.content for answer in answers] == ["cand 0", "other 9", "cand 1"]
 
 
 def test_settings_of_the_server_are_the_default(serve):
-    from tpo_graph import TPOSettings
-
     policy = scripted_policy()
     answer = serve(policy, settings=TPOSettings(n=3, depth=0)).chat(model="tpo")
     assert (len(policy.requests), answer.tpo["stop_reason"]) == (3, "depth")
@@ -118,13 +112,20 @@ def test_settings_of_the_server_are_the_default(serve):
 
 def test_settings_in_the_body(serve):
     policy = scripted_policy()
-    answer = serve(policy).chat(model="tpo", extra_body={"tpo": {"n": 2, "depth": 3, "target_reward": 4}})
+    running = serve(policy)
+    answer = running.chat(model="tpo", extra_body={"tpo": {"n": 2, "depth": 3, "target_reward": 4}})
     assert (answer.tpo["stop_reason"], answer.tpo["steps"], len(policy.requests)) == ("target", 1, 6)
+    # tokens of an answer and the budget of the run are two things
+    answer = running.chat(max_tokens=9, extra_body={"tpo": {"budget_tokens": 1}})
+    assert answer.tpo["stop_reason"] == "budget"
+    assert running.chat(max_tokens=9).tpo["stop_reason"] == "depth"
 
 
-def test_a_budget_of_tokens_in_the_body(serve):
-    answer = serve(scripted_policy()).chat(max_tokens=9, extra_body={"tpo": {"budget_tokens": 1}})
-    assert (answer.tpo["stop_reason"], answer.choices[0].message.content) == ("budget", "cand 1")
+def test_a_variant_takes_the_place_of_nodes(serve):
+    policy = scripted_policy()
+    answer = serve(policy, nodes="fused-critique").chat()
+    assert answer.choices[0].message.content == "rev 4"
+    assert phases_asked(policy) == ["sample", "sample", "critique", "update", "update"]
 
 
 def test_models(serve):
