@@ -1,6 +1,6 @@
-"""TPO behind OpenAI's API: an app, served on loopback, and asked by OpenAI's own client, whole and as a stream.
+"""TPO behind OpenAI's API: an app on loopback, and OpenAI's own client, which gets a whole answer and a stream.
 
-Run it with:  python examples/serving.py [a name of load_policy]
+Run it with:  python examples/serving.py [a name for load_policy]
 
 From a shell the same server is:  tpo-graph serve --policy NAME --reward NAME
 """
@@ -26,7 +26,7 @@ thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
 thread.start()
 
 address = f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
-with openai.OpenAI(base_url=address, api_key="none is asked for") as client:
+with openai.OpenAI(base_url=address, api_key="not needed") as client:
     # the recipe is the model: two steps, three candidates each; other settings go into `tpo`
     answer = client.chat.completions.create(
         model="tpo-d2-n3", messages=[QUESTION], extra_body={"tpo": {"preference": "It names a cause."}}
