@@ -18,7 +18,7 @@ QUESTION = "Why is the sky blue?"
 
 @pytest.mark.subprocess
 def test_the_process_prints_the_answer_on_stdout_and_progress_without_control_codes_on_stderr(chat_server):
-    ended = run_process("run", QUESTION, *at(chat_server()))
+    ended = run_process("run", QUESTION, *at(chat_server()), FORCE_COLOR="1")
     assert (ended.code, ended.out) == (0, "rev 18\n")
     assert ended.err.startswith("tpo-graph  policy server:") and "depth: all steps are done" in ended.err
     assert not {"\x1b", "\r"} & set(ended.err)

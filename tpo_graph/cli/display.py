@@ -20,7 +20,7 @@ from rich.text import Text
 
 from tpo_graph.accounting import total
 from tpo_graph.cli.outcome import Outcome, Role, State
-from tpo_graph.cli.output import clean, one_line, plural
+from tpo_graph.cli.output import clean, one_line, plural, stderr_console
 from tpo_graph.settings import TPOSettings
 from tpo_graph.types import FailureReason, FailureRecord, Phase, StopReason
 
@@ -76,7 +76,7 @@ class Reporter:
         answer_follows: bool = True,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self._console = console or Console(stderr=True, highlight=False, quiet=quiet)
+        self._console = console or stderr_console(quiet=quiet)
         self._ascii_only = ascii_only = self._console.options.ascii_only
         self._good, self._bad, self._bar, self._dot = ("+", "x", "|", " | ") if ascii_only else ("✓", "✗", "│", " · ")
         self._marks = ASCII_MARKS if ascii_only else UNICODE_MARKS

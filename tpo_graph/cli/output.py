@@ -5,6 +5,7 @@ import re
 import sys
 import traceback
 from enum import IntEnum
+from typing import TYPE_CHECKING
 
 from tpo_graph.errors import (
     BudgetError,
@@ -16,6 +17,9 @@ from tpo_graph.errors import (
     TPOError,
 )
 from tpo_graph.types import JSONObject
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 # all control characters but tab and newline, and halves of surrogate pairs, which no encoding can write
 _UNSAFE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -82,6 +86,13 @@ def write_json(document: JSONObject) -> None:
     print(_UNSAFE_IN_JSON.sub(lambda match: f"\\u{ord(match.group()):04x}", text), flush=True)
 
 
+def stderr_console(*, quiet: bool = False) -> "Console":
+    """A console on stderr; whatever variables such as FORCE_COLOR say, a pipe or a file gets no control codes."""
+    from rich.console import Console
+
+    return Console(stderr=True, force_terminal=sys.stderr.isatty(), highlight=False, quiet=quiet)
+
+
 class ExitCode(IntEnum):
     """How a command ended."""
 
@@ -146,10 +157,9 @@ def report_error(error: BaseException, *, debug: bool = False) -> ExitCode:
 
 def print_error(message: str, hint: str) -> None:
     """Print the lines `error: ...` and `hint: ...` to stderr."""
-    from rich.console import Console
     from rich.text import Text
 
-    console = Console(stderr=True, highlight=False)
+    console = stderr_console()
     for label, style, text in (("error", "bold red", message), ("hint", "bold cyan", hint)):
         if text:
             line = Text.assemble((f"{label}:", style), " ", one_line(text, _LONGEST_ERROR))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tpo_graph.cli.output import one_line, plural
+from tpo_graph.cli.output import one_line, plural, stderr_console
 from tpo_graph.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -33,8 +33,6 @@ def score(
     """
     import asyncio
 
-    from rich.console import Console
-
     from tpo_graph.evaluation.pairs import score_pairs
     from tpo_graph.rewards.load import load_reward
 
@@ -48,7 +46,7 @@ def score(
         model = load_reward(reward)
         stack.callback(getattr(model, "close", lambda: None))
         # shown on a terminal only
-        status = stack.enter_context(Console(stderr=True).status("scoring"))
+        status = stack.enter_context(stderr_console().status("scoring"))
         scoring = score_pairs(
             model,
             lines,
