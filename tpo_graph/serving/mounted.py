@@ -1,8 +1,8 @@
-"""The app by environment variables, for what mounts an app by its place: `http.app` of a langgraph.json, uvicorn.
+"""The app made from environment variables, to be named as `http.app` in a langgraph.json or on uvicorn's command line.
 
-`TPO_POLICY` (several with a blank between them; Studio takes the first), `TPO_REWARD`, `TPO_CRITIC`, `TPO_PROMPTS` and
-`TPO_API_KEY` (several likewise) are what the flags of `tpo-graph serve` are; without them it is the embedded models,
-and no key. Without a key it answers only to the names of this machine.
+`TPO_POLICY`, `TPO_REWARD`, `TPO_CRITIC`, `TPO_PROMPTS`, `TPO_VARIANT` and `TPO_API_KEY` mean the same as for
+`tpo-graph serve`; blanks separate several policies (Studio takes the first) and several keys. Without them it serves the
+embedded models and asks for no key. Without a key it answers only to the names of this machine.
 """
 
 import os
@@ -20,13 +20,14 @@ _served = create_app(
     os.environ.get("TPO_REWARD") or "local",
     critic=os.environ.get("TPO_CRITIC") or None,
     prompts=os.environ.get("TPO_PROMPTS") or None,
+    nodes=os.environ.get("TPO_VARIANT") or None,
     api_keys=_keys,
-    models=shared_models,  # the Studio graph of the same langgraph.json has them from there too
+    models=shared_models,  # shared with the Studio graph of the same langgraph.json
 )
 if not _keys:
     allow_only_local_hosts(_served, "localhost")
 
-# LangGraph gives an app's middleware and error handlers to all of its own paths as well, so that ours stay inside
+# LangGraph applies an app's middleware and error handlers to its own paths as well: ours have to stay inside
 app = Starlette(
     routes=[Route(route.path, _served, include_in_schema=False) for route in _served.routes if isinstance(route, Route)]
 )
