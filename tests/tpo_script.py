@@ -58,9 +58,14 @@ def server_reply(request: ChatRequest, number: int) -> str:
     return reply(request.body["messages"][-1]["content"], number)
 
 
+def last_number(response: str) -> float:
+    """The last number of a text, which is its reward."""
+    return float(response.rsplit(maxsplit=1)[-1])
+
+
 def number_reward() -> TableReward:
     """A reward model for which the last number of a text is its reward."""
-    return TableReward(lambda text: float(text.split()[-1]))
+    return TableReward(last_number)
 
 
 class FailsAtACost:

@@ -57,7 +57,7 @@ class Served:
 
 
 @contextmanager
-def served(app: Any, api_key: str = "any") -> Iterator[Served]:
+def served(app: Any) -> Iterator[Served]:
     listening = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="off", ws="none", loop="asyncio"))
     loops: queue.SimpleQueue[asyncio.AbstractEventLoop] = queue.SimpleQueue()
@@ -72,7 +72,7 @@ def served(app: Any, api_key: str = "any") -> Iterator[Served]:
     root = f"http://127.0.0.1:{listening.getsockname()[1]}"
     try:
         with (
-            openai.OpenAI(base_url=f"{root}/v1", api_key=api_key, max_retries=0) as client,
+            openai.OpenAI(base_url=f"{root}/v1", api_key="any", max_retries=0) as client,
             httpx.Client(base_url=root, timeout=30) as http,
         ):
             yield Served(root, client, http, app.state.slots, loops.get(timeout=10))
@@ -87,9 +87,9 @@ def serve() -> Iterator[Callable[..., Served]]:
     """Starts servers; they end with the test. `policies` may be one chat model."""
     with ExitStack() as stack:
 
-        def start(policies: Any, reward: Any = None, *, api_key: str = "any", **options: Any) -> Served:
+        def start(policies: Any, reward: Any = None, **options: Any) -> Served:
             by_id = policies if isinstance(policies, dict) else {"scripted": policies}
             app = create_app(by_id, reward if reward is not None else number_reward(), **options)
-            return stack.enter_context(served(app, api_key))
+            return stack.enter_context(served(app))
 
         yield start

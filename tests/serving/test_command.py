@@ -27,7 +27,6 @@ from tpo_graph.serving.app import is_loopback
 
 BODY = {"model": "bon-1", "messages": [{"role": "user", "content": "q"}]}
 ROOT = Path(__file__).parents[2]
-LAUNCHER = Path(__file__).with_name("launcher.py")
 
 
 class Command:
@@ -36,7 +35,7 @@ class Command:
     def __init__(self, *arguments: str, **variables: str) -> None:
         kept = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR", "LD_LIBRARY_PATH") if name in os.environ}
         self.process = subprocess.Popen(
-            [sys.executable, "-W", "error", str(LAUNCHER), *arguments],
+            [sys.executable, "-W", "error", "-m", "tpo_graph", "serve", *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -85,7 +84,8 @@ def command(*arguments: str, **variables: str) -> Iterator[Command]:
 
 
 def flags(behind, *more: str) -> list[str]:
-    return ["--policy", f"m=server:{behind.url}#scripted", "--reward", "number", "--port", "0", *more]
+    reward = "python:tests.tpo_script:last_number"
+    return ["--policy", f"m=server:{behind.url}#scripted", "--reward", reward, "--port", "0", *more]
 
 
 @pytest.mark.subprocess
@@ -181,8 +181,6 @@ def test_a_port_that_is_taken_and_no_key(here, capsys):
     assert capsys.readouterr().err.startswith("warning: at 0.0.0.0 other machines can reach the server")
 
 
-@pytest.mark.parametrize(
-    ("host", "alone"), [("localhost", True), ("127.0.0.9", True), ("::1", True), ("::", False), ("example.com", False)]
-)
-def test_loopback(host, alone):
-    assert is_loopback(host) == alone
+def test_loopback():
+    assert all(map(is_loopback, ("localhost", "127.0.0.9", "::1")))
+    assert not any(map(is_loopback, ("::", "example.com")))

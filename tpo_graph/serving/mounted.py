@@ -1,8 +1,8 @@
 """The app made from environment variables, to be named as `http.app` in a langgraph.json or on uvicorn's command line.
 
 `TPO_POLICY`, `TPO_REWARD`, `TPO_CRITIC`, `TPO_PROMPTS`, `TPO_VARIANT` and `TPO_API_KEY` mean the same as for
-`tpo-graph serve`; blanks separate several policies (Studio takes the first) and several keys. Without them it serves the
-embedded models and asks for no key. Without a key it answers only to the names of this machine.
+`tpo-graph serve`; blanks separate several policies (Studio takes the first) and several keys. Without any it serves the
+embedded models. Without a key it answers only to the names of this machine.
 """
 
 import os
