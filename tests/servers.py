@@ -1,4 +1,4 @@
-"""A real OpenAI-compatible chat server on loopback that follows a script and records every request as it came."""
+"""A real OpenAI-compatible chat server on loopback that follows a script and records every request."""
 
 import asyncio
 import json
@@ -30,7 +30,7 @@ _STATUS_FAULTS = {
 
 @dataclass(frozen=True)
 class ChatRequest:
-    """One request as it came over the wire."""
+    """One request as the server received it."""
 
     raw: bytes
     body: dict[str, Any]
@@ -45,7 +45,7 @@ class ChatRequest:
     def text(self) -> str:
         """All messages as one text."""
         contents = [message["content"] for message in self.body["messages"]]
-        return "\n".join(each if isinstance(each, str) else json.dumps(each) for each in contents)
+        return "\n".join(content if isinstance(content, str) else json.dumps(content) for content in contents)
 
 
 @dataclass
@@ -62,12 +62,12 @@ class ChatServer:
         refuses_with: the status of a refusal.
         refused_knobs: request fields that it answers with 400, naming the field.
         finish_reason: of every completion, or by its text.
-        tells_usage: whether it counts tokens; it counts words.
+        tells_usage: whether it reports usage; a word counts as a token.
         counts_first_alone: whether its count of completion tokens leaves out all but the first, as llama.cpp's does.
         tokenizes: whether it has llama.cpp's `/tokenize`; a word is a token.
         seconds: how long each answer takes.
         models: what it says that it serves.
-        requests: all chat requests that came, in order.
+        requests: all chat requests, in order of arrival.
         headers: those of every request of any kind.
         statuses: of the answers, in order.
         disconnected: how many clients left while it hung.
@@ -197,9 +197,9 @@ class ChatServer:
         prompt, written = len(request.text.split()), sum(len((text or "").split()) for text in counted)
         usage = {"prompt_tokens": prompt, "completion_tokens": written, "total_tokens": prompt + written}
         head = {"id": f"chat-{len(self.requests)}", "created": 0, "model": request.body["model"]}
-        told = {"usage": usage} if self.tells_usage else {}
+        usage_field = {"usage": usage} if self.tells_usage else {}
         if request.body.get("stream"):
-            return StreamingResponse(self._events(head, texts, told), media_type="text/event-stream")
+            return StreamingResponse(self._events(head, texts, usage_field), media_type="text/event-stream")
         choices: list[dict[str, Any]] | None = [
             {
                 "index": place,
@@ -213,13 +213,13 @@ class ChatServer:
             choices = None
         if fault == "no choices":
             choices = []
-        return JSONResponse({**head, "object": "chat.completion", "choices": choices, **told})
+        return JSONResponse({**head, "object": "chat.completion", "choices": choices, **usage_field})
 
-    async def _events(self, head: dict[str, Any], texts: Sequence[str | None], told: dict[str, Any]):
+    async def _events(self, head: dict[str, Any], texts: Sequence[str | None], usage_field: dict[str, Any]):
         """Chunks of the choices in turn, as a batching server sends them."""
         pieces = [[(text or "")[at : at + 3] for at in range(0, len(text or ""), 3)] for text in texts]
         chunk = {**head, "object": "chat.completion.chunk"}
-        for row in range(max((len(each) for each in pieces), default=0)):
+        for row in range(max(map(len, pieces), default=0)):
             for place, parts in enumerate(pieces):
                 if row < len(parts):
                     delta = {"role": "assistant", "content": parts[row]}
@@ -227,7 +227,7 @@ class ChatServer:
         for place, text in enumerate(texts):
             end = {"index": place, "delta": {}, "finish_reason": self._finish(text)}
             yield _event({**chunk, "choices": [end]})
-        yield _event({**chunk, "choices": [], **told})
+        yield _event({**chunk, "choices": [], **usage_field})
         yield "data: [DONE]\n\n"
 
     async def _hang(self, http: Request) -> None:

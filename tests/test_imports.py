@@ -2,6 +2,7 @@
 
 import ast
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import tpo_graph
 from tests.fresh_process import run_script
 
 PACKAGE = Path(tpo_graph.__file__).parent
-# a folder or module imports from itself and from those in lines before it; two in one line don't know each other
+# a folder or module imports from itself and from those in the lines above it, and not from those in its own line
 ORDER = """
     errors types
     _bounded_cache _json_schema _private_api
@@ -74,7 +75,7 @@ def test_imports_point_one_way():
 
 def test_types_and_errors_do_not_import_each_other():
     for name in ("errors", "types"):
-        assert not any(each.startswith("tpo_graph") for each in imported(PACKAGE / f"{name}.py", typing_too=False))
+        assert not any(module.startswith("tpo_graph") for module in imported(PACKAGE / f"{name}.py", typing_too=False))
 
 
 def test_torch_and_transformers_are_imported_in_one_place():
@@ -91,6 +92,7 @@ def test_the_private_api_module_imports_nothing_before_it_is_used():
     assert not any(isinstance(node, ast.Import) for node in top_level)
 
 
+@pytest.mark.subprocess
 def test_importing_the_package_is_light_and_leaves_nothing_behind(tmp_path):
     script = f"""
         import os, sys, time
@@ -108,6 +110,7 @@ def test_importing_the_package_is_light_and_leaves_nothing_behind(tmp_path):
     assert (ended.stdout, ended.stderr, ended.returncode) == ("", "", 0)
 
 
+@pytest.mark.subprocess
 def test_building_a_graph_imports_no_torch():
     script = """
         import sys
@@ -124,17 +127,17 @@ def test_every_public_name_resolves():
         assert getattr(tpo_graph, name) is not None, name
 
 
-def test_all_is_sorted_and_is_what_dir_tells():
+def test_all_is_sorted_and_is_what_dir_lists():
     assert tpo_graph.__all__ == sorted(tpo_graph.__all__) == dir(tpo_graph)
 
 
-def test_all_names_what_the_design_names():
+def test_the_names_that_most_people_need_are_public():
     names = {"build_tpo_graph", "create_tpo_graph", "load_policy", "load_reward", "TPOSettings", "TPOState"}
     names |= {"Candidate", "RewardModel", "PromptPack", "TPOError"}
     assert names <= set(tpo_graph.__all__)
 
 
-def test_everything_that_the_package_can_give_is_in_all():
+def test_everything_that_the_package_exports_is_in_all():
     exported = {
         alias.asname or alias.name
         for node in ast.walk(ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8")))
@@ -147,6 +150,10 @@ def test_everything_that_the_package_can_give_is_in_all():
 def test_every_kind_of_error_is_exported():
     kinds = {name for name, kind in vars(tpo_graph.errors).items() if str(kind).startswith("<class 'tpo_graph")}
     assert kinds <= set(tpo_graph.__all__)
+
+
+def test_the_version_is_the_installed_one():
+    assert tpo_graph.__version__ == version("tpo-graph")
 
 
 def test_an_unknown_name_is_an_attribute_error():

@@ -1,9 +1,7 @@
-"""The README says what the code does: its picture, its settings, its snippets and its commands."""
+"""README and docs say what the code does: the picture, the settings, the commands, the links."""
 
 import re
 from pathlib import Path
-
-import pytest
 
 from tpo_graph import TPOSettings, create_tpo_graph
 from tpo_graph.testing import ScriptedChatModel, TableReward
@@ -19,12 +17,11 @@ def test_the_picture_is_the_graph():
     assert picture.strip() == without_header
 
 
-@pytest.mark.parametrize("name", TPOSettings.model_fields)
-def test_every_setting_is_in_the_table(name):
-    (row,) = [line for line in README.splitlines() if line.startswith("|") and f"`{name}`" in line.split("|")[1]]
-    default = TPOSettings.model_fields[name].default
-    shown = {None: "none", (): "none", "": '""'}.get(default, str(default))
-    assert shown in row.split("|")[2]
+def test_every_setting_is_in_the_table_with_its_default():
+    rows = {line.split("|")[1]: line.split("|")[2] for line in README.splitlines() if line.startswith("|")}
+    for name, field in TPOSettings.model_fields.items():
+        (default,) = [second for first, second in rows.items() if f"`{name}`" in first]
+        assert {None: "none", (): "none", "": '""'}.get(field.default, str(field.default)) in default, name
 
 
 def test_its_make_targets_exist():
@@ -33,9 +30,15 @@ def test_its_make_targets_exist():
     assert set(re.findall(r"(?:`|^    )make ([a-z]+)", README, re.MULTILINE)) <= targets
 
 
-@pytest.mark.parametrize("path", re.findall(r"\]\((?!http|#)([^)#]+)\)", README))
-def test_what_it_links_to_is_there(path):
-    assert (ROOT / path).exists()
+def test_every_link_leads_somewhere_and_pictures_are_small():
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    links = [
+        page.parent / link
+        for page in pages
+        for link in re.findall(r"\]\((?!http|#)([^)#]+)[^)]*\)", page.read_text(encoding="utf-8"))
+    ]
+    assert links and [link for link in links if not link.exists()] == []
+    assert [link for link in links if link.suffix in (".svg", ".png") and link.stat().st_size > 300_000] == []
 
 
 def test_every_example_has_a_line():
