@@ -234,14 +234,6 @@ async def test_a_part_that_returns_too_few_is_named():
         await scores(WeightedSum({"short": Short()}), "ab")
 
 
-async def test_a_plain_function_as_score():
-    class Plain:
-        def score(self, messages, responses):
-            return [float(len(response)) for response in responses]
-
-    assert await scores(WeightedSum({"plain": Part(Plain(), scale="raw")}), ["ab"]) == [2.0]
-
-
 @pytest.mark.parametrize(
     ("checks", "score", "order"),
     [

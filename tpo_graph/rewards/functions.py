@@ -163,10 +163,18 @@ def find_style(function: Callable[..., Any]) -> FunctionStyle:
         hints = {}
     takes_more = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     if "completions" in parameters and ("prompts" in parameters or takes_more):
-        if "completions" not in hints and takes_more and [*parameters][:-1] == ["prompts", "completions"]:
-            # as TRL's documentation writes it; its data sets are of texts unless they are made of messages
+        items = typing.get_args(hints.get("completions"))
+        if items and typing.get_origin(items[0]) in (list, Sequence):
+            return "trl_chat"
+        # without annotations, as TRL's documentation writes it: its data sets are of texts unless made of messages
+        as_documented = "completions" not in hints and takes_more and [*parameters][:-1] == ["prompts", "completions"]
+        if as_documented or (items and items[0] is str):
             return "trl"
-        return _trl_style(name, hints.get("completions"))
+        # TRL passes texts or lists of messages, as the data set has it; only an annotation can say which
+        raise ConfigurationError(
+            f"The reward function {name!r} has TRL's signature, and it isn't clear what a completion is to it.",
+            hint='Give style="trl" if it is a text, style="trl_chat" if it is a list of messages.',
+        )
     needed = [
         parameter.name
         for parameter in parameters.values()
@@ -181,19 +189,6 @@ def find_style(function: Callable[..., Any]) -> FunctionStyle:
     raise ConfigurationError(
         f"The arguments of the reward function {name!r} ({', '.join(parameters)}) don't show how to call it.",
         hint=_HINT,
-    )
-
-
-def _trl_style(name: str, hint: object) -> FunctionStyle:
-    """TRL passes texts or lists of messages, as the data set has it; only an annotation can say which."""
-    items = typing.get_args(hint)
-    if items and items[0] is str:
-        return "trl"
-    if items and typing.get_origin(items[0]) in (list, Sequence):
-        return "trl_chat"
-    raise ConfigurationError(
-        f"The reward function {name!r} has TRL's signature, and it isn't clear what a completion is to it.",
-        hint='Give style="trl" if it is a text, style="trl_chat" if it is a list of messages.',
     )
 
 
