@@ -14,16 +14,15 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, final, runtime_checkable
+from typing import Any, Protocol, TypeVar, final, runtime_checkable
 from weakref import WeakKeyDictionary
+
+from langchain_core.messages import BaseMessage
+from langgraph.errors import GraphBubbleUp
 
 from tpo_graph.accounting import no_usage
 from tpo_graph.errors import ConfigurationError, RewardError
 from tpo_graph.types import JSON, PhaseUsage
-
-if TYPE_CHECKING:
-    # the children that run verifiers import this module and must start at once
-    from langchain_core.messages import BaseMessage
 
 T = TypeVar("T")
 
@@ -35,7 +34,7 @@ class RewardModel(Protocol):
     Any object with this one method is a reward model. Always a batch, never one.
     """
 
-    async def score(self, messages: "Sequence[BaseMessage]", responses: Sequence[str]) -> list[float]:
+    async def score(self, messages: Sequence[BaseMessage], responses: Sequence[str]) -> list[float]:
         """Score every response as the next assistant turn of the conversation.
 
         Args:
@@ -119,7 +118,7 @@ class DetailedReward(ABC):
 
     @abstractmethod
     async def score_in_detail(
-        self, messages: "Sequence[BaseMessage]", responses: Sequence[str], run: RunContext
+        self, messages: Sequence[BaseMessage], responses: Sequence[str], run: RunContext
     ) -> Scoring:
         """Score every response as the next assistant turn of the conversation.
 
@@ -133,7 +132,7 @@ class DetailedReward(ABC):
         """
 
     @final
-    async def score(self, messages: "Sequence[BaseMessage]", responses: Sequence[str]) -> list[float]:
+    async def score(self, messages: Sequence[BaseMessage], responses: Sequence[str]) -> list[float]:
         """Score every response as the next assistant turn of the conversation.
 
         Args:
@@ -151,7 +150,7 @@ class DetailedReward(ABC):
 
 
 async def score_responses(
-    model: RewardModel, messages: "Sequence[BaseMessage]", responses: Sequence[str], run: RunContext
+    model: RewardModel, messages: Sequence[BaseMessage], responses: Sequence[str], run: RunContext
 ) -> Scoring:
     """Score responses with any reward model: the one call that the rest of the package makes.
 
@@ -178,14 +177,9 @@ async def score_responses(
         else:
             scoring = Scoring(await call_in_thread(model.score, messages, responses))
         scores = [None if value is None else float(value) for value in scoring.scores]
-    except RewardError:
+    except (RewardError, GraphBubbleUp):  # an interrupt of LangGraph is not a failure
         raise
     except Exception as error:  # whatever a reward model may raise
-        # imported here for the children's sake, as above
-        from langgraph.errors import GraphBubbleUp
-
-        if isinstance(error, GraphBubbleUp):  # an interrupt is no failure
-            raise
         message = f"The reward model {name!r} failed: {type(error).__name__}: {error}".rstrip(": ")
         raise RewardError(message, usage=usage or usage_of(error)) from error
     if len(scores) != len(responses):
@@ -250,7 +244,7 @@ def close_reward(model: object) -> None:
         close()
 
 
-def run_key(messages: "Sequence[BaseMessage]", anchors: Iterable[str] | None) -> bytes:
+def run_key(messages: Sequence[BaseMessage], anchors: Iterable[str] | None) -> bytes:
     """What distinguishes one run from another, for reward models that remember something of each.
 
     With `anchors` it is them and the conversation. Without, it is the conversation with the ids of its messages:
@@ -264,7 +258,7 @@ def run_key(messages: "Sequence[BaseMessage]", anchors: Iterable[str] | None) ->
     return hashlib.sha256(data.encode()).digest()
 
 
-def query_columns(messages: "Sequence[BaseMessage]") -> Mapping[str, JSON]:
+def query_columns(messages: Sequence[BaseMessage]) -> Mapping[str, JSON]:
     """What travels with the query, its reference answer for one: the `additional_kwargs` of the last user message.
 
     LangChain does not send them to the model. A chat message in OpenAI's form may have them as further keys: both
@@ -280,7 +274,7 @@ def query_columns(messages: "Sequence[BaseMessage]") -> Mapping[str, JSON]:
     return next((message.additional_kwargs for message in reversed(messages) if message.type == "human"), {})
 
 
-def query_references(messages: "Sequence[BaseMessage]") -> list[str]:
+def query_references(messages: Sequence[BaseMessage]) -> list[str]:
     """The reference answers of the query, any of which is right; none when the query has no reference.
 
     Raises:

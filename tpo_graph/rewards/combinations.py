@@ -6,7 +6,9 @@ import statistics
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, TypeAlias, final
+from typing import ClassVar, Literal, NamedTuple, TypeAlias, final
+
+from langchain_core.messages import BaseMessage
 
 from tpo_graph._bounded_cache import BoundedCache
 from tpo_graph.accounting import no_usage, plus
@@ -25,9 +27,6 @@ from tpo_graph.rewards.base import (
     usage_of,
 )
 from tpo_graph.rewards.warnings import WatchedReward
-
-if TYPE_CHECKING:
-    from langchain_core.messages import BaseMessage
 
 PartScores: TypeAlias = dict[str, float]
 """The scores of one response by name of the part; parts that do not apply to it are missing."""
@@ -110,7 +109,7 @@ class RewardOfParts(DetailedReward):
             close_reward(part.model)
 
     async def _ask(
-        self, messages: "Sequence[BaseMessage]", texts: Sequence[str], run: RunContext
+        self, messages: Sequence[BaseMessage], texts: Sequence[str], run: RunContext
     ) -> tuple[list[PartScores], Scoring]:
         """Ask all parts.
 
@@ -203,7 +202,7 @@ class Combination(RewardOfParts):
         """
 
     async def score_in_detail(
-        self, messages: "Sequence[BaseMessage]", responses: Sequence[str], run: RunContext
+        self, messages: Sequence[BaseMessage], responses: Sequence[str], run: RunContext
     ) -> Scoring:
         """Ask all parts, and combine their standard scores.
 
@@ -372,7 +371,7 @@ class Gate(RewardOfParts):
         self._pass_at = pass_at
 
     async def score_in_detail(
-        self, messages: "Sequence[BaseMessage]", responses: Sequence[str], run: RunContext
+        self, messages: Sequence[BaseMessage], responses: Sequence[str], run: RunContext
     ) -> Scoring:
         """Ask checks and score at the same time, and count the passes.
 

@@ -10,16 +10,21 @@ import typing
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
+
+from langchain_core.messages import BaseMessage, convert_to_openai_messages
 
 from tpo_graph.errors import ConfigurationError, RewardError, TPOError
-from tpo_graph.rewards.base import DetailedReward, RunContext, Scoring, call_in_thread, gather, query_columns
+from tpo_graph.rewards.base import (
+    DetailedReward,
+    RewardModel,
+    RunContext,
+    Scoring,
+    call_in_thread,
+    gather,
+    query_columns,
+)
 from tpo_graph.types import Options
-
-if TYPE_CHECKING:
-    from langchain_core.messages import BaseMessage
-
-    from tpo_graph.rewards.base import RewardModel
 
 FunctionStyle: TypeAlias = Literal[
     "response",  # f(response) -> float
@@ -88,7 +93,7 @@ class FunctionReward(DetailedReward):
 
     async def score_in_detail(
         self,
-        messages: "Sequence[BaseMessage]",
+        messages: Sequence[BaseMessage],
         responses: Sequence[str],
         run: RunContext,  # noqa: ARG002  # what a function returns has its own scale
     ) -> Scoring:
@@ -159,7 +164,7 @@ def find_style(function: Callable[..., Any]) -> FunctionStyle:
     target = function if inspect.isroutine(function) else getattr(type(function), "__call__", function)  # noqa: B004
     try:
         hints = typing.get_type_hints(target)
-    except (NameError, TypeError, AttributeError):  # a name under TYPE_CHECKING, or nothing that can have annotations
+    except (NameError, TypeError, AttributeError):  # a name under or nothing that can have annotations
         hints = {}
     takes_more = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     if "completions" in parameters and ("prompts" in parameters or takes_more):
@@ -204,7 +209,7 @@ def _takes_one(name: str, hint: object) -> bool | None:
 
 
 def trl_arguments(
-    function: Callable[..., Any], messages: "Sequence[BaseMessage]", responses: Sequence[str], *, chat: bool
+    function: Callable[..., Any], messages: Sequence[BaseMessage], responses: Sequence[str], *, chat: bool
 ) -> dict[str, list[Any]]:
     """The keyword arguments that TRL's trainers give to a reward function: prompts, completions, and columns.
 
@@ -221,8 +226,6 @@ def trl_arguments(
     Raises:
         RewardError: the function needs a column that the query does not carry.
     """
-    from langchain_core.messages import convert_to_openai_messages
-
     count = len(responses)
     offered: dict[str, list[Any]] = {name: [value] * count for name, value in query_columns(messages).items()}
     if chat:
@@ -252,7 +255,7 @@ def trl_arguments(
     return {name: values for name, values in offered.items() if name in parameters}
 
 
-def load_function(name: str, **options: Options) -> "RewardModel":
+def load_function(name: str, **options: Options) -> RewardModel:
     """What `load_reward("python:MODULE:FUNCTION")` and `"python:FILE.py:FUNCTION"` call.
 
     This runs the module. The working directory counts as a place of modules, as it does for `python -m`.

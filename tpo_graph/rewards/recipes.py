@@ -16,11 +16,13 @@ A gate has `[checks.NAME]` tables beside the one part that orders the rest, and 
 parts of its own, or its `reward` is another TOML file.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
+
+from langchain_core.messages import BaseMessage
 
 from tpo_graph.errors import ConfigurationError, RewardError
 from tpo_graph.rewards.base import RewardModel
@@ -28,11 +30,6 @@ from tpo_graph.rewards.combinations import Gate, MeanMinusDeviation, Minimum, Pa
 from tpo_graph.rewards.warnings import WatchedReward
 from tpo_graph.settings import read_toml
 from tpo_graph.types import JSON, JSONObject
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from langchain_core.messages import BaseMessage
 
 Load: TypeAlias = Callable[..., RewardModel]
 """Loads a reward model by name and options, as `load_reward` does."""
@@ -99,7 +96,7 @@ def load_recipe(path: str | Path, *, load: Load) -> RewardModel:
 class _Unloaded:
     """Stands for a part while the recipe is checked."""
 
-    async def score(self, messages: "Sequence[BaseMessage]", responses: "Sequence[str]") -> list[float]:
+    async def score(self, messages: Sequence[BaseMessage], responses: Sequence[str]) -> list[float]:
         raise NotImplementedError(f"{len(messages)} messages, {len(responses)} responses: nothing is loaded yet")
 
 

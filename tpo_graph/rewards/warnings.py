@@ -10,8 +10,9 @@ import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal, TypeAlias, TypeGuard
+from typing import Literal, TypeAlias, TypeGuard
 
+from langchain_core.messages import BaseMessage
 from typing_extensions import TypedDict
 
 from tpo_graph.accounting import plus
@@ -28,9 +29,6 @@ from tpo_graph.rewards.base import (
     usage_of,
 )
 from tpo_graph.types import ScoredCandidate, StepRecord
-
-if TYPE_CHECKING:
-    from langchain_core.messages import BaseMessage
 
 WarningKind: TypeAlias = Literal[
     "length_correlation",  # the reward goes with the length of the candidates
@@ -254,7 +252,7 @@ class WatchedReward(DetailedReward):
         self.reward, self.second = reward, second
 
     async def score_in_detail(
-        self, messages: "Sequence[BaseMessage]", responses: Sequence[str], run: RunContext
+        self, messages: Sequence[BaseMessage], responses: Sequence[str], run: RunContext
     ) -> Scoring:
         """Score with the first reward model, and ask the second one what it takes to see it fall.
 
