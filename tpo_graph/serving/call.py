@@ -95,7 +95,16 @@ def call_arguments(chat: ChatRequest, name: ModelName, parts: LoadedParts, limit
     Raises:
         RequestRefusedError: a value can't be used; `param` names its field.
     """
-    schema = _schema_of(chat)
+    schema = None
+    if chat.response_format is not None:
+        try:
+            schema = AnswerSchema.of_response_format(chat.response_format.model_dump(by_alias=True, exclude_unset=True))
+        except MissingDependencyError:
+            raise
+        except ConfigurationError as error:
+            raise RequestRefusedError(
+                f"response_format: {error.message}", param="response_format", code="invalid_value"
+            ) from error
     settings = _settings_of(chat, name)
     chosen = parts.settings.overridden_by(settings)
     steps = 0 if chosen.mode == "bon" else chosen.depth
@@ -141,20 +150,6 @@ def check_answer(message: AIMessage, schema: AnswerSchema | None) -> None:
         "None of the candidates is valid for the response_format.",
         hint="A larger N (tpo.n) or a stronger policy helps, and so does a simpler schema.",
     )
-
-
-def _schema_of(chat: ChatRequest) -> AnswerSchema | None:
-    """What answers have to be valid for; None for any text."""
-    if chat.response_format is None:
-        return None
-    try:
-        return AnswerSchema.of_response_format(chat.response_format.model_dump(by_alias=True, exclude_unset=True))
-    except MissingDependencyError:
-        raise
-    except ConfigurationError as error:
-        raise RequestRefusedError(
-            f"response_format: {error.message}", param="response_format", code="invalid_value"
-        ) from error
 
 
 def _settings_of(chat: ChatRequest, name: ModelName) -> dict[str, Options]:

@@ -13,6 +13,7 @@ from langchain_core.messages import AIMessage, BaseMessage, convert_to_messages
 from langchain_core.output_parsers.openai_tools import make_invalid_tool_call, parse_tool_call
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from tpo_graph._json_schema import parse_json
 from tpo_graph.serving.errors import RequestRefusedError
 from tpo_graph.types import JSON, JSONObject
 
@@ -180,7 +181,7 @@ class ChatRequest(PolicyFields):
             RequestRefusedError: the request can't be served; `param` names the field.
         """
         try:
-            data = json.loads(body.decode("utf-8-sig"), parse_constant=_refuse_constant)
+            data = parse_json(body.decode("utf-8-sig"))
             if _ESCAPED_SURROGATE.search(body):
                 # half of a surrogate pair is JSON, but no text that could be sent on
                 json.dumps(data, ensure_ascii=False).encode()
@@ -223,10 +224,6 @@ class ChatRequest(PolicyFields):
         if isinstance(self.tool_choice, dict) and _function_name(self.tool_choice) not in names:
             raise _refusal("tool_choice", f"{self.tool_choice!r} names none of the tools {names}")
         return self
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not valid JSON")
 
 
 def _function_name(tool: Mapping[str, Any]) -> str | None:
