@@ -244,12 +244,6 @@ def test_command_prints_a_table(command):
     assert "1 line left out, no pair:\n  line 3: it is not JSON" in result.stderr
 
 
-def test_command_prints_json_from_stdin(command):
-    result = command("-", *REWARD, "--json", input=line() + "\n")
-    assert result.exit_code == 0, result.output
-    assert json.loads(result.stdout)["reward"]["wins"] == 1
-
-
 def test_command_prints_the_scores(command):
     result = command("pairs.jsonl", *REWARD, "--scores")
     assert result.stdout.startswith(
@@ -259,10 +253,16 @@ def test_command_prints_the_scores(command):
         "\n"
         "               accuracy"
     )
-    scored = json.loads(command("pairs.jsonl", *REWARD, "--json").stdout)["scores"]
-    assert scored == [
-        {"line": 1, "chosen": 1.0, "rejected": 0.0, "truncated": False},
-        {"line": 2, "chosen": 0.0, "rejected": 1.0, "truncated": False},
+
+
+def test_command_prints_json_from_stdin(command):
+    result = command("-", *REWARD, "--json", input=line(rejected="good") + "\n" + line())
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert (report["reward"]["wins"], report["reward"]["ties"]) == (1, 1)
+    assert report["scores"] == [
+        {"line": 1, "chosen": 1.0, "rejected": 1.0, "truncated": False},
+        {"line": 2, "chosen": 1.0, "rejected": 0.0, "truncated": False},
     ]
 
 

@@ -1,6 +1,7 @@
 """How often a reward model prefers what people preferred, and the length rule beside it."""
 
 import math
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Literal, TypedDict
 
@@ -131,14 +132,6 @@ def wilson_interval(share: float, count: int) -> tuple[float, float]:
 
 
 @dataclass
-class _LeftOut:
-    """Lines of one kind that do not count; the first of them by name."""
-
-    count: int = 0
-    lines: list[UnscoredPair] = field(default_factory=list)
-
-
-@dataclass
 class PairTally:
     """Adds pairs up as they come; its size does not grow with their number."""
 
@@ -147,10 +140,10 @@ class PairTally:
     _margins: float = 0.0
     _gains: float = 0.0
     _squared_gains: float = 0.0
-    _unscored: _LeftOut = field(default_factory=_LeftOut)
-    _bad: _LeftOut = field(default_factory=_LeftOut)
     _truncated: int = 0
     _truncated_lines: list[int] = field(default_factory=list)
+    _left_out: Counter[str] = field(default_factory=Counter)
+    _left_out_lines: dict[str, list[UnscoredPair]] = field(default_factory=lambda: {"unscored": [], "bad": []})
 
     @property
     def pairs(self) -> int:
@@ -182,10 +175,9 @@ class PairTally:
             line: its number.
             reason: why it does not count.
         """
-        left_out = self._unscored if kind == "unscored" else self._bad
-        left_out.count += 1
-        if len(left_out.lines) < LISTED:
-            left_out.lines.append(UnscoredPair(line=line, reason=reason))
+        self._left_out[kind] += 1
+        if len(lines := self._left_out_lines[kind]) < LISTED:
+            lines.append(UnscoredPair(line=line, reason=reason))
 
     def report(self) -> PairReport:
         """The report so far."""
@@ -203,8 +195,8 @@ class PairTally:
             mean_margin=self._margins / pairs if pairs else math.nan,
             truncated=self._truncated,
             truncated_lines=sorted(self._truncated_lines),
-            unscored=self._unscored.count,
-            unscored_lines=sorted(self._unscored.lines, key=lambda pair: pair["line"]),
-            bad=self._bad.count,
-            bad_lines=sorted(self._bad.lines, key=lambda pair: pair["line"]),
+            unscored=self._left_out["unscored"],
+            unscored_lines=sorted(self._left_out_lines["unscored"], key=lambda pair: pair["line"]),
+            bad=self._left_out["bad"],
+            bad_lines=sorted(self._left_out_lines["bad"], key=lambda pair: pair["line"]),
         )
