@@ -142,7 +142,9 @@ def test_the_seed_of_the_run_is_that_of_the_first_reply():
 
 
 class WithoutTemperature(BaseChatModel):
-    _llm_type = "plain"
+    @property
+    def _llm_type(self):
+        return "plain"
 
     def _generate(self, messages, stop=None, run_manager=None, **kwargs):
         raise AssertionError

@@ -123,7 +123,9 @@ def test_a_schema_that_is_not_valid():
 class Plain(BaseChatModel):
     """A policy without a field for anything."""
 
-    _llm_type = "plain"
+    @property
+    def _llm_type(self):
+        return "plain"
 
     def _generate(self, messages, stop=None, run_manager=None, **kwargs):
         return ChatResult(generations=[ChatGeneration(message=AIMessage("cand 0"))])
