@@ -53,6 +53,7 @@ def test_an_option_of_the_wrong_type_is_named(name, options, shown):
     assert "secret" not in caught.value.message
 
 
+@pytest.mark.torch
 def test_a_missing_folder_is_a_reward_error():
     with pytest.raises(RewardError, match="no such folder"):
         load_reward("hf:./nowhere")
