@@ -142,7 +142,7 @@ async def test_a_prompt_that_is_edited_is_what_the_policy_reads(client, context,
         (
             {"policy": "server:http://127.0.0.1:9/v1"},
             "PolicyError",
-            "The server at http://127.0.0.1:9/v1 does not tell",
+            "The server at http://127.0.0.1:9/v1 does not list",
         ),
         ({"reward": "hf:./nowhere"}, "RewardError", "Reward model './nowhere': there is no such folder"),
         ({"prompts": "none such"}, "PromptError", "No prompt pack 'none such': neither one of"),
@@ -165,7 +165,7 @@ async def test_a_person_is_asked_and_answers_over_the_sdk(client, context, studi
     assert [candidate["id"] for candidate in question["value"]["candidates"]] == ["0-1", "0-0"]
     assert (await client.threads.get(thread))["status"] == "interrupted"
     state = await last_state(client, context, thread, input=None, command={"resume": {"best": "9-9"}})
-    assert state["__interrupt__"][0]["value"]["problem"].startswith("best='9-9' is no candidate")
+    assert state["__interrupt__"][0]["value"]["problem"].startswith("best='9-9' is not a candidate")
     words = {"best": "0-0", "worst": "0-1", "critique": "my own words"}
     state = await last_state(client, context, thread, input=None, command={"resume": words})
     assert (state["best"]["id"], state["loss"]) == ("0-0", "my own words")

@@ -208,7 +208,10 @@ def human_score_node() -> AsyncNode:
     their reward; when there is nothing new to score, nobody is asked.
     """
 
-    async def human_score(state: TPOState) -> PartialState:
+    async def human_score(
+        state: TPOState,
+        runtime: Runtime[TPOSettings] | None = None,  # noqa: ARG001  # all nodes are called alike
+    ) -> PartialState:
         cache, pending = state["cache"], state["pending"]
         rewards = {candidate["text"]: candidate["reward"] for candidate in cache}
         new = {candidate["text"]: candidate for candidate in reversed(pending) if candidate["text"] not in rewards}
