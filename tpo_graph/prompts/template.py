@@ -125,15 +125,13 @@ class ConversationFormat:
         turns = []
         for message in messages:
             role = ROLES.get(message.type, message.type)
-            turns.append(self.turn.render({"role": self.roles.get(role, role), "content": _content(message)}))
+            lines = [message.text] if message.text else []
+            if isinstance(message, AIMessage):
+                # each call on a line of its own, as in `weather({"city": "Turku"})`
+                for call in message.tool_calls:
+                    lines.append(f"{call['name']}({json.dumps(call['args'], ensure_ascii=False, default=str)})")
+            turns.append(self.turn.render({"role": self.roles.get(role, role), "content": "\n".join(lines)}))
         return self.separator.join(turns)
-
-
-def _content(message: BaseMessage) -> str:
-    """A message's text, and below it each tool call, as in `weather({"city": "Turku"})`."""
-    calls = message.tool_calls if isinstance(message, AIMessage) else []
-    lines = [f"{call['name']}({json.dumps(call['args'], ensure_ascii=False, default=str)})" for call in calls]
-    return "\n".join([message.text, *lines] if message.text else lines)
 
 
 def last_query(messages: Sequence[BaseMessage]) -> str:

@@ -121,29 +121,26 @@ class ServedReward(DetailedReward, Generic[Input]):
         return [result for results in await gather(self._score_or_split([one]) for one in batch) for result in results]
 
     async def _score_batch(self, batch: Sequence[Input]) -> list[float]:
-        return await self._ask(self._body(batch), size=len(batch))
+        return await self._ask(batch)
 
-    async def _ask(self, body: JSONObject, *, size: int) -> list[float]:
-        """Send a request and read the scores in its answer, one for each of `size` texts."""
-        answer = await self._endpoint.request("POST", self.path, body)
+    async def _ask(self, batch: Sequence[Input], **fields: JSON) -> list[float]:
+        """The server's scores for a batch; `fields` are added to the request."""
+        answer = await self._endpoint.request("POST", self.path, self._body(batch) | fields)
         try:
             values = self._values(answer)
         except (KeyError, IndexError, TypeError, AttributeError) as error:
             raise self._unexpected(f"is not {self.answer_form}", answer) from error
-        if len(values) != size:
-            raise self._unexpected(f"has {len(values)} scores for {size} texts", answer)
-        return [self._number(value, answer) for value in values]
-
-    def _number(self, value: JSON, answer: JSON) -> float:
-        if isinstance(value, list):
-            if len(value) != 1:
+        if len(values) != len(batch):
+            raise self._unexpected(f"has {len(values)} scores for {len(batch)} texts", answer)
+        scores: list[float] = []
+        for value in values:
+            if isinstance(value, list) and len(value) != 1:
                 raise self._unexpected(f"has {len(value)} outputs for a text; a reward is one number", answer)
-            (value,) = value
-        if value is None:
-            return math.nan
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise self._unexpected(f"has {value!r} where a score should be", answer)
-        return float(value)
+            score = value[0] if isinstance(value, list) else value
+            if isinstance(score, bool) or not isinstance(score, int | float | None):
+                raise self._unexpected(f"has {score!r} where a score should be", answer)
+            scores.append(math.nan if score is None else float(score))
+        return scores
 
     def _unexpected(self, what: str, answer: JSON) -> RewardError:
         return RewardError(

@@ -74,12 +74,9 @@ class VLLMReward(_TokenIdsReward):
         self._activation_field = activation_field
 
     async def _score_batch(self, batch: Sequence[list[int]]) -> list[float]:
-        async def ask(field: ActivationField | None) -> list[float]:
-            return await self._ask(self._body(batch) | ({} if field is None else {field: False}), size=len(batch))
-
         if self._activation_field is not None:
-            return await ask(self._activation_field)
-        scores = await ask("use_activation")
+            return await self._ask(batch, **{self._activation_field: False})
+        scores = await self._ask(batch, use_activation=False)
         finite = [score for score in scores if math.isfinite(score)]
         if not finite:
             return scores
@@ -87,11 +84,11 @@ class VLLMReward(_TokenIdsReward):
         if any(not 0 <= score <= 1 for score in finite):
             self._activation_field = "use_activation"
             return scores
-        default = await ask(None)
+        default = await self._ask(batch)
         if _is_heeded(scores, default):
             self._activation_field = "use_activation"
             return scores
-        scores = await ask("activation")
+        scores = await self._ask(batch, activation=False)
         if _is_heeded(scores, default):
             self._activation_field = "activation"
             return scores

@@ -40,7 +40,13 @@ def serve() -> None:
     functions: dict[str, Callable[..., JSON]] = {}
     for line in sys.stdin:
         request = json.loads(line)
-        _limit_cpu(request["seconds"])
+        # the system ends this process if it works on when its parent is no longer there to kill it
+        with contextlib.suppress(ImportError, ValueError, OSError):
+            import resource
+
+            used = resource.getrusage(resource.RUSAGE_SELF)
+            most = int(used.ru_utime + used.ru_stime + request["seconds"]) + 2
+            resource.setrlimit(resource.RLIMIT_CPU, (most, resource.getrlimit(resource.RLIMIT_CPU)[1]))
         try:
             function = functions.get(path := request["function"])
             if function is None:
@@ -52,16 +58,6 @@ def serve() -> None:
             reply = {"error": f"{type(error).__name__}: {error}"[:2000]}
         replies.write(json.dumps(reply) + "\n")
         replies.flush()
-
-
-def _limit_cpu(seconds: float) -> None:
-    """Let the system end this process if it works on when its parent is no longer there to kill it."""
-    with contextlib.suppress(ImportError, ValueError, OSError):
-        import resource
-
-        used = resource.getrusage(resource.RUSAGE_SELF)
-        most = int(used.ru_utime + used.ru_stime + seconds) + 2
-        resource.setrlimit(resource.RLIMIT_CPU, (most, resource.getrlimit(resource.RLIMIT_CPU)[1]))
 
 
 def count_of_matches_is_right(*, pattern: str, whole: bool, at_least: int, at_most: int | None, text: str) -> bool:
