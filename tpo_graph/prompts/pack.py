@@ -356,7 +356,14 @@ def _read_pack(folder: Path, extending: tuple[Path, ...] = ()) -> PromptPack:
             head.preference, allowed={"preference"}, where="pack.toml (preference)", syntax=syntax
         )
     if head.conversation is not None:
-        own["conversation"] = _parse_conversation(head.conversation, syntax)
+        table, default = head.conversation, ConversationFormat()
+        changes: dict[str, Any] = {"roles": {**default.roles, **table.roles}}
+        if table.separator is not None:
+            changes["separator"] = table.separator
+        for name, text, allowed in (("single", table.single, ["content"]), ("turn", table.turn, ["role", "content"])):
+            if text is not None:
+                changes[name] = Template.parse(text, allowed=allowed, where="pack.toml [conversation]", syntax=syntax)
+        own["conversation"] = dataclasses.replace(default, **changes)
     pack = dataclasses.replace(base, name=folder.name, prompts=prompts, syntax=syntax, **own)
     if not pack.open_tag or not pack.close_tag:
         raise PromptError(f"pack.toml of prompt pack {folder.name!r} must have open_tag and close_tag.")
@@ -374,17 +381,6 @@ def _parse_prompt(name: str, file: _PromptFile, syntax: Syntax, *, where: str) -
     if "stop" in sampling:
         sampling["stop"] = tuple(sampling["stop"])
     return PhasePrompt(user=user, system=system, sampling=sampling)
-
-
-def _parse_conversation(table: _Conversation, syntax: Syntax) -> ConversationFormat:
-    default = ConversationFormat()
-    own: dict[str, Any] = {"roles": {**default.roles, **table.roles}}
-    if table.separator is not None:
-        own["separator"] = table.separator
-    for name, text, allowed in (("single", table.single, ["content"]), ("turn", table.turn, ["role", "content"])):
-        if text is not None:
-            own[name] = Template.parse(text, allowed=allowed, where="pack.toml [conversation]", syntax=syntax)
-    return dataclasses.replace(default, **own)
 
 
 def _checked(pack: PromptPack) -> PromptPack:

@@ -125,7 +125,7 @@ class ConversationFormat:
         turns = []
         for message in messages:
             role = ROLES.get(message.type, message.type)
-            lines = [message.text] if message.text else []
+            lines: list[str] = [message.text] if message.text else []
             if isinstance(message, AIMessage):
                 # each call on a line of its own, as in `weather({"city": "Turku"})`
                 for call in message.tool_calls:
