@@ -126,7 +126,13 @@ class Checkers:
         return await loop.run_in_executor(self._threads, self._run, function, arguments, seconds, warm_up)
 
     def _run(self, function: str, arguments: JSONObject, seconds: float, warm_up: JSONObject | None) -> JSON:
-        child = self._idle_child() or _Child()
+        try:
+            child = self._idle.pop()
+            while not child.is_alive():
+                child.close()
+                child = self._idle.pop()
+        except IndexError:  # none is left, or another thread took the last one
+            child = _Child()
         try:
             child.load(function, warm_up, self._start_seconds)
             reply = child.ask(function, arguments, seconds)
@@ -137,15 +143,6 @@ class Checkers:
         if "error" in reply:
             raise RewardError(f"The check {function} failed: {reply['error']}")
         return reply["result"]
-
-    def _idle_child(self) -> "_Child | None":
-        with contextlib.suppress(IndexError):  # none is left, or another thread took the last one
-            while True:
-                child = self._idle.pop()
-                if child.is_alive():
-                    return child
-                child.close()
-        return None
 
     def close(self) -> None:
         """End the children that are idle; a later check starts new ones."""
