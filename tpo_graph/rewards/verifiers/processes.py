@@ -122,27 +122,27 @@ class Checkers:
                 # a forked process has the pipes of its parent's children and none of its threads
                 self._finalizer.detach()
                 self._set_up()
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, self._run, function, arguments, seconds, warm_up)
 
-    def _run(self, function: str, arguments: JSONObject, seconds: float, warm_up: JSONObject | None) -> JSON:
-        try:
-            child = self._idle.pop()
-            while not child.is_alive():
-                child.close()
+        def run() -> JSON:
+            try:
                 child = self._idle.pop()
-        except IndexError:  # none is left, or another thread took the last one
-            child = _Child()
-        try:
-            child.load(function, warm_up, self._start_seconds)
-            reply = child.ask(function, arguments, seconds)
-        except BaseException:
-            child.close()
-            raise
-        self._idle.append(child)
-        if "error" in reply:
-            raise RewardError(f"The check {function} failed: {reply['error']}")
-        return reply["result"]
+                while not child.is_alive():
+                    child.close()
+                    child = self._idle.pop()
+            except IndexError:  # none is left, or another thread took the last one
+                child = _Child()
+            try:
+                child.load(function, warm_up, self._start_seconds)
+                reply = child.ask(function, arguments, seconds)
+            except BaseException:
+                child.close()
+                raise
+            self._idle.append(child)
+            if "error" in reply:
+                raise RewardError(f"The check {function} failed: {reply['error']}")
+            return reply["result"]
+
+        return await asyncio.get_running_loop().run_in_executor(self._threads, run)
 
     def close(self) -> None:
         """End the children that are idle; a later check starts new ones."""
