@@ -161,32 +161,29 @@ def _pair(number: int, row: JSON) -> Pair:
     other, rejected = _response(row, "rejected")
     if before and other and not _same(before, other):
         raise ConfigurationError("chosen and rejected answer different conversations")
-    messages = _conversation(row.get("prompt"), before or other)
+    before = before or other
+    prompt = row.get("prompt")
+    if isinstance(prompt, str) and prompt.strip():
+        messages: list[BaseMessage] = [HumanMessage(prompt)]
+    elif isinstance(prompt, list) and prompt:
+        messages = _messages(prompt, "prompt")
+    elif prompt is None and before:
+        messages = before
+    else:
+        raise ConfigurationError(f"prompt is {_shown(prompt)}; it must be a text or a list of messages")
+    if before:
+        # the fuller of the two counts, and either may leave the system message to the other
+        system, turns = _split_system(messages)
+        system_before, turns_before = _split_system(before)
+        is_other_system = system and system_before and not _same(system, system_before)
+        if is_other_system or not _same(turns, turns_before[: len(turns)]):
+            raise ConfigurationError("chosen and rejected do not go on from prompt")
+        messages = (system or system_before) + turns_before
     columns = {name: value for name, value in row.items() if name not in _COLUMNS}
     last = next((message for message in reversed(messages) if message.type == "human"), None)
     if last is not None:
         last.additional_kwargs = {**columns, **last.additional_kwargs}
     return Pair(number, messages, chosen, rejected)
-
-
-def _conversation(prompt: object, before: list[BaseMessage]) -> list[BaseMessage]:
-    """The fuller of the prompt and what comes before the responses."""
-    if prompt is None and before:
-        return before
-    if isinstance(prompt, str) and prompt.strip():
-        messages: list[BaseMessage] = [HumanMessage(prompt)]
-    elif isinstance(prompt, list) and prompt:
-        messages = _messages(prompt, "prompt")
-    else:
-        raise ConfigurationError(f"prompt is {_shown(prompt)}; it must be a text or a list of messages")
-    if not before:
-        return messages
-    # either may leave the system message to the other
-    system, turns = _split_system(messages)
-    system_before, turns_before = _split_system(before)
-    if not _same(turns, turns_before[: len(turns)]) or (system and system_before and not _same(system, system_before)):
-        raise ConfigurationError("chosen and rejected do not go on from prompt")
-    return (system or system_before) + turns_before
 
 
 def _split_system(messages: list[BaseMessage]) -> tuple[list[BaseMessage], list[BaseMessage]]:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, NotRequired, TypeAlias
 
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.runnables import Runnable
+from langgraph.constants import TAG_NOSTREAM
 from langgraph.types import Command
 
 from tpo_graph._bounded_cache import BoundedCache
@@ -29,7 +30,6 @@ except ImportError as error:
 Request: TypeAlias = ModelRequest[Any]
 Response: TypeAlias = ModelResponse[Any] | ExtendedModelResponse[Any]
 
-_NOSTREAM = "nostream"  # LangGraph's tag: keeps a model's tokens out of the message stream
 _MOST_MODELS = 8
 
 
@@ -169,7 +169,7 @@ class TPOMiddleware(AgentMiddleware[TPOAgentState, Any, Any]):
 
 def _without_stream(request: Request) -> Request:
     """The request with a model whose tokens are not streamed: they may be a draft's."""
-    tags = [*(request.model.tags or []), _NOSTREAM]
+    tags = [*(request.model.tags or []), TAG_NOSTREAM]
     return request.override(model=request.model.model_copy(update={"tags": tags}))
 
 

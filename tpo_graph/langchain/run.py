@@ -10,6 +10,7 @@ from langchain_core.messages.ai import UsageMetadata
 from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import ensure_config
 from langgraph.config import get_stream_writer
+from langgraph.constants import TAG_NOSTREAM
 from langgraph.errors import GraphInterrupt
 from langgraph.runtime import Runtime
 
@@ -35,7 +36,6 @@ STEP_EVENT = "tpo_step"
 _MOST_GRAPHS = 16
 _MOST_SUPERSTEPS = 10_007  # LangGraph's own default, enough for the most steps; graphs among the nodes inherit it
 _LEAST_SECONDS = 1e-9  # of a budget, which has to be above 0
-_NOSTREAM = "nostream"  # LangGraph's tag: keeps a model's tokens out of the message stream
 
 
 class TPORunner:
@@ -147,7 +147,7 @@ async def _first_reply(
 
     policy = change_models(options.first_policy(policy), with_knobs)
     stop = list(dict.fromkeys([*options.stop, *sampling.stop]))
-    config: RunnableConfig = {"tags": [_NOSTREAM]}
+    config: RunnableConfig = {"tags": [TAG_NOSTREAM]}  # keeps its tokens out of the message stream
     try:
         reply = await policy.ainvoke(messages, config, **({"stop": stop} if stop else {}))
     except TPOError:

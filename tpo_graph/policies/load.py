@@ -48,7 +48,19 @@ def load_policy(name: str, **options: Options) -> "BaseChatModel":
     if not scheme:
         raise ConfigurationError("The name of the policy is empty.", hint=_HINT)
     if scheme == "local":
-        options = _start_embedded(rest or None, options)
+        from tpo_graph.policies.embedded import start_embedded_server
+
+        of_server = inspect.signature(start_embedded_server).parameters.keys() & options.keys()
+        server = start_embedded_server(rest or None, **{option: options.pop(option) for option in of_server})
+        pack = "tpo" if server.has_chat_template else "base"
+        options = {
+            "max_retries": 0,
+            **options,
+            "model": server.model,
+            "base_url": server.base_url,
+            "api_key": server.api_key,
+            "metadata": {"tpo_prompts": pack, **options.get("metadata", {})},
+        }
     elif scheme in _SERVERS:
         options = _server_options(name, rest, options)
     elif scheme == "openai" and rest:
@@ -58,10 +70,21 @@ def load_policy(name: str, **options: Options) -> "BaseChatModel":
                 f"The policy {name!r} needs an API key and OPENAI_API_KEY is not set.",
                 hint="Set it, or use a policy that needs none, as in --policy local.",
             )
-    else:
-        scheme = ""  # LangChain's
     try:
-        return loop_safe(_chat_model(name, scheme, options))
+        model: BaseChatModel
+        if scheme in ("local", "llamacpp"):
+            from tpo_graph.policies.embedded import ChatLlamaCpp
+
+            model = ChatLlamaCpp(**options)
+        elif scheme in _SERVERS or (scheme == "openai" and rest):
+            from langchain_openai import ChatOpenAI
+
+            model = ChatOpenAI(**options)
+        else:
+            from langchain.chat_models import init_chat_model
+
+            model = init_chat_model(name, **options)
+        return loop_safe(model)
     except ImportError as error:
         raise MissingDependencyError(
             f"The policy {name!r} needs a package that is missing: {ProviderFailure.of(error).summary}.",
@@ -101,23 +124,6 @@ def policy_ids(names: Iterable[str]) -> dict[str, str]:
     return by_id
 
 
-def _start_embedded(gguf: str | None, options: dict[str, Options]) -> dict[str, Options]:
-    """Start the embedded server, and return the options of its chat model."""
-    from tpo_graph.policies.embedded import start_embedded_server
-
-    of_server = inspect.signature(start_embedded_server).parameters.keys() & options.keys()
-    server = start_embedded_server(gguf, **{option: options.pop(option) for option in of_server})
-    pack = "tpo" if server.has_chat_template else "base"
-    return {
-        "max_retries": 0,
-        **options,
-        "model": server.model,
-        "base_url": server.base_url,
-        "api_key": server.api_key,
-        "metadata": {"tpo_prompts": pack, **options.get("metadata", {})},
-    }
-
-
 def _server_options(name: str, rest: str, options: dict[str, Options]) -> dict[str, Options]:
     """The options of the chat model of a server; `rest` is what follows the scheme in its name."""
     url, _, model = rest.partition("#")
@@ -153,19 +159,3 @@ def _only_model(url: str, key: str) -> str:
             f"The server at {url} has {len(models)} models: {', '.join(models)}.", hint=f"Name one: {url}#MODEL."
         )
     return models[0]
-
-
-def _chat_model(name: str, scheme: str, options: dict[str, Options]) -> "BaseChatModel":
-    """The chat model itself; its class is imported only here."""
-    if scheme in ("local", "llamacpp"):
-        from tpo_graph.policies.embedded import ChatLlamaCpp
-
-        return ChatLlamaCpp(**options)
-    if scheme:
-        from langchain_openai import ChatOpenAI
-
-        return ChatOpenAI(**options)
-    from langchain.chat_models import init_chat_model
-
-    model: BaseChatModel = init_chat_model(name, **options)
-    return model
