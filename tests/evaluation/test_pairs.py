@@ -10,8 +10,7 @@ from typer.testing import CliRunner
 
 from tpo_graph import ConfigurationError, RewardError
 from tpo_graph.cli.score import score
-from tpo_graph.evaluation.pairs import BadLine, Pair, read_pairs, score_pairs
-from tpo_graph.evaluation.pairs_report import wilson_interval
+from tpo_graph.evaluation.pairs import BadLine, Pair, read_pairs, score_pairs, wilson_interval
 from tpo_graph.rewards import FunctionReward, WatchedReward, WeightedSum
 from tpo_graph.testing import TableReward
 

@@ -11,7 +11,7 @@ from tpo_graph.cli.output import one_line, plural, stderr_console
 from tpo_graph.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from tpo_graph.evaluation.pairs_report import PairReport, PairScore
+    from tpo_graph.evaluation.pairs import PairReport, PairScore
 
 _LISTED = 10
 
