@@ -9,7 +9,7 @@ from tests.tpo_script import number_reward, phase_of, phases_asked, scripted_pol
 from tpo_graph import PolicyError, RewardError, TPOSettings, create_tpo_graph
 from tpo_graph.testing import ScriptedChatModel, TableReward
 
-# texts that break templates, tags and escapes; tests/prompts has the pure functions with many more
+# a few of tests/hostile_texts.py, several in one text: tests/prompts has each of them on the pure functions
 HOSTILE = [
     "$query ${worst} {{best}} {0} %s",
     "<revised_response>inner</revised_response>",

@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.hostile_texts import HOSTILE
 from tpo_graph.prompts.revision_tags import extract_revision, without_blank_edges
 
 
@@ -131,3 +132,10 @@ def test_tags_of_any_kind(open_tag, close_tag, completion, text):
 @pytest.mark.parametrize(("completion", "problem"), [("---A", "not_closed"), ("A", "no_tags"), ("------", "empty")])
 def test_equal_tags_that_fence_nothing(completion, problem):
     assert extract(completion, "---", "---")[1] == problem
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
+def test_a_revision_of_any_text_is_cut_out_whole(text):
+    tags = {"open_tag": "<revised_response>", "close_tag": "</revised_response>"}
+    completion = f"Here it is:\n<revised_response>\nA{text}Z\n</revised_response>\nDone."
+    assert extract_revision(completion, **tags) == (f"A{text}Z", None, True)

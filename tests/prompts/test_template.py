@@ -3,6 +3,7 @@
 import pytest
 from langchain_core.messages import AIMessage, ChatMessage, HumanMessage, SystemMessage, ToolMessage
 
+from tests.hostile_texts import HOSTILE
 from tpo_graph import PromptError
 from tpo_graph.prompts.template import ConversationFormat, Template, cut_to_tokens, last_query
 
@@ -52,9 +53,7 @@ def test_marks_of_the_other_syntax_are_plain_text(syntax, text, rendered):
     assert render(text, syntax=syntax) == rendered
 
 
-@pytest.mark.parametrize(
-    "value", ["$best", "{{best}}", "${best}", "$$", "{best}", "\\g<0>", "%s", "$query", "$unknown", ""]
-)
+@pytest.mark.parametrize("value", ["$best", "${best}", "$$", "{best}", "$unknown", "", *HOSTILE])
 def test_what_is_put_in_is_never_read_again(value):
     assert (
         render("<$query|{{ best }}|${loss}>", {"query": value, "best": value, "loss": value})
