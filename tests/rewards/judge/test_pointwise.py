@@ -7,7 +7,7 @@ import pytest
 from langchain_core.messages import AIMessage
 
 from tests.rewards.judge.conftest import CONVERSATION
-from tpo_graph.errors import ConfigurationError, RewardError
+from tpo_graph.errors import ConfigurationError, PromptError, RewardError
 from tpo_graph.rewards.base import RewardModel, RunContext, score_responses
 from tpo_graph.rewards.combinations import WeightedSum
 from tpo_graph.rewards.functions import FunctionReward
@@ -262,8 +262,8 @@ async def test_own_prompt(serve):
     assert server.bodies[0]["messages"] == [
         {"role": "user", "content": "[system]\nBe brief.\n\n[user]\nWhy is the sky blue? / me / 1 to 9? $"}
     ]
-    with pytest.raises(RewardError, match=r"PromptError: Unknown variable .*best"):
-        await JudgeReward(model, prompt=JudgePrompt(system="", user="$best")).score(CONVERSATION, ["me"])
+    with pytest.raises(PromptError, match=r"Unknown variable .*best"):
+        JudgePrompt(system="", user="$best")
 
 
 @pytest.mark.parametrize(("text", "grade"), [("7", 7.0), (" 7.\n", 7.0), ("**3**", 3.0)])

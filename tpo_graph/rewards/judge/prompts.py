@@ -58,6 +58,9 @@ class JudgePrompt:
     user: str
     pairwise: bool = False
 
+    def __post_init__(self) -> None:
+        _ = self._templates  # a mistake shows before anything is paid for
+
     def render(self, values: Mapping[str, str]) -> list[BaseMessage]:
         """The messages of one request.
 
