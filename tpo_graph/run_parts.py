@@ -23,7 +23,7 @@ from tpo_graph.policies.load import load_policy
 from tpo_graph.policies.providers import Policy, models_inside
 from tpo_graph.policies.sampling import Sampler, as_sampler
 from tpo_graph.prompts.pack import PromptPack
-from tpo_graph.rewards.base import RewardModel
+from tpo_graph.rewards.base import RewardModel, require_reward_model
 from tpo_graph.rewards.load import load_reward
 from tpo_graph.settings import TPOSettings
 from tpo_graph.types import Node, Options
@@ -218,11 +218,8 @@ class RunParts:
                     f"The {role} must be a LangChain chat model or the name of one, not {type(policy).__name__!r}.",
                     hint='For example "openai:gpt-4o-mini".',
                 )
-        if not isinstance(self.reward, str) and not callable(getattr(self.reward, "score", None)):
-            raise ConfigurationError(
-                f"The reward must be a reward model or the name of one, not {type(self.reward).__name__!r}.",
-                hint="A reward model has a method score(messages, responses); the names are those of load_reward.",
-            )
+        if not isinstance(self.reward, str):
+            require_reward_model(self.reward)
         if isinstance(self.nodes, str) and self.nodes not in VARIANTS:
             raise ConfigurationError(f"Unknown variant {self.nodes!r}; allowed: {', '.join(VARIANTS)}.")
 

@@ -46,7 +46,7 @@ class ChatModelJudge(DetailedReward):
         max_concurrency: requests in flight at a time, in each event loop.
 
     Raises:
-        ConfigurationError: the model is no chat model, the prompt is one for the other kind of judge, or a number is
+        ConfigurationError: the model is not a chat model, the prompt is one for the other kind of judge, or a number is
             below 1.
     """
 

@@ -147,7 +147,7 @@ class TournamentResult:
     Attributes:
         best: place of the best in the sequence.
         worst: place of the worst; `best` itself where there is only one text.
-        levels: for each text, how far it came: above 0 among the winners of the first round, below 0 among its losers.
+        levels: for each text, how far it got: above 0 among the winners of the first round, below 0 among its losers.
             The best has the highest, the worst the lowest; between others, levels are a rough order.
         tied: every comparison was a tie.
     """
