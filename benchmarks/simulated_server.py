@@ -73,7 +73,7 @@ class SimulatedPolicy:
             {"index": index, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
             for index, text in enumerate(texts)
         ]
-        told: dict[str, Any] = {  # Any: JSON
+        statistics: dict[str, Any] = {
             "id": f"simulated-{self.requests}",
             "object": "chat.completion",
             "created": 0,
@@ -81,7 +81,7 @@ class SimulatedPolicy:
             "choices": choices,
             "usage": usage | {"total_tokens": sum(usage.values())},
         }
-        return JSONResponse(told)
+        return JSONResponse(statistics)
 
     def completion(self, prompt: str, seed: str, index: int) -> str:
         """A critique, a candidate, or a revision in its tags, by what the prompt shows."""

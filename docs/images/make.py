@@ -65,14 +65,14 @@ class Keyboard(io.StringIO):
         super().__init__()
         self._console, self._lines = console, lines
 
-    def readline(self, *_: Any) -> str:  # Any: a size, which nobody gives
+    def readline(self, *_: Any) -> str:
         """The next line, shown."""
         line = self._lines.pop(0)
         self._console.out(line, style="bold", highlight=False)
         return f"{line}\n"
 
 
-def run_on_a_screen(name: str, command: str, request: RunRequest) -> dict[str, Any]:  # Any: a TPOState
+def run_on_a_screen(name: str, command: str, request: RunRequest) -> dict[str, Any]:
     """Run, and save the screen as NAME.svg; the last state of the run."""
     os.environ["COLUMNS"] = str(WIDTH)
     # no terminal: what moves would be recorded over and over
@@ -92,7 +92,7 @@ def run_on_a_screen(name: str, command: str, request: RunRequest) -> dict[str, A
     return dict(outcome.state)
 
 
-def diagram(state: dict[str, Any]) -> str:  # Any: a TPOState
+def diagram(state: dict[str, Any]) -> str:
     """A run as Mermaid: its steps with their rewards, and between them what the critic said."""
     lines = ["flowchart TD"]
     for record in state["trajectory"]:

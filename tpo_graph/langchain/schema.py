@@ -1,4 +1,4 @@
-"""Structured output: what an answer has to be valid for, and how the policy is told so."""
+"""Structured output: what an answer has to be valid for, and how the policy learns of it."""
 
 import json
 import re
@@ -34,7 +34,7 @@ class AnswerSchema:
         name: name of the schema, as providers take it.
         description: sent beside the name; "" where the schema contains it.
         model: the pydantic class that answers become, of version 1 or 2; None leaves them JSON values.
-        method: how the policy is told the schema, besides in words; None sends a JSON schema where the policy is
+        method: how the policy gets the schema, besides in words; None sends a JSON schema where the policy is
             OpenAI-compatible.
         strict: whether the provider is to enforce the schema to the letter; None leaves it to the provider.
 
@@ -62,7 +62,7 @@ class AnswerSchema:
 
         Args:
             schema: a pydantic class, a TypedDict, a JSON schema, or a tool.
-            method: how the policy is told the schema, besides in words; None sends a JSON schema where the policy is
+            method: how the policy gets the schema, besides in words; None sends a JSON schema where the policy is
                 OpenAI-compatible.
             strict: whether the provider is to enforce the schema to the letter; None leaves it to the provider.
 

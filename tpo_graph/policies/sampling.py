@@ -122,7 +122,7 @@ class Sampler:
         like: a sampler of the same model with other arguments; the two share what they find out.
 
     Raises:
-        ConfigurationError: `policy` is no LangChain chat model.
+        ConfigurationError: `policy` is not a LangChain chat model.
     """
 
     def __init__(self, policy: Policy, *, like: "Sampler | None" = None) -> None:
@@ -178,7 +178,7 @@ class Sampler:
                 refused, requests go on until one is answered.
 
         Returns:
-            The completions, what they cost, and the errors of those that failed: some of N failing is no error.
+            The completions, what they cost, and the errors of those that failed: some of N failing is not an error.
 
         Raises:
             PolicyError: there is no completion; the cause is the last failure, and `usage` is what was spent.

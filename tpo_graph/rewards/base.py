@@ -68,7 +68,7 @@ class SecondScoring:
 
 @dataclass(frozen=True)
 class Scoring:
-    """What scoring a batch of responses came to.
+    """The result of scoring a batch of responses.
 
     Attributes:
         scores: one value for each response: a float (higher is better), NaN for a response that should have a score and

@@ -55,7 +55,7 @@ class FunctionReward(DetailedReward):
         [0.0, 1.0]
 
     A sync function runs in a thread, so that it never blocks the event loop. Where it returns None it does not apply
-    to the response: a combination goes by its other parts, and alone it is no score.
+    to the response: a combination goes by its other parts, and alone it is not a score.
 
     Functions written for TRL's trainers get as `columns` what travels with the query, the `additional_kwargs` of the
     last user message, each value repeated for every completion. Of keyword arguments they get those that they name, or
@@ -198,7 +198,7 @@ def find_style(function: Callable[..., Any]) -> FunctionStyle:
 
 
 def _takes_one(name: str, hint: object) -> bool | None:
-    """Whether an argument is one text or many; None when neither can be seen. A type tells more than a name."""
+    """Whether an argument is one text or many; None when neither can be seen. A type counts before a name."""
     if hint is str:
         return True
     if typing.get_origin(hint) in (list, tuple, Sequence):

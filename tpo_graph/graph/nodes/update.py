@@ -56,7 +56,7 @@ def update_node(
             for completion in draw.completions:
                 text, problem, is_closed = _revision(completion, request, messages)
                 if problem is None:
-                    # what ends at the token limit behind the closing tag is no part of the candidate
+                    # what ends at the token limit behind the closing tag does not belong to the candidate
                     cut = completion.truncated and not is_closed
                     name = f"{request.step}-{len(pending)}"
                     pending.append(Candidate(id=name, step=request.step, text=text, truncated=cut))

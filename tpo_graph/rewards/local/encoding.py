@@ -203,7 +203,7 @@ class CommonStart:
         self._tokenizer = tokenizer
         self.ids = self._encoded(text)
         """Token ids of the first text."""
-        # a token that takes the white space before it, or that is searched for in normalised text, is no clean cut
+        # a token that takes the white space before it, or that is searched for in normalised text, is not a clean cut
         splitting = [
             token.content
             for token in (tokenizer.added_tokens_decoder.values() if tokenizer.is_fast else ())
