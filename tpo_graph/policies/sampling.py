@@ -6,57 +6,24 @@ which sampling knobs it refuses.
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage, BaseMessage
-from langchain_core.outputs import ChatGeneration, LLMResult
-from langchain_core.runnables import Runnable, RunnableConfig
-from langchain_core.runnables.config import ensure_config, merge_configs
-from langgraph.constants import TAG_NOSTREAM
+from langchain_core.messages import BaseMessage
+from langchain_core.runnables import Runnable
 
-from tpo_graph._bounded_cache import BoundedCache
 from tpo_graph.accounting import Stopwatch, no_usage
-from tpo_graph.errors import ConfigurationError, PolicyError
-from tpo_graph.policies.http import loop_safe
-from tpo_graph.policies.providers import (
-    Policy,
-    ProviderFailure,
-    change_models,
-    completion_fields,
-    knob_fields,
-    partial_completions,
-    policy_failed,
-    takes,
-    unbind,
-)
+from tpo_graph.errors import ConfigurationError
+from tpo_graph.policies.completions import Completion, CompletionClient
+from tpo_graph.policies.providers import Policy, ProviderFailure, policy_failed, takes
 from tpo_graph.settings import Sampling
-from tpo_graph.types import JSONObject, Options, PhaseUsage
+from tpo_graph.types import PhaseUsage
 
 _log = logging.getLogger(__name__)
 
-_CUT_SHORT = frozenset({"length", "max_tokens", "max_output_tokens"})
 _KNOBS = ("temperature", "top_p", "max_new_tokens")
 _MOST_SEEDS = 2**31 - 1
-_MOST_COPIES = 64
-_OWN_ARGUMENTS = frozenset({"n", "stop", "stream", "callbacks", "tags", "metadata"})
-
-
-@dataclass(frozen=True)
-class Completion:
-    """One completion.
-
-    Attributes:
-        text: what was written, "" where there was no text.
-        truncated: the policy stopped at its token limit.
-        tool_calls: it calls a tool.
-    """
-
-    text: str
-    truncated: bool
-    tool_calls: bool = False
 
 
 @dataclass
@@ -131,21 +98,20 @@ class Sampler:
                 f"The policy must be a LangChain chat model, not {type(policy).__name__!r}.",
                 hint='load_policy("openai:gpt-4o-mini") makes one.',
             )
-        self.policy = change_models(policy, loop_safe)
-        inner, self._arguments, config = unbind(self.policy)
-        # a policy with retries or fallbacks is invoked as a whole, and then adds its config by itself
-        self._model = inner if isinstance(inner, BaseChatModel) else None
-        self._config: RunnableConfig = config if self._model is not None else {}
-        takes_n = self._model is not None and takes(self._model, "n")
+        self._client = CompletionClient(policy)
+        takes_n = self._client.model is not None and takes(self._client.model, "n")
         own_limits = ProviderLimits(None if takes_n else 1)
         self._limits: ProviderLimits = like._limits if like is not None else own_limits
-        # LangChain describes a model to callbacks once an instance, so the copies are kept
-        self._copies: BoundedCache[tuple[tuple[str, Options], ...], BaseChatModel] = BoundedCache(_MOST_COPIES)
+
+    @property
+    def policy(self) -> Policy:
+        """The policy, with HTTP clients that can be used from one event loop after another."""
+        return self._client.policy
 
     @property
     def tokenize(self) -> Callable[[str], list[int]] | None:
         """The policy's own tokenizer (`custom_get_token_ids`), or None."""
-        return getattr(self._model, "custom_get_token_ids", None)
+        return getattr(self._client.model, "custom_get_token_ids", None)
 
     def warn_once(self, text: str) -> None:
         """Log a warning about this policy, unless it was logged before."""
@@ -202,7 +168,7 @@ class Sampler:
                     if (value := getattr(sampling, knob)) is not None and knob not in self._limits.refused_knobs
                 }
                 requests = [
-                    self._request(
+                    self._client.complete(
                         messages,
                         len(piece),
                         knobs if seed is None else knobs | {"seed": (seed + piece[0]) % _MOST_SEEDS},
@@ -242,64 +208,9 @@ class Sampler:
         draw.usage["seconds"] = watch.seconds
         if not draw.completions:
             cause = draw.errors[-1]
-            address = str(getattr(self._model, "openai_api_base", None) or "")
+            address = str(getattr(self._client.model, "openai_api_base", None) or "")
             raise policy_failed(cause, address=address, usage=draw.usage) from cause
         return draw
-
-    async def _request(
-        self,
-        messages: Sequence[BaseMessage],
-        n: int,
-        knobs: Mapping[str, float],
-        sampling: Sampling,
-        usage: PhaseUsage,
-    ) -> list[Completion]:
-        """One request for `n` completions, whose cost is added to `usage`."""
-        usage["requests"] += 1
-        config = merge_configs(ensure_config(), self._config, {"tags": [TAG_NOSTREAM]})
-        stop = list(sampling.stop)
-
-        def fields(model: BaseChatModel) -> dict[str, Options]:
-            return knob_fields(model, knobs, sampling.explicit) | completion_fields(model, n)
-
-        if self._model is None:
-            policy = change_models(self.policy, lambda model: model.model_copy(update=fields(model)))
-            message = await policy.ainvoke(list(messages), config, **({"stop": stop} if stop else {}))
-            if not isinstance(message, AIMessage):
-                raise ConfigurationError(f"The policy returned {type(message).__name__!r}, not a message.")
-            result = LLMResult(generations=[[ChatGeneration(message=message)]])
-        else:
-            own = fields(self._model)
-            key = tuple(own.items())
-            model = self._copies.get(key) or self._copies.setdefault(key, self._model.model_copy(update=own))
-            try:
-                result = await model.agenerate(
-                    [list(messages)],
-                    stop=stop or self._arguments.get("stop"),
-                    callbacks=config.get("callbacks"),
-                    tags=config.get("tags"),
-                    metadata=config.get("metadata"),
-                    **{name: value for name, value in self._arguments.items() if name not in _OWN_ARGUMENTS},
-                )
-            except Exception as error:
-                partial = partial_completions(error)
-                if partial is None:
-                    raise
-                result = partial
-        generations = [generation for generation in result.generations[0] if isinstance(generation, ChatGeneration)]
-        _add_tokens(usage, [generation.message for generation in generations], result.llm_output)
-        if not generations:
-            raise PolicyError("The provider returned no completion.")
-        completions = []
-        for generation in generations:
-            message = generation.message
-            details = {**(generation.generation_info or {}), **message.response_metadata}
-            finish = details.get("finish_reason") or details.get("stop_reason") or details.get("done_reason") or ""
-            # servers that cut at a token may send half a character, which no later request could hold: U+FFFD instead
-            text = message.text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-            truncated = str(finish).lower() in _CUT_SHORT
-            completions.append(Completion(text, truncated, tool_calls=bool(getattr(message, "tool_calls", None))))
-        return completions
 
 
 def as_sampler(policy: Policy | Sampler) -> Sampler:
@@ -324,19 +235,3 @@ def _split(places: Sequence[int], most: int | None) -> list[list[int]]:
         else:
             runs.append([place])
     return runs
-
-
-def _add_tokens(usage: PhaseUsage, messages: Sequence[BaseMessage], llm_output: JSONObject | None) -> None:
-    """Add a request's tokens. With n > 1 each message repeats the usage of all; `llm_output` has it once."""
-    whole = (llm_output or {}).get("token_usage") or {}
-    if whole.get("prompt_tokens") is not None or whole.get("completion_tokens") is not None:
-        usage["input_tokens"] += whole.get("prompt_tokens") or 0
-        usage["output_tokens"] += whole.get("completion_tokens") or 0
-        return
-    counts = [message.usage_metadata for message in messages if isinstance(message, AIMessage)]
-    counted = [count for count in counts if count]
-    if counted:
-        first = counted[0]
-        usage["input_tokens"] += first["input_tokens"]
-        is_repeated = len(counted) > 1 and all(count == first for count in counted)
-        usage["output_tokens"] += sum(count["output_tokens"] for count in (counted[:1] if is_repeated else counted))

@@ -12,8 +12,9 @@ from tpo_graph.errors import BudgetError, ConfigurationError, PolicyError
 from tpo_graph.graph.bridge import AsyncNode
 from tpo_graph.graph.request import PhaseRequest, PromptedModel, failure, request_failures
 from tpo_graph.graph.state import TPOState
+from tpo_graph.policies.completions import Completion
 from tpo_graph.policies.providers import Policy
-from tpo_graph.policies.sampling import Completion, Draw, Sampler
+from tpo_graph.policies.sampling import Draw, Sampler
 from tpo_graph.prompts.pack import PromptPack
 from tpo_graph.prompts.revision_tags import without_blank_edges
 from tpo_graph.settings import TPOSettings

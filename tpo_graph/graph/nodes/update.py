@@ -10,8 +10,9 @@ from tpo_graph.errors import PolicyError
 from tpo_graph.graph.bridge import AsyncNode
 from tpo_graph.graph.request import PhaseRequest, PromptedModel, failure, request_failures
 from tpo_graph.graph.state import TPOState
+from tpo_graph.policies.completions import Completion
 from tpo_graph.policies.providers import Policy
-from tpo_graph.policies.sampling import Completion, Sampler
+from tpo_graph.policies.sampling import Sampler
 from tpo_graph.prompts.pack import PromptPack
 from tpo_graph.prompts.revision_tags import Extraction, extract_revision
 from tpo_graph.selection import critique_failed, fits_budget
