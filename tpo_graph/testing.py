@@ -115,11 +115,19 @@ class TableReward:
 
     Attributes:
         calls: the responses of every call so far.
+        highest_reward: as given; None where the table's highest reward says nothing.
     """
 
-    def __init__(self, table: Mapping[str, float] | Callable[[str], float], *, default: float | None = None) -> None:
+    def __init__(
+        self,
+        table: Mapping[str, float] | Callable[[str], float],
+        *,
+        default: float | None = None,
+        highest_reward: float | None = None,
+    ) -> None:
         self.table = table
         self.default = default
+        self.highest_reward = highest_reward
         self.calls: list[list[str]] = []
 
     async def score(

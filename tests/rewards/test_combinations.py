@@ -10,9 +10,10 @@ from langchain_core.messages import HumanMessage
 
 from tpo_graph import ConfigurationError, RewardError, TPOSettings, create_tpo_graph
 from tpo_graph.rewards import WatchedReward
-from tpo_graph.rewards.base import DetailedReward, RunContext, Scoring, score_responses
+from tpo_graph.rewards.base import DetailedReward, RunContext, Scoring, highest_reward, score_responses
 from tpo_graph.rewards.combinations import Gate, MeanMinusDeviation, Minimum, Part, Scale, WeightedSum
 from tpo_graph.rewards.functions import FunctionReward
+from tpo_graph.rewards.verifiers.rules import LengthVerifier, RegexVerifier
 from tpo_graph.testing import ScriptedChatModel, TableReward
 
 QUERY = [HumanMessage("Why?", id="1")]
@@ -334,3 +335,47 @@ def test_a_run_of_the_graph_compares_all_steps_on_one_scale():
         assert rewards["three"] == 1.0
         assert rewards["five words, each of them longer"] == 7.0
         assert result["answer"] == "five words, each of them longer"
+
+
+def check(highest=1.0):
+    return TableReward({}, highest_reward=highest)
+
+
+class Foreign:
+    async def score(self, messages, responses):
+        return [0.0] * len(responses)
+
+
+@pytest.mark.parametrize(
+    ("reward", "expected"),
+    [
+        (RegexVerifier("a"), 1.0),
+        (LengthVerifier(1, 5), 1.0),
+        (FunctionReward(len, style="response"), None),
+        (FunctionReward(len, style="response", highest_reward=4), 4.0),
+        (Foreign(), None),
+        (check(math.inf), None),
+        (WatchedReward(check(), table()), 1.0),
+        (WeightedSum({"a": Part(check(), weight=0.5, scale="raw"), "b": Part(check(3.0), scale=Scale(1.0, 2.0))}), 1.5),
+        # a scale that the run's first candidates define; an unknown one; one that is wanted low; one that does best by
+        # not applying
+        (WeightedSum({"a": check()}), None),
+        (WeightedSum({"a": Part(check(), scale="raw"), "b": Part(table(), scale="raw")}), None),
+        (WeightedSum({"a": Part(check(), weight=-1.0, scale="raw")}), None),
+        (WeightedSum({"a": Part(check(), scale="raw"), "b": Part(check(-1.0), scale="raw")}), None),
+        (Minimum({"a": Part(check(), scale="raw"), "b": Part(check(), scale="raw")}), 1.0),
+        (Minimum({"a": Part(check(), scale="raw"), "b": Part(check(2.0), scale="raw")}), None),
+        (MeanMinusDeviation({"a": Part(check(), scale="raw"), "b": Part(check(), scale="raw")}), 1.0),
+        (Gate({"a": table(), "b": table()}, check()), 2.75),
+        (Gate({"a": check()}, table()), None),
+    ],
+)
+def test_a_reward_that_knows_its_highest_value_says_so(reward, expected):
+    assert highest_reward(reward) == expected
+
+
+async def test_the_highest_reward_is_what_the_best_response_gets():
+    right = TableReward({"a": 0.3}, highest_reward=0.3)
+    parts = {name: Part(right, scale="raw") for name in "xyz"}
+    for reward in (WeightedSum(parts), Minimum(parts), MeanMinusDeviation(parts), Gate({"c": right}, right, pass_at=0)):
+        assert await scores(reward, "a") == [highest_reward(reward)]

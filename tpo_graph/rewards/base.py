@@ -31,7 +31,8 @@ T = TypeVar("T")
 class RewardModel(Protocol):
     """Scores responses to one conversation; R(x, v) in section 2 of the TPO paper.
 
-    Any object with this one method is a reward model. Always a batch, never one.
+    Any object with this one method is a reward model. Always a batch, never one. One that can't give more than some
+    value may say so by an attribute `highest_reward`.
     """
 
     async def score(self, messages: Sequence[BaseMessage], responses: Sequence[str]) -> list[float]:
@@ -235,6 +236,18 @@ def require_reward_model(model: object) -> None:
             f"A reward model has a method score(messages, responses), and {type(model).__name__!r} has none.",
             hint='load_reward("local") makes one.',
         )
+
+
+def highest_reward(model: object) -> float | None:
+    """The reward beyond which a reward model gives none, from its attribute `highest_reward`.
+
+    A candidate that has it can't be beaten, so that more steps would change nothing.
+
+    Returns:
+        The reward; None where the model does not know it, or has no such attribute.
+    """
+    value = getattr(model, "highest_reward", None)
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def close_reward(model: object) -> None:

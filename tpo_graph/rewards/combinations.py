@@ -21,6 +21,7 @@ from tpo_graph.rewards.base import (
     charge_errors,
     close_reward,
     gather,
+    highest_reward,
     require_reward_model,
     run_key,
     score_responses,
@@ -201,6 +202,16 @@ class Combination(RewardOfParts):
             scores: standard scores by name of the part.
         """
 
+    def _highest_scores(self) -> dict[str, float]:
+        """The highest standard score of each part that knows its highest reward and whose scale is fixed."""
+        highest = {name: highest_reward(self.parts[name].model) for name in self._fixed_scales}
+        return _standard_scores({name: h for name, h in highest.items() if h is not None}, self._fixed_scales)
+
+    def _common_highest(self) -> float | None:
+        """What `combine` makes of the highest standard scores, where they are known and the same for all parts."""
+        highest = self._highest_scores()
+        return self.combine(highest) if len(highest) == len(self.parts) and len(set(highest.values())) == 1 else None
+
     async def score_in_detail(
         self, messages: Sequence[BaseMessage], responses: Sequence[str], run: RunContext
     ) -> Scoring:
@@ -238,9 +249,11 @@ class Combination(RewardOfParts):
             return None
         if not all(map(math.isfinite, scores.values())):
             return math.nan
-        return self.combine(
-            {name: (score - scales[name].mean) / scales[name].deviation for name, score in scores.items()}
-        )
+        return self.combine(_standard_scores(scores, scales))
+
+
+def _standard_scores(scores: Mapping[str, float], scales: Mapping[str, Scale]) -> PartScores:
+    return {name: (score - scales[name].mean) / scales[name].deviation for name, score in scores.items()}
 
 
 def _measured_scale(scores: Sequence[float]) -> Scale:
@@ -279,6 +292,15 @@ class WeightedSum(Combination):
 
     takes_weights = True
 
+    @property
+    def highest_reward(self) -> float | None:
+        """All parts at their highest; None where one is not known, or where a part would do better not to apply."""
+        highest = self._highest_scores()
+        is_bound = len(highest) == len(self.parts) and all(
+            part.weight >= 0 and highest[name] >= 0 for name, part in self.parts.items()
+        )
+        return self.combine(highest) if is_bound else None
+
     def combine(self, scores: Mapping[str, float]) -> float:
         """The weighted sum of the standard scores."""
         return sum(self.parts[name].weight * score for name, score in scores.items())
@@ -294,6 +316,11 @@ class Minimum(Combination):
     Raises:
         ConfigurationError: there are no parts, or one can't be used or has a weight.
     """
+
+    @property
+    def highest_reward(self) -> float | None:
+        """That of all parts, where it is the same for all: one that is lower might not apply."""
+        return self._common_highest()
 
     def combine(self, scores: Mapping[str, float]) -> float:
         """The lowest of the standard scores."""
@@ -321,6 +348,11 @@ class MeanMinusDeviation(Combination):
         if not 0 <= penalty < math.inf:
             raise ConfigurationError(f"The penalty must be a number of 0 or more; it is {penalty!r}.")
         self._penalty = penalty
+
+    @property
+    def highest_reward(self) -> float | None:
+        """That of all parts, where it is the same for all: others may not apply, and disagree at their highest."""
+        return self._common_highest()
 
     def combine(self, scores: Mapping[str, float]) -> float:
         """The mean of the standard scores, less the penalty for disagreement."""
@@ -369,6 +401,12 @@ class Gate(RewardOfParts):
             )
         super().__init__({**checks, "score": score})
         self._pass_at = pass_at
+
+    @property
+    def highest_reward(self) -> float | None:
+        """All checks passed and the score at its highest, where that is known."""
+        score = highest_reward(self.parts["score"].model)
+        return None if score is None else self._reward({"score": score})
 
     async def score_in_detail(
         self, messages: Sequence[BaseMessage], responses: Sequence[str], run: RunContext

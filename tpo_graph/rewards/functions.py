@@ -66,6 +66,8 @@ class FunctionReward(DetailedReward):
         function: the function, or any object that can be called.
         style: how it is called; None finds out from its signature.
         max_concurrency: calls at once of an async function of one response.
+        highest_reward: the most that it can return, 1.0 for a check of right and wrong: a run ends when a candidate has
+            it. None where there is no such bound.
 
     Raises:
         ConfigurationError: it can't be called, the style is unknown, or the signature does not show it.
@@ -77,6 +79,7 @@ class FunctionReward(DetailedReward):
         *,
         style: FunctionStyle | None = None,
         max_concurrency: int = 16,
+        highest_reward: float | None = None,
     ) -> None:
         if not callable(function):
             raise ConfigurationError(f"A reward function must be something to call; {function!r} is not.")
@@ -86,6 +89,7 @@ class FunctionReward(DetailedReward):
             raise ConfigurationError(f"max_concurrency must be at least 1; it is {max_concurrency}.")
         self.style: FunctionStyle = style or find_style(function)
         self.name: str = getattr(function, "__name__", type(function).__name__)
+        self.highest_reward = highest_reward
         self._function = function
         self._max_concurrency = max_concurrency
         call = getattr(type(function), "__call__", None)  # noqa: B004  # an object's own async method

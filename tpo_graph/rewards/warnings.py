@@ -24,6 +24,7 @@ from tpo_graph.rewards.base import (
     Scoring,
     SecondScoring,
     close_reward,
+    highest_reward,
     require_reward_model,
     score_responses,
     usage_of,
@@ -250,6 +251,11 @@ class WatchedReward(DetailedReward):
             if isinstance(model, WatchedReward):
                 raise ConfigurationError("A reward model that is watched can't be watched once more, or watch.")
         self.reward, self.second = reward, second
+
+    @property
+    def highest_reward(self) -> float | None:
+        """That of the first reward model."""
+        return highest_reward(self.reward)
 
     async def score_in_detail(
         self, messages: Sequence[BaseMessage], responses: Sequence[str], run: RunContext

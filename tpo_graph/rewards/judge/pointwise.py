@@ -41,6 +41,7 @@ class JudgeReward(ChatModelJudge):
     """
 
     labels = tuple("123456789")
+    highest_reward = 9.0
     default_prompt = POINTWISE
 
     async def score_in_detail(

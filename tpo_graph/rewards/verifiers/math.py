@@ -35,6 +35,8 @@ class MathVerifier(DetailedReward):
         MissingDependencyError: math-verify is not installed.
     """
 
+    highest_reward = 1.0
+
     def __init__(
         self,
         reference: str | Sequence[str] | None = None,

@@ -48,6 +48,8 @@ class LengthVerifier:
         ConfigurationError: a range that holds nothing, a falloff that is not above 0, or an unknown unit.
     """
 
+    highest_reward = 1.0
+
     def __init__(
         self,
         shortest: int = 0,
@@ -152,6 +154,8 @@ class _TextVerifier:
 
     A response for which the time limit is not enough has no score (NaN).
     """
+
+    highest_reward = 1.0
 
     def __init__(self, check: TimedCheck, *, where: Where, **arguments: JSON) -> None:
         if where not in ("anywhere", "whole"):
