@@ -1,7 +1,4 @@
-"""Fakes with known answers, for the tests of this package and of yours.
-
-A chat model that follows a script, and a reward model that looks rewards up in a table.
-"""
+"""A chat model that follows a script, and a reward model that looks rewards up in a table."""
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -16,8 +13,6 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import Field, PrivateAttr
 
 from tpo_graph.errors import RewardError
-
-__all__ = ["ScriptedChatModel", "TableReward"]
 
 Reply: TypeAlias = str | AIMessage | Exception
 Script: TypeAlias = Sequence[Reply] | Callable[[Sequence[BaseMessage], int], Reply]
