@@ -2,8 +2,10 @@
 
     python benchmarks/client.py --queries 100
 
-The rival is the same graph over ChatOpenAI with OpenAI's default HTTP client, httpx, which `load_policy` replaces. The
-runs alternate and each side's best run counts. "chain" is the time that the requests of one query would take on the
+The floor is a bare client: OpenAI's own, over the same aiohttp transport, which sends the very bodies that the graph
+sent, one query's after another, and does nothing with the answers. The rival is the same graph over ChatOpenAI with
+OpenAI's default HTTP client, httpx, which `load_policy` replaces. The runs alternate; each side's fastest run and its
+least CPU count, and the ratios to the bare client are printed. "chain" is the time that the requests of one query would take on the
 server, one after the other, if each had a completion of full length. Prompt tokens that are "new" are those behind the
 longest prefix that the same query has sent before. CPU is that of the client's process; the server is another one.
 
@@ -17,9 +19,9 @@ import json
 import multiprocessing
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Annotated
+from typing import Annotated, Any, TypeAlias
 
 import httpx
 import openai
@@ -90,19 +92,44 @@ def wait_for(url: str) -> None:
     raise SystemExit("The simulated server did not start.")
 
 
-def run_once(runner: asyncio.Runner, graph: TPOGraph, queries: int, server: str, client: str) -> Result:
-    """All queries at the same time, once."""
+Queries: TypeAlias = Callable[[int], Awaitable[object]]
+"""Answers all queries, as many as it is told, at the same time."""
 
-    async def run() -> list[dict[str, object]]:
+
+def of_graph(graph: TPOGraph) -> Queries:
+    """The queries through a graph."""
+
+    async def run(queries: int) -> None:
         asked = (graph.ainvoke({"query": f"Please answer query {number} for me."}) for number in range(queries))
-        return list(await asyncio.gather(*asked))
+        reasons = {str(result["stop_reason"]) for result in await asyncio.gather(*asked)}
+        if reasons != {"depth"}:
+            raise SystemExit(f"Runs ended early: {sorted(reasons)}")
 
+    return run
+
+
+def of_bare_client(server: str, recorded: Sequence[Sequence[dict[str, Any]]]) -> Queries:
+    """The same requests through OpenAI's client alone."""
+    client = openai.AsyncOpenAI(
+        base_url=f"{server}/v1", api_key="none", http_client=openai.DefaultAioHttpClient(), max_retries=0
+    )
+
+    async def one(bodies: Sequence[dict[str, Any]]) -> None:
+        for body in bodies:
+            await client.chat.completions.create(**body)
+
+    async def run(queries: int) -> None:
+        await asyncio.gather(*map(one, recorded[:queries]))
+
+    return run
+
+
+def run_once(runner: asyncio.Runner, answer: Queries, queries: int, server: str, client: str) -> Result:
+    """All queries at the same time, once."""
     httpx.post(f"{server}/forget")
     cpu, clock = time.process_time(), time.perf_counter()
-    results = runner.run(run())
+    runner.run(answer(queries))
     cpu, clock = time.process_time() - cpu, time.perf_counter() - clock
-    if unfinished := [result["stop_reason"] for result in results if result["stop_reason"] != "depth"]:
-        raise SystemExit(f"{len(unfinished)} runs ended early: {sorted(set(map(str, unfinished)))}")
     seen = httpx.get(f"{server}/seen").json()
     return Result(
         client=client,
@@ -154,24 +181,29 @@ def main(
         api_key=SecretStr("none"),
         http_async_client=openai.DefaultAsyncHttpxClient(),
     )
-    graphs = {
-        "load_policy (aiohttp)": create_tpo_graph(ours, MarkReward()),
-        "ChatOpenAI over httpx": create_tpo_graph(rival, MarkReward()),
-    }
+    graph = of_graph(create_tpo_graph(ours, MarkReward()))
     best: dict[str, Result] = {}
     with asyncio.Runner() as runner:
-        for name, graph in graphs.items():
-            run_once(runner, graph, 2, server, name)  # imports, connections
+        run_once(runner, graph, queries, server, "")  # imports, connections, and what the bare client is to send
+        clients = {
+            "bare client": of_bare_client(server, httpx.get(f"{server}/bodies", timeout=60).json()),
+            "load_policy (aiohttp)": graph,
+            "ChatOpenAI over httpx": of_graph(create_tpo_graph(rival, MarkReward())),
+        }
+        for name, answer in clients.items():
+            run_once(runner, answer, 2, server, name)
         for _ in range(repeats):
-            for name, graph in graphs.items():
-                result = run_once(runner, graph, queries, server, name)
-                if name not in best or result.seconds < best[name].seconds:
-                    best[name] = result
+            for name, answer in clients.items():
+                result = run_once(runner, answer, queries, server, name)
+                before = best.get(name, result)
+                result.seconds = min(result.seconds, before.seconds)
+                result.cpu_ms = min(result.cpu_ms, before.cpu_ms)
+                best[name] = result
     growth = {depth: checkpoint_bytes(ours, depth) for depth in (1, 2, 4, 8)}
     show(list(best.values()), growth, queries, chain)
     checkpoints = [{"depth": d, "bytes": size, "tokens_sampled": count} for d, (size, count) in growth.items()]
-    clients = [asdict(result) for result in best.values()]
-    typer.echo(json.dumps({"full_chain_seconds": chain, "clients": clients, "checkpoints": checkpoints}))
+    results = [asdict(result) for result in best.values()]
+    typer.echo(json.dumps({"full_chain_seconds": chain, "clients": results, "checkpoints": checkpoints}))
     process.terminate()
 
 
@@ -180,14 +212,16 @@ def show(results: Sequence[Result], growth: dict[int, tuple[int, int]], queries:
     console = Console()
     table = Table(title=f"{queries} queries at once, D2-N5; a full chain takes {chain:.2f} s", title_justify="left")
     table.add_column("client", no_wrap=True)
-    for name in ("seconds", "chains", "CPU ms", "requests", "prompt tokens", "new", "in flight"):
+    for name in ("seconds", "of bare", "CPU ms", "of bare", "requests", "prompt tokens", "new", "in flight"):
         table.add_column(name, justify="right")
+    bare = results[0]
     for row in results:
         table.add_row(
             row.client,
             f"{row.seconds:.2f}",
-            f"{row.seconds / chain:.2f}",
+            f"{row.seconds / bare.seconds:.2f}",
             f"{row.cpu_ms:.1f}",
+            f"{row.cpu_ms / bare.cpu_ms:.2f}",
             f"{row.requests:.1f}",
             f"{row.prompt_tokens:,.0f}",
             f"{row.new_prompt_tokens:,.0f}",

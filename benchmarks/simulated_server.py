@@ -4,14 +4,14 @@ A request takes the time to its first token and the time of its longest completi
 else is in flight, as a batching server far from saturation. Every candidate carries a mark such as `[reward +0.4312]`;
 a revision is a little better than the best one in its prompt, on average. Texts depend on the request alone.
 
-`GET /seen` tells what was asked since the last `POST /forget`.
+`GET /seen` counts what was asked since the last `POST /forget`, and `GET /bodies` has all of it.
 """
 
 import asyncio
 import hashlib
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import uvicorn
@@ -42,7 +42,7 @@ class SimulatedPolicy:
     def forgotten(self) -> None:
         """Start counting anew."""
         self.requests = self.in_flight = self.most_in_flight = 0
-        self.prompts: dict[str, list[str]] = {}
+        self.bodies: dict[str, list[dict[str, Any]]] = {}
 
     def app(self) -> Starlette:
         """The ASGI application."""
@@ -50,6 +50,7 @@ class SimulatedPolicy:
             routes=[
                 Route("/v1/chat/completions", self.complete, methods=["POST"]),
                 Route("/seen", self.seen),
+                Route("/bodies", self.received),
                 Route("/forget", self.forget, methods=["POST"]),
             ]
         )
@@ -57,11 +58,11 @@ class SimulatedPolicy:
     async def complete(self, request: Request) -> JSONResponse:
         """One chat completion request."""
         body = await request.json()
-        prompt = "\n".join(message["content"] for message in body["messages"])
+        prompt = _prompt(body)
         self.requests += 1
         # the first line that names the query tells whose run the request belongs to
         query = re.search(r"query \d+", prompt)
-        self.prompts.setdefault(query.group() if query else "", []).append(prompt)
+        self.bodies.setdefault(query.group() if query else "", []).append(body)
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
         texts = [self.completion(prompt, str(body.get("seed")), index) for index in range(body.get("n") or 1)]
@@ -96,19 +97,29 @@ class SimulatedPolicy:
 
     async def seen(self, _: Request) -> JSONResponse:
         """What was asked: requests, tokens of their prompts, and those behind the longest prefix seen before."""
+        prompts = [[_prompt(body) for body in bodies] for bodies in self.bodies.values()]
         return JSONResponse(
             {
                 "requests": self.requests,
                 "most_in_flight": self.most_in_flight,
-                "prompt_tokens": sum(len(p) for own in self.prompts.values() for p in own) // CHARACTERS_A_TOKEN,
-                "new_prompt_tokens": sum(map(_new_characters, self.prompts.values())) // CHARACTERS_A_TOKEN,
+                "prompt_tokens": sum(len(prompt) for own in prompts for prompt in own) // CHARACTERS_A_TOKEN,
+                "new_prompt_tokens": sum(map(_new_characters, prompts)) // CHARACTERS_A_TOKEN,
             }
         )
+
+    async def received(self, _: Request) -> JSONResponse:
+        """The bodies of all requests, a list for each query, in the order in which they came."""
+        return JSONResponse(list(self.bodies.values()))
 
     async def forget(self, _: Request) -> JSONResponse:
         """Start counting anew."""
         self.forgotten()
         return JSONResponse({})
+
+
+def _prompt(body: Mapping[str, Any]) -> str:
+    """All messages of a request as one text."""
+    return "\n".join(message["content"] for message in body["messages"])
 
 
 def _new_characters(prompts: Sequence[str]) -> int:
