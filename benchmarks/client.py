@@ -4,10 +4,11 @@
 
 The floor is a bare client: OpenAI's own, over the same aiohttp transport, which sends the very bodies that the graph
 sent, one query's after another, and does nothing with the answers. The rival is the same graph over ChatOpenAI with
-OpenAI's default HTTP client, httpx, which `load_policy` replaces. The runs alternate; each side's fastest run and its
-least CPU count, and the ratios to the bare client are printed. "chain" is the time that the requests of one query would take on the
-server, one after the other, if each had a completion of full length. Prompt tokens that are "new" are those behind the
-longest prefix that the same query has sent before. CPU is that of the client's process; the server is another one.
+httpx, OpenAI's default HTTP client, which `load_policy` replaces. The runs alternate; each side's fastest run and its
+least CPU count, and both are printed as ratios to the bare client's. A full chain is the time that the requests of one
+query would take on the server, one after the other, if each had a completion of full length. Prompt tokens that are
+"new" are those behind the longest prefix that the same query has sent before. CPU is that of the client's process; the
+server is another one.
 
 A second table shows how a checkpoint grows with the steps: bytes of all checkpoints of a run, by tokens sampled.
 
@@ -19,7 +20,7 @@ import json
 import multiprocessing
 import socket
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, TypeAlias
 
@@ -92,7 +93,7 @@ def wait_for(url: str) -> None:
     raise SystemExit("The simulated server did not start.")
 
 
-Queries: TypeAlias = Callable[[int], Awaitable[object]]
+Queries: TypeAlias = Callable[[int], Coroutine[Any, Any, None]]
 """Answers all queries, as many as it is told, at the same time."""
 
 

@@ -40,6 +40,24 @@ def cache_key(model: "BaseChatModel") -> str:
     return model._get_llm_string()
 
 
+# langchain-openai 1.7.3
+
+
+def reads_plain_answers(model: "BaseChatModel") -> bool:
+    """Whether an OpenAI chat model reads an answer of plain values as it reads OpenAI's own object.
+
+    langchain-openai's `_create_chat_result` takes both. Integrations that override it (DeepSeek's, xAI's) take the
+    object's extra fields alone, and no public name tells them apart.
+    """
+    from langchain_openai.chat_models.base import BaseChatOpenAI
+
+    own = BaseChatOpenAI._create_chat_result
+    return isinstance(model, BaseChatOpenAI) and type(model)._create_chat_result is own
+
+
+# langchain-core 1.7.2
+
+
 class GenerationContext(BaseChatModel):
     """A base to name before `BaseChatModel`: runs a whole generation, streamed or not, inside a context manager.
 

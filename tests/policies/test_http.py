@@ -8,6 +8,7 @@ import warnings
 import openai
 import pytest
 from langchain_core.messages import HumanMessage
+from langchain_openai import ChatOpenAI
 
 from tpo_graph.policies.http import loop_safe, shared_http_client
 from tpo_graph.testing import ScriptedChatModel
@@ -111,8 +112,9 @@ async def test_a_client_that_a_person_has_set_is_left_alone(chat_server, chat_op
     import httpx2
 
     async with httpx2.AsyncClient() as mine:
-        model = chat_openai(chat_server(), http_async_client=mine)
-        assert loop_safe(model) is model
+        model = loop_safe(chat_openai(chat_server(), http_async_client=mine))
+        assert model.http_async_client is mine
+        assert (await model.ainvoke(ASK)).content == "cand 0"
 
 
 def test_other_chat_models_are_left_alone():
@@ -122,3 +124,37 @@ def test_other_chat_models_are_left_alone():
 
 async def test_sync_calls_of_the_model_work_as_before(chat_server, chat_openai):
     assert loop_safe(chat_openai(chat_server())).invoke(ASK).content == "cand 0"
+
+
+async def test_a_request_has_the_same_body_and_is_read_alike_as_by_openais_resource(chat_server, chat_openai):
+    server = chat_server(answer=lambda request, number: "it is so", finish_reason="length")
+    options = {"temperature": 0.3, "n": 2, "seed": 7, "max_tokens": 9, "stop": ["END"], "extra_body": {"top_k": 3}}
+    own = chat_openai(server, **options)
+    plain = loop_safe(own)
+    results = [await model.agenerate([ASK]) for model in (own, plain)]
+    first, second = server.bodies
+    assert first == second
+    assert second["top_k"] == 3
+    read, expected = ([generation.model_dump() for generation in result.generations[0]] for result in results)
+    for generation in (*read, *expected):
+        generation["message"]["id"] = ""
+        generation["message"]["additional_kwargs"].pop("refusal", None)  # None, where OpenAI's object adds it
+    assert read == expected
+
+
+async def test_headers_and_a_timeout_of_one_call_are_the_clients(chat_server, chat_openai):
+    server = chat_server()
+    await loop_safe(chat_openai(server)).ainvoke(ASK, extra_headers={"X-Team": "b"}, timeout=5)
+    assert server.requests[0].headers["x-team"] == "b"
+    assert not {"extra_headers", "timeout"} & server.bodies[0].keys()
+
+
+async def test_a_class_that_reads_openais_objects_gets_them(chat_server, chat_openai):
+    class ReadsObjects(ChatOpenAI):
+        def _create_chat_result(self, response, generation_info=None):
+            assert isinstance(response, openai.BaseModel)
+            return super()._create_chat_result(response, generation_info)
+
+    model = loop_safe(ReadsObjects(model="m", base_url=chat_server().url, api_key="none"))
+    assert (await model.ainvoke(ASK)).content == "cand 0"
+    assert model.http_async_client is shared_http_client()

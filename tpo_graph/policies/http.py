@@ -1,21 +1,25 @@
-"""HTTP for OpenAI-compatible servers: aiohttp underneath, and safe to use from one event loop after another.
+"""HTTP for OpenAI-compatible servers: little CPU a request, and safe to use from one event loop after another.
 
 langchain-openai shares one async client between all models of a process. Its connections belong to the loop that
 first used them, so a second `asyncio.run` fails with "Event loop is closed"; and with many requests in flight
-httpx's own pool costs several times the CPU of aiohttp's.
+httpx's own pool costs several times the CPU of aiohttp's. Half of what is left goes into checks of a body that
+LangChain has made of plain values, and into models of an answer that LangChain turns into plain values again.
 """
 
 import asyncio
+import json
 import sys
 import threading
 from collections.abc import AsyncGenerator
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tpo_graph.types import Options
+from tpo_graph._private_api import reads_plain_answers
+from tpo_graph.types import JSON, Options
 
 if TYPE_CHECKING:
     import httpx2
+    import openai
     from langchain_core.language_models import BaseChatModel
 
 
@@ -66,26 +70,75 @@ async def _close_with_loop(client: "httpx2.AsyncClient") -> AsyncGenerator[None]
         await client.aclose()
 
 
-def loop_safe(model: "BaseChatModel") -> "BaseChatModel":
-    """`model` itself, or where it is an OpenAI one on langchain-openai's shared client, a copy on ours.
+class PlainChatCompletions:
+    """OpenAI's resource of chat completions, for bodies and answers of plain values.
 
-    A client or proxy that a person has set is left alone.
+    A request that is not streamed is sent as it stands, and its answer is read as JSON. Everything else is the
+    resource's own.
+
+    Args:
+        client: OpenAI's async client. Address, headers, errors and retries are all its own.
+    """
+
+    def __init__(self, client: "openai.AsyncOpenAI") -> None:
+        self._client = client
+        self._resource = client.chat.completions
+        self.with_raw_response = _PlainRawResponses(client)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._resource, name)
+
+
+class _PlainRawResponses:
+    def __init__(self, client: "openai.AsyncOpenAI") -> None:
+        self._client = client
+
+    async def create(self, **body: Options) -> Any:
+        import httpx2
+
+        if body.get("stream") or not _FOR_THE_CLIENT.isdisjoint(body):
+            return await self._client.chat.completions.with_raw_response.create(**body)
+        body |= body.pop("extra_body", None) or {}
+        return PlainResponse(await self._client.post("/chat/completions", cast_to=httpx2.Response, body=body))
+
+
+class PlainResponse(NamedTuple):
+    """An answer that was not parsed yet."""
+
+    http_response: "httpx2.Response"
+
+    @property
+    def headers(self) -> "httpx2.Headers":
+        """Those of the answer."""
+        return self.http_response.headers
+
+    def parse(self) -> JSON:
+        """The answer as plain values.
+
+        Raises:
+            ValueError: it is not JSON.
+        """
+        return json.loads(self.http_response.content)
+
+
+_FOR_THE_CLIENT = frozenset({"extra_headers", "extra_query", "timeout"})
+
+
+def loop_safe(model: "BaseChatModel") -> "BaseChatModel":
+    """`model` itself, or of an OpenAI one a copy that any event loop can use and that sends and reads plain values.
+
+    A client or proxy that a person has set is kept.
     """
     module = sys.modules.get("langchain_openai.chat_models.base")  # where it is not loaded, nobody has such a model
     openai_model: Any = model
-    if module is None or not isinstance(openai_model, module.BaseChatOpenAI):
+    if module is None or not isinstance(openai_model, module.BaseChatOpenAI) or openai_model.root_async_client is None:
         return model
-    if (
-        openai_model.root_async_client is None
-        or openai_model.http_async_client is not None
-        or openai_model.openai_proxy
-    ):
-        return model
-    client = openai_model.root_async_client.copy(http_client=shared_http_client())
-    return model.model_copy(
-        update={
-            "http_async_client": shared_http_client(),
-            "root_async_client": client,
-            "async_client": client.chat.completions,
-        }
-    )
+    client, completions = openai_model.root_async_client, openai_model.async_client
+    changes: dict[str, Options] = {}
+    if openai_model.http_async_client is None and not openai_model.openai_proxy:
+        client = client.copy(http_client=shared_http_client())
+        completions = client.chat.completions
+        changes = {"http_async_client": shared_http_client(), "root_async_client": client, "async_client": completions}
+    if type(completions) is type(client.chat.completions) and reads_plain_answers(model):
+        changes["async_client"] = PlainChatCompletions(client)
+    return model.model_copy(update=changes) if changes else model
