@@ -23,8 +23,9 @@ from tpo_graph.graph.nodes.sample import sample_node
 from tpo_graph.graph.nodes.select import answer_message
 from tpo_graph.graph.state import TPOState
 from tpo_graph.langchain.call import STANDARD_KNOBS, CallOptions, NoAnswerError
+from tpo_graph.policies.failures import policy_failed
 from tpo_graph.policies.http import loop_safe
-from tpo_graph.policies.providers import Policy, change_models, knob_fields, policy_failed
+from tpo_graph.policies.providers import Policy, change_models, knob_fields
 from tpo_graph.policies.sampling import Sampler
 from tpo_graph.run_parts import LoadedParts, RunParts, policy_name
 from tpo_graph.settings import TPOSettings

@@ -11,7 +11,8 @@ from langchain_core.runnables.config import ensure_config, merge_configs
 from langgraph.constants import TAG_NOSTREAM
 
 from tpo_graph._bounded_cache import BoundedCache
-from tpo_graph.errors import ConfigurationError, PolicyError
+from tpo_graph.errors import ConfigurationError
+from tpo_graph.policies.failures import NoCompletionError
 from tpo_graph.policies.http import loop_safe
 from tpo_graph.policies.providers import (
     Policy,
@@ -83,7 +84,7 @@ class CompletionClient:
 
         Raises:
             Exception: whatever the policy's client raises.
-            PolicyError: the answer holds no completion.
+            NoCompletionError: the answer holds no completion.
             ConfigurationError: a knob was set that this policy has no way to take.
         """
         usage["requests"] += 1
@@ -120,7 +121,7 @@ class CompletionClient:
         generations = [generation for generation in result.generations[0] if isinstance(generation, ChatGeneration)]
         _add_tokens(usage, [generation.message for generation in generations], result.llm_output)
         if not generations:
-            raise PolicyError("The provider returned no completion.")
+            raise NoCompletionError("The provider returned no completion.")
         completions = []
         for generation in generations:
             message = generation.message

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from tpo_graph.errors import ConfigurationError, MissingDependencyError, PolicyError
-from tpo_graph.policies.providers import ProviderFailure
+from tpo_graph.policies.failures import ProviderFailure
 from tpo_graph.types import Options
 
 if TYPE_CHECKING:

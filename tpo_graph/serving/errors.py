@@ -15,7 +15,7 @@ from tpo_graph.errors import (
     RewardError,
     TPOError,
 )
-from tpo_graph.policies.providers import ProviderFailure
+from tpo_graph.policies.failures import ProviderFailure
 from tpo_graph.types import JSONObject
 
 _log = logging.getLogger(__name__)

@@ -15,9 +15,10 @@ from langgraph.constants import TAG_NOSTREAM
 
 from tpo_graph.accounting import no_usage
 from tpo_graph.errors import ConfigurationError, RewardError
+from tpo_graph.policies.failures import ProviderFailure
 from tpo_graph.policies.http import loop_safe
 from tpo_graph.policies.load import load_policy
-from tpo_graph.policies.providers import ProviderFailure, completion_fields, knob_field, takes
+from tpo_graph.policies.providers import completion_fields, knob_field, takes
 from tpo_graph.rewards.base import ConcurrencyLimit, DetailedReward, gather
 from tpo_graph.rewards.judge.prompts import JudgePrompt
 from tpo_graph.types import Options, PhaseUsage
@@ -134,10 +135,10 @@ class ChatModelJudge(DetailedReward):
                 if self._temperature_field and failure.refused_knob({"temperature"}):
                     self._temperature_field = None
                     methods.insert(0, method)
-                elif failure.kind == "unsupported" and method not in repeated:
+                elif (failure.kind == "unsupported" or failure.is_unreadable) and method not in repeated:
                     repeated.add(method)  # it may have been one answer that was cut or no JSON
                     methods.insert(0, method)
-                elif not methods or failure.kind not in ("refused", "unsupported"):
+                elif not methods or not (failure.kind in ("refused", "unsupported") or failure.is_unreadable):
                     raise _judge_failed(failure) from error
                 continue
             if probabilities is not None:

@@ -11,8 +11,8 @@ from typing import ClassVar, Generic
 from langchain_core.messages import BaseMessage
 
 from tpo_graph.errors import ConfigurationError, RewardError
+from tpo_graph.policies.failures import ProviderFailure
 from tpo_graph.policies.http import shared_http_client
-from tpo_graph.policies.providers import ProviderFailure
 from tpo_graph.rewards.base import ConcurrencyLimit, DetailedReward, RunContext, Scoring, gather
 from tpo_graph.rewards.served.rendering import Input, Rendered
 from tpo_graph.types import JSON, JSONObject
@@ -154,13 +154,11 @@ class ServerError(RewardError):
 
     Attributes:
         failure: what it means.
-        retry_after: seconds that the server asks to wait before the next attempt, or 0.
     """
 
-    def __init__(self, message: str, *, hint: str, failure: ProviderFailure, retry_after: float = 0.0) -> None:
+    def __init__(self, message: str, *, hint: str, failure: ProviderFailure) -> None:
         super().__init__(message, hint=hint)
         self.failure = failure
-        self.retry_after = retry_after
 
 
 class Endpoint:
@@ -235,9 +233,11 @@ class Endpoint:
             except ServerError as error:
                 # one that timed out is not sent again: the server is at work on it, and a second copy would make it
                 # slower still
-                if error.failure.kind not in ("transient", "unreachable") or attempt == self._attempts:
+                if error.failure.kind == "timeout" or not error.failure.is_retryable or attempt == self._attempts:
                     raise
-                wait = max(random.uniform(0, 2) * self._retry_wait * 2 ** (attempt - 1), error.retry_after)
+                wait = max(
+                    random.uniform(0, 2) * self._retry_wait * 2 ** (attempt - 1), error.failure.retry_after or 0.0
+                )
             await asyncio.sleep(min(wait, _LONGEST_WAIT))
             attempt += 1
 
@@ -252,8 +252,7 @@ class Endpoint:
             except httpx2.HTTPError as error:
                 raise self._error(url, ProviderFailure.of(error)) from error
         if response.status_code >= 400:
-            failure = ProviderFailure.of_response(response.status_code, response.text)
-            raise self._error(url, failure, retry_after=response.headers.get("retry-after", ""))
+            raise self._error(url, ProviderFailure.of_response(response.status_code, response.text, response.headers))
         try:
             return response.json()
         except ValueError as error:
@@ -263,7 +262,7 @@ class Endpoint:
                 hint="Is there a proxy or another server at that address?",
             ) from error
 
-    def _error(self, url: str, failure: ProviderFailure, *, retry_after: str = "") -> ServerError:
+    def _error(self, url: str, failure: ProviderFailure) -> ServerError:
         server = f"The {self._server} server at {url}"
         match failure.kind:
             case "unreachable":
@@ -284,11 +283,7 @@ class Endpoint:
             case _:
                 text = f"{server} failed"
                 hint = "Lower max_concurrency=." if failure.status == 429 else "See the server's log."
-        try:
-            seconds = max(float(retry_after), 0.0)
-        except ValueError:  # a date, or none: the usual wait will do
-            seconds = 0.0
-        return ServerError(f"{text}: {failure.summary}.", hint=hint, failure=failure, retry_after=seconds)
+        return ServerError(f"{text}: {failure.summary}.", hint=hint, failure=failure)
 
 
 def _shown(text: str) -> str:
