@@ -35,7 +35,7 @@ async def test_passing_faults_are_tried_again(fault, connect):
     [
         ("500", "failed: status 500: fault 500", "server's log", 2),
         ("429", "failed: status 429: fault 429", "Lower max_concurrency", 2),
-        ("drop", "No vLLM server answers", "Is it running", 2),
+        ("drop", "the server closed the connection", "server's log", 2),
         ("401", "does not accept the API key", "Pass api_key", 1),
         ("404", "has no such path", "Is it a vLLM server", 1),
         ("malformed", "not JSON", "another server", 1),
