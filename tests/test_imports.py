@@ -14,7 +14,7 @@ PACKAGE = Path(tpo_graph.__file__).parent
 # a folder or module imports from itself and from those in the lines above it, and not from those in its own line
 ORDER = """
     errors types
-    _bounded_cache _json_schema _private_api
+    _bounded_cache _json_schema _private_api _storable
     settings
     accounting
     selection

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from tpo_graph._storable import storable_text
 from tpo_graph.errors import ConfigurationError, TPOError
 from tpo_graph.types import JSONObject, Mode, Options
 
@@ -167,8 +168,8 @@ class TPOSettings(BaseModel):
 
     @field_validator("preference")
     @classmethod
-    def _strip_preference(cls, value: str) -> str:
-        return value.strip()
+    def _clean_preference(cls, value: str) -> str:
+        return storable_text(value.strip())
 
     @field_validator("open_tag", "close_tag")
     @classmethod

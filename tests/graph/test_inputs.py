@@ -1,10 +1,15 @@
 """What a run takes: conversations in every LangChain form, a query, and a context."""
 
+import json
+
 import pytest
-from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
+from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.types import Command
 
 from tests.tpo_script import number_reward, scripted_policy
 from tpo_graph import ConfigurationError, TPOSettings, create_tpo_graph
+from tpo_graph.human import human_nodes
 from tpo_graph.testing import TableReward
 
 BON = {"mode": "bon"}
@@ -104,6 +109,63 @@ def test_nothing_to_answer_is_an_error_before_anything_is_paid_for(inputs):
         run(inputs, policy)
     assert caught.value.hint
     assert policy.requests == []
+
+
+CALL = AIMessage("", tool_calls=[{"name": "search", "args": {}, "id": "1"}])
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [HumanMessage("find it"), CALL, ToolMessage("", tool_call_id="1")],
+        [HumanMessage("find it"), CALL, ToolMessage([], tool_call_id="1")],
+        [SystemMessage(""), HumanMessage("hello")],
+        [HumanMessage(""), AIMessage(""), HumanMessage("hello")],
+    ],
+    ids=["tool", "tool-blocks", "system", "in the middle"],
+)
+def test_only_the_last_message_of_a_person_must_have_a_text(messages):
+    assert run({"messages": messages}, depth=1)["stop_reason"] == "depth"
+
+
+HALF, NUL = "a\ud800b", "a\0b"
+
+
+@pytest.mark.parametrize("text", [HALF, NUL], ids=["half a surrogate pair", "NUL"])
+def test_what_no_store_can_hold_is_repaired_in_every_text_of_a_run(text):
+    replies = {"sample": f"{text} 1", "loss": f"{text} loss", "gradient": f"{text} gradient"}
+    policy = scripted_policy(**replies, update=f"<revised_response>{text} 2</revised_response>")
+    saver = InMemorySaver()
+    graph = create_tpo_graph(policy, number_reward(), checkpointer=saver)
+    thread = {"configurable": {"thread_id": "1"}}
+    history = [HumanMessage([{"type": "text", "text": text}]), AIMessage(text)]
+    inputs = {"messages": history, "query": text, "drafts": [f"{text} 3"]}
+    result = graph.invoke(inputs, thread, context={"n": 2, "depth": 1, "preference": text})
+    assert result["answer"] == "a\ufffdb 3"
+    assert [message.text for message in policy.requests[0]] == ["a\ufffdb"] * 3
+    assert "<preference>\na\ufffdb\n</preference>" in policy.requests[-1][-1].text
+    # in PostgreSQL the texts among these are JSON
+    stored = [saved.checkpoint["channel_values"] for saved in saver.list(thread)]
+    assert {name for values in stored for name, value in values.items() if isinstance(value, str)} >= {
+        "query",
+        "loss",
+        "gradient",
+        "answer",
+    }
+    channels = [{**values, "__start__": None} for values in stored]
+    written = json.dumps([channels, [[message.text for message in asked] for asked in policy.requests]], default=repr)
+    assert not [escape for escape in (r"\u0000", r"\ud800", r"\x00") if escape in written]
+
+
+def test_a_providers_message_and_a_persons_critique_are_repaired_too():
+    policy = scripted_policy(gradient=ValueError(f"{HALF}{NUL}"))
+    graph = create_tpo_graph(policy, number_reward(), nodes=human_nodes(policy), checkpointer=InMemorySaver())
+    thread = {"configurable": {"thread_id": "1"}}
+    graph.invoke({"query": "q"}, thread, context={"n": 2, "depth": 1})
+    graph.invoke(Command(resume={"critique": f"{NUL} mine"}), thread, context={"n": 2, "depth": 1})
+    state = graph.get_state(thread).values
+    assert state["choices"][0]["critique"] == "a\ufffdb mine"
+    assert [record["detail"] for record in state["failures"]] == ["The policy failed: ValueError: a\ufffdba\ufffdb."]
 
 
 def test_an_image_without_text_is_something_to_answer():

@@ -7,6 +7,7 @@ from pathlib import Path
 from langchain_core.messages import BaseMessage
 from langgraph.runtime import Runtime
 
+from tpo_graph._storable import storable_text
 from tpo_graph.accounting import add_usage, no_usage, plus, total
 from tpo_graph.errors import PolicyError
 from tpo_graph.graph.state import TPOState
@@ -235,7 +236,7 @@ def pack_for(prompts: PromptPack | str | Path | None, policy: Policy) -> PromptP
 
 def failure(phase: Phase, step: int, reason: FailureReason, detail: str = "", text: str = "") -> FailureRecord:
     """A record of something that could not be used."""
-    return FailureRecord(phase=phase, step=step, reason=reason, detail=detail, text=text)
+    return FailureRecord(phase=phase, step=step, reason=reason, detail=storable_text(detail), text=storable_text(text))
 
 
 def request_failures(phase: Phase, step: int, draw: Draw) -> list[FailureRecord]:

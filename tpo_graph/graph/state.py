@@ -5,9 +5,10 @@ from typing import Annotated, TypeVar
 
 from langchain_core.messages import AnyMessage
 from langgraph.channels import DeltaChannel, EphemeralValue
-from langgraph.graph.message import add_messages
+from langgraph.graph.message import Messages, add_messages
 from typing_extensions import TypedDict
 
+from tpo_graph._storable import storable
 from tpo_graph.accounting import add_usage
 from tpo_graph.rewards.warnings import OveroptimizationWarning
 from tpo_graph.types import Candidate, FailureRecord, PersonChoice, ScoredCandidate, StepRecord, StopReason, Usage
@@ -20,6 +21,19 @@ def append(kept: list[T] | None, writes: Sequence[list[T]]) -> list[T]:
     return [*(kept or []), *(item for write in writes for item in write)]
 
 
+def add_storable_messages(kept: Messages, new: Messages) -> Messages:
+    """LangGraph's `add_messages`, for texts that a checkpoint can hold."""
+    return add_messages(kept, storable(new))
+
+
+class StorableInput(EphemeralValue[T]):
+    """An input that one superstep sees, with texts that a checkpoint can hold: it is stored before any node runs."""
+
+    def update(self, values: Sequence[T]) -> bool:
+        """Take what was written."""
+        return super().update(storable(list(values)))
+
+
 class TPOInput(TypedDict, total=False):
     """What a run begins with: a conversation, a query, or a conversation and the query that follows it.
 
@@ -29,7 +43,7 @@ class TPOInput(TypedDict, total=False):
         drafts: responses that are there already; they are candidates of step 0, and the policy draws the rest of N.
     """
 
-    messages: Annotated[list[AnyMessage], add_messages]
+    messages: Annotated[list[AnyMessage], add_storable_messages]
     query: str
     drafts: list[str]
 
@@ -60,9 +74,9 @@ class TPOState(TypedDict, total=False):
         answer: the text of the best candidate, once the run has ended.
     """
 
-    messages: Annotated[list[AnyMessage], add_messages]
-    query: Annotated[str, EphemeralValue]
-    drafts: Annotated[list[str], EphemeralValue]
+    messages: Annotated[list[AnyMessage], add_storable_messages]
+    query: Annotated[str, StorableInput]
+    drafts: Annotated[list[str], StorableInput]
     pending: list[Candidate]
     # a checkpoint then holds what a step added, not the whole list again: its size is linear in the text
     cache: Annotated[list[ScoredCandidate], DeltaChannel(append)]

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from langgraph.types import interrupt
 
+from tpo_graph._storable import storable
 from tpo_graph.errors import ConfigurationError
 from tpo_graph.graph.state import TPOState
 from tpo_graph.types import Candidate, JSONObject, PreferencePair, ScoredCandidate, StopReason
@@ -183,7 +184,7 @@ def standing_pair(state: TPOState) -> PreferencePair:
 def _ask(question: JSONObject, read: Callable[[object], T]) -> T:
     """Interrupt the run until the reply can be understood."""
     while True:
-        reply = interrupt(question)
+        reply = storable(interrupt(question))
         try:
             return read(reply)
         except ConfigurationError as error:

@@ -15,6 +15,7 @@ from langgraph.errors import GraphInterrupt
 from langgraph.runtime import Runtime
 
 from tpo_graph._bounded_cache import BoundedCache
+from tpo_graph._storable import storable
 from tpo_graph.accounting import Stopwatch, add_usage, total
 from tpo_graph.errors import BudgetError, ConfigurationError, PolicyError, RewardError, TPOError
 from tpo_graph.graph.bridge import AsyncNode
@@ -63,7 +64,7 @@ class TPORunner:
         """
         parts = await self.parts.aload()
         settings = parts.settings.overridden_by(options.settings)
-        conversation = options.schema.instruct(messages) if options.schema else list(messages)
+        conversation = storable(options.schema.instruct(messages) if options.schema else list(messages))
         model_name = f"tpo/{options.policy.get('model') or policy_name(parts.policy)}"
         draft = options.draft
         with Stopwatch() as watch:

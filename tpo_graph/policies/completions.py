@@ -11,6 +11,7 @@ from langchain_core.runnables.config import ensure_config, merge_configs
 from langgraph.constants import TAG_NOSTREAM
 
 from tpo_graph._bounded_cache import BoundedCache
+from tpo_graph._storable import storable_text
 from tpo_graph.errors import ConfigurationError
 from tpo_graph.policies.failures import NoCompletionError
 from tpo_graph.policies.http import loop_safe
@@ -127,8 +128,8 @@ class CompletionClient:
             message = generation.message
             details = {**(generation.generation_info or {}), **message.response_metadata}
             finish = details.get("finish_reason") or details.get("stop_reason") or details.get("done_reason") or ""
-            # servers that cut at a token may send half a character, which no later request could hold: U+FFFD instead
-            text = message.text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+            # servers that cut at a token may send half a character
+            text = storable_text(message.text)
             truncated = str(finish).lower() in _CUT_SHORT
             completions.append(Completion(text, truncated, tool_calls=bool(getattr(message, "tool_calls", None))))
         return completions

@@ -115,7 +115,8 @@ def _checked_conversation(state: TPOState) -> tuple[list[HumanMessage], list[Bas
         )
     blocks = [] if isinstance(last.content, str) else last.content
     has_media = any(isinstance(block, dict) and block.get("type") != "text" for block in blocks)
-    if not last.text.strip() and not has_media:
+    # a tool that returns nothing is something to go on with
+    if isinstance(last, HumanMessage) and not last.text.strip() and not has_media:
         raise ConfigurationError("The last message of the conversation is empty.", hint="Give a question or a task.")
     return query, conversation
 
