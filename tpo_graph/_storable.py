@@ -32,7 +32,7 @@ def storable(value: T) -> T:
     elif isinstance(value, dict):
         new = {name: storable(item) for name, item in value.items()}
     elif isinstance(value, BaseMessage):
-        fields = {"content": storable(value.content)}
+        fields: dict[str, object] = {"content": storable(value.content)}
         if isinstance(value, AIMessage) and value.tool_calls:
             fields["tool_calls"] = storable(value.tool_calls)
         new = value.model_copy(update=fields)
