@@ -169,6 +169,8 @@ class _File:
             if options:
                 raise ConfigurationError(f"a recipe takes no options, and here are: {', '.join(options)}.")
             return _File(self.path.parent / name, self.load, (*self.inside, self.path.resolve())).reward()
+        if name.startswith(("judge:", "pairwise-judge:")) and isinstance(prompt := options.get("prompt"), str):
+            options = {**options, "prompt": (self.path.parent / prompt).as_posix()}
         return self.load(_beside(name, self.path.parent), **options)
 
     @contextmanager

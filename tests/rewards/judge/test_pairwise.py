@@ -114,9 +114,30 @@ async def test_a_failure_fails_the_tournament(serve):
     _, model = serve(by_number, failing=("b 3",))
     with pytest.raises(RewardError, match="the server had an error"):
         await PairwiseJudgeReward(model).score(CONVERSATION, ["a 1", "b 3", "c 2"])
-    _, model = serve(lambda responses: {"Both": 0.8, "A": 0.2})
-    with pytest.raises(RewardError, match="only 20%"):
+    _, model = serve(lambda responses: {"Both": 1.0}, schema="ignore")
+    with pytest.raises(RewardError, match=r"answered 'Both'.* from A to B"):
         await PairwiseJudgeReward(model).score(CONVERSATION, ["a 1", "b 3"])
+
+
+async def test_a_prompt_with_a_reader_and_ties(serve):
+    """As in MT-bench: an explanation, then [[A]], [[B]] or [[C]]."""
+    prompt = JudgePrompt(
+        system="",
+        user="[response A $mark begins]\n$first\n[response A $mark ends]\n[response B $mark begins]\n$second\n"
+        "[response B $mark ends]",
+        pairwise=True,
+        labels="ABC",
+        reader=r"\[\[([ABC])\]\]",
+    )
+
+    def verdict(responses):
+        first, second = (int(text.split()[-1]) for text in responses)
+        return {"A]]" if first > second else "B]]" if first < second else "C]]": 1.0}
+
+    _, model = serve(verdict, before=("Not [[B]] alone. ", "[["), logprobs="silent")
+    judge = PairwiseJudgeReward(model, prompt=prompt)
+    assert await judge.score(CONVERSATION, ["a 1", "b 3"]) == [-1.0, 1.0]
+    assert await judge.score(CONVERSATION[1:], ["a 2", "b 2"]) == [0.0, 0.0]
 
 
 def test_names(serve):

@@ -1,6 +1,7 @@
 """The judge that grades: what it asks, how it reads the answer, and what it does where a provider has less."""
 
 import asyncio
+import json
 import math
 
 import pytest
@@ -13,6 +14,7 @@ from tpo_graph.rewards.combinations import WeightedSum
 from tpo_graph.rewards.functions import FunctionReward
 from tpo_graph.rewards.judge import JudgePrompt, JudgeReward, load_judge
 from tpo_graph.rewards.judge.prompts import DEFAULT_RUBRIC
+from tpo_graph.rewards.load import load_reward
 from tpo_graph.testing import ScriptedChatModel
 
 
@@ -35,7 +37,7 @@ async def test_what_is_asked(serve):
     await JudgeReward(model).score(CONVERSATION, ["text 7", "text 3"])
     for body in server.bodies:
         assert (body["temperature"], body["logprobs"], body["top_logprobs"]) == (0.0, True, 20)
-        assert body["max_completion_tokens"] <= 4
+        assert body["max_completion_tokens"] <= 16
         assert not body.get("stream")
         assert "n" not in body or body["n"] == 1
     assert sorted(server.shown) == [["text 3"], ["text 7"]]
@@ -88,12 +90,24 @@ def _kind(body):
     return "schema" if body.get("response_format") else "plain"
 
 
-async def test_refused_when_digits_have_less_than_half(serve):
-    server, model = serve(lambda responses: {"The": 0.51, "9": 0.49})
-    with pytest.raises(RewardError, match=r"only 49% .* begins with 'The'") as caught:
-        await JudgeReward(model).score(CONVERSATION, ["one", "two"])
-    assert (caught.value.usage["requests"], caught.value.usage["input_tokens"]) == (2, 200)
-    assert [_kind(body) for body in server.bodies] == ["logprobs 20"] * 2  # a refusal is no reason to ask otherwise
+async def test_an_answer_without_a_verdict_is_asked_for_in_another_way(serve):
+    """For a first answer the way that works then stays; for a later one it is asked that way alone."""
+    server, model = serve(lambda responses: {"The": 0.51, "9": 0.49} if "?" in responses[0] else {"6": 1.0})
+    judge = JudgeReward(model)
+    assert await judge.score(CONVERSATION, ["one?"]) == [9.0]
+    assert await judge.score(CONVERSATION, ["two"]) == [6.0]
+    assert [_kind(body) for body in server.bodies] == ["logprobs 20", "schema", "schema"]
+    server.bodies.clear()
+    judge = JudgeReward(model)
+    assert [await judge.score(CONVERSATION, [text]) for text in ("one", "two?", "three")] == [[6.0], [9.0], [6.0]]
+    assert [_kind(body) for body in server.bodies] == ["logprobs 20", "logprobs 20", "schema", "logprobs 20"]
+
+
+async def test_what_holds_no_verdict_in_any_way_has_no_grade(serve):
+    _, model = serve(lambda responses: {"The": 1.0}, schema="ignore")
+    with pytest.raises(RewardError, match="The judge answered 'The', which holds no verdict from 1 to 9") as caught:
+        await JudgeReward(model).score(CONVERSATION, ["one"])
+    assert (caught.value.usage["requests"], caught.value.usage["input_tokens"]) == (3, 300)
 
 
 async def test_one_failed_request_is_nan(serve):
@@ -134,7 +148,7 @@ async def test_mean_of_several_verdicts(serve):
 async def test_the_mean_is_of_the_verdicts_that_can_be_read():
     half = ScriptedChatModel(["6", "hm", "8", "hm"])
     assert await JudgeReward(half, samples=4, max_concurrency=1).score(CONVERSATION, ["text"]) == [7.0]
-    less = ScriptedChatModel(["6", "hm", "hm"])
+    less = ScriptedChatModel(["6", "hm", "hm"] * 2)
     with pytest.raises(RewardError, match="answered 'hm'"):
         await JudgeReward(less, samples=3, max_concurrency=1).score(CONVERSATION, ["text"])
 
@@ -156,11 +170,11 @@ async def test_one_garbled_answer_is_no_refusal(times, method):
 
 async def test_the_cost_of_siblings_is_kept_when_a_part_fails(serve):
     _, good = serve(by_last_digit)
-    _, slow = serve(lambda responses: {"The": 1.0}, seconds=0.05)
+    _, slow = serve(lambda responses: {"The": 1.0}, schema="ignore", seconds=0.05)
     parts = {"good": JudgeReward(good), "bad": JudgeReward(slow)}
     with pytest.raises(RewardError, match="Part 'bad'") as caught:
         await WeightedSum(parts).score(CONVERSATION, ["text 1", "text 2"])
-    assert (caught.value.usage["requests"], caught.value.usage["input_tokens"]) == (4, 400)
+    assert (caught.value.usage["requests"], caught.value.usage["input_tokens"]) == (8, 800)
 
 
 async def test_what_a_cancelled_sibling_sent_is_counted_when_a_part_fails():
@@ -182,19 +196,19 @@ async def test_what_a_cancelled_sibling_sent_is_counted_when_a_part_fails():
 
 
 async def test_one_that_can_not_be_graded_is_nan_and_why_is_reported(serve):
-    _, model = serve(lambda responses: {"The": 0.6, "9": 0.4} if "?" in responses[0] else {"6": 1.0})
+    _, model = serve(lambda responses: {"The" if "?" in responses[0] else "6": 1.0}, schema="ignore")
     reward = WeightedSum({"judge": JudgeReward(model)})
     scoring = await score_responses(reward, CONVERSATION, ["what?", "that"], RunContext())
     assert math.isnan(scoring.scores[0])
     assert (await JudgeReward(model).score(CONVERSATION, ["what?", "that"]))[1] == 6
     assert list(scoring.reasons) == ["what?"]
-    assert scoring.reasons["what?"].startswith("Part 'judge': The judge gives only 40%")
+    assert scoring.reasons["what?"].startswith("Part 'judge': The judge answered 'The', which holds no verdict")
 
 
 async def test_structured_output_that_is_no_verdict(serve):
-    _, model = serve(by_last_digit, logprobs="refuse", schema="wrong")
-    with pytest.raises(RewardError, match="not a verdict from 1 to 9"):
-        await JudgeReward(model).score(CONVERSATION, ["text 1"])
+    server, model = serve(by_last_digit, logprobs="refuse", schema="wrong")
+    assert await JudgeReward(model).score(CONVERSATION, ["text 1"]) == [1.0]
+    assert [_kind(body) for body in server.bodies][-2:] == ["schema", "plain"]
 
 
 async def test_preference_is_the_rubric(serve):
@@ -255,6 +269,101 @@ def test_one_event_loop_after_another(serve):
     assert scores[0] == scores[1] == scores[2]
 
 
+THINKING = ("<think>", *(["Is", "it", "a", "3", "?"] * 10), "</think>", "\n\n")
+
+
+async def test_a_judge_that_thinks_first(serve):
+    """The limit of a short answer cuts the thinking; from then on it may think, and the verdict's token counts."""
+    server, model = serve(by_last_digit, before=THINKING)
+    judge = JudgeReward(model)
+    grades = await judge.score(CONVERSATION, ["text 7", "text 3"])
+    assert grades == pytest.approx([(7 * 0.9 + 5 * 0.05) / 0.95, (3 * 0.9 + 5 * 0.05) / 0.95])
+    assert [_kind(body) for body in server.bodies] == ["logprobs 20", "logprobs 5", "logprobs 5"]
+    assert [body.get("max_completion_tokens") for body in server.bodies] == [16, None, None]
+
+
+@pytest.mark.parametrize("options", [{"logprobs": "silent"}, {"logprobs": "refuse", "schema": "refuse"}])
+async def test_a_judge_that_thinks_first_without_log_probabilities(options, serve):
+    _, model = serve(by_last_digit, before=THINKING, **{"schema": "ignore", **options})
+    assert await JudgeReward(model).score(CONVERSATION, ["text 7", "text 3"]) == [7.0, 3.0]
+
+
+async def test_a_judge_that_only_thinks(serve):
+    _, model = serve(by_last_digit, before=THINKING, schema="ignore")
+    model.max_tokens = 20
+    with pytest.raises(RewardError, match="holds nothing but thinking") as caught:
+        await JudgeReward(model).score(CONVERSATION, ["text 7"])
+    assert "max_tokens" in caught.value.hint
+
+
+@pytest.mark.parametrize("status", [400, 403, 404, 422, 500])
+async def test_a_refusal_that_names_what_it_refuses(status, serve):
+    """A 403 or 404 is no bad key and no wrong name when it speaks of log probabilities."""
+    _, model = serve(by_last_digit, logprobs="refuse", schema="refuse", refusal=status)
+    judge = JudgeReward(model)
+    assert await judge.score(CONVERSATION, ["text 7", "text 3"]) == [7.0, 3.0]
+    assert judge.method == "text"
+
+
+PROMETHEUS = {
+    "user": "$conversation\n$response\nWrite feedback, then [RESULT] and a number from 1 to 5.",
+    "labels": [1, 2, 3, 4, 5],
+    "reader": r"\[RESULT\]\s*(\d)",
+}
+
+
+async def test_a_prompt_with_a_reader(serve):
+    """The feedback comes before the verdict, and may hold other numbers."""
+    server, model = serve(
+        lambda responses: {"4": 0.5, "5": 0.5}, before=("Score: 2", " is", " too low. ", "[RESULT]", " ")
+    )
+    prompt = JudgePrompt(system="", user=PROMETHEUS["user"], labels="12345", reader=PROMETHEUS["reader"])
+    judge = JudgeReward(model, prompt=prompt)
+    assert await judge.score(CONVERSATION, ["text"]) == pytest.approx([4.5])
+    assert "max_completion_tokens" not in server.bodies[0]
+    assert judge.highest_reward == 5.0
+    server.logprobs = "silent"
+    assert await JudgeReward(model, prompt=prompt).score(CONVERSATION, ["text"]) == [4.0]
+
+
+async def test_a_reader_that_is_a_function():
+    prompt = JudgePrompt(system="", user="$response", reader=lambda answer: float(answer.partition("reward=")[2]))
+    judge = JudgeReward(ScriptedChatModel(["<think>reward=9</think>reward=-0.25"]), prompt=prompt)
+    assert await judge.score(CONVERSATION, ["text"]) == [-0.25]
+    assert judge.highest_reward is None
+    assert JudgeReward(ScriptedChatModel([])).highest_reward == 9.0
+
+
+def test_a_prompt_of_a_judge_by_name(serve, tmp_path):
+    server, _ = serve(lambda responses: {"4": 1.0}, before=("Fine. ", "[RESULT]", " "))
+    name = f"judge:{server.url}/v1#judge".replace("judge:", "judge:server:", 1)
+    assert asyncio.run(load_reward(name, prompt=PROMETHEUS).score(CONVERSATION, ["text"])) == [4.0]
+    table = "\n".join(f"{key} = {json.dumps(value)}" for key, value in PROMETHEUS.items())
+    (tmp_path / "prometheus.toml").write_text(table)
+    (tmp_path / "recipe.toml").write_text(
+        f'combine = "minimum"\n[parts.judge]\nreward = "{name}"\nscale = "raw"\n'
+        'options = { prompt = "prometheus.toml" }\n'
+    )
+    assert asyncio.run(load_reward(str(tmp_path / "recipe.toml")).score(CONVERSATION, ["text"])) == [4.0]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "problem"),
+    [
+        ({"system": "Grade."}, "has no `user`"),
+        ({"user": "$response", "read": "x"}, "unknown key 'read'; allowed: system, user, pairwise, labels, reader"),
+        ({"user": "$response", "reader": "("}, "not a regular expression"),
+        ({"user": "$response", "labels": ["good", "bad"]}, "has numbers"),
+        ({"user": "$first", "pairwise": True, "labels": ["A"]}, "has two"),
+        ("missing.toml", "missing.toml"),
+        (3, "must be a table or a file"),
+    ],
+)
+def test_prompts_with_a_mistake(prompt, problem):
+    with pytest.raises(ConfigurationError, match=problem):
+        load_reward("judge:server:http://127.0.0.1:9/v1#judge", prompt=prompt)
+
+
 async def test_own_prompt(serve):
     server, model = serve(lambda responses: {"2": 1.0})
     prompt = JudgePrompt(system="", user="{{conversation}} / $response / 1 to 9? $$")
@@ -264,18 +373,6 @@ async def test_own_prompt(serve):
     ]
     with pytest.raises(PromptError, match=r"Unknown variable .*best"):
         JudgePrompt(system="", user="$best")
-
-
-@pytest.mark.parametrize(("text", "grade"), [("7", 7.0), (" 7.\n", 7.0), ("**3**", 3.0)])
-async def test_plain_answers(text, grade):
-    judge = JudgeReward(ScriptedChatModel([text]))
-    assert await judge.score(CONVERSATION, ["x"]) == [grade]
-
-
-@pytest.mark.parametrize("text", ["10", "12", "7 of 9", ""])
-async def test_plain_answers_that_are_no_grade(text):
-    with pytest.raises(RewardError, match="not a verdict"):
-        await JudgeReward(ScriptedChatModel([text])).score(CONVERSATION, ["x"])
 
 
 async def test_a_first_token_that_is_blank():

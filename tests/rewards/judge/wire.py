@@ -25,7 +25,9 @@ class JudgeServer:
 
     Attributes:
         judge: how it judges.
-        logprobs: `yes`, `refuse` with status 400, or `silent`: taken and not heeded.
+        logprobs: `yes`, `refuse` with status `refusal`, or `silent`: taken and not heeded.
+        before: tokens that stand before the verdict; of all tokens, no more come than the request asks for.
+        refusal: the status of a refusal.
         most_top: `top_logprobs` at most.
         schema: structured output: `yes`, `refuse`, `ignore` (answers in plain text) or `wrong` (another verdict).
         refuses: request fields that it does not take.
@@ -37,6 +39,8 @@ class JudgeServer:
     logprobs: Literal["yes", "refuse", "silent"] = "yes"
     most_top: int = 20
     schema: Literal["yes", "refuse", "ignore", "wrong"] = "yes"
+    before: tuple[str, ...] = ()
+    refusal: int = 400
     refuses: tuple[str, ...] = ()
     status: int | None = None
     failing: tuple[str, ...] = ()
@@ -81,24 +85,31 @@ class JudgeServer:
         if top is not None and not body.get("logprobs"):
             return _error(400, "top_logprobs needs logprobs")
         if body.get("logprobs") and self.logprobs == "refuse":
-            return _error(400, "logprobs are not supported with reasoning models")
+            return _error(self.refusal, "logprobs are not supported with reasoning models")
         if (top or 0) > self.most_top:
             return _error(400, f"Invalid value for 'top_logprobs': must be less than or equal to {self.most_top}")
         wanted = body.get("response_format")
         if wanted and self.schema == "refuse":
-            return _error(400, "response_format is not supported")
+            return _error(self.refusal, "response_format is not supported")
         shares = sorted(self.judge(responses).items(), key=lambda item: -item[1])
-        content = verdict = shares[0][0].strip()
+        limit = body.get("max_completion_tokens") or 10**6
+        tokens = [*self.before, shares[0][0]][:limit]
+        content = "".join(tokens).strip()
         if wanted and self.schema != "ignore":
             labels = wanted["json_schema"]["schema"]["properties"]["verdict"]["enum"]
-            assert verdict in labels
-            content = json.dumps({"verdict": "42" if self.schema == "wrong" else verdict})
+            chosen = next(token.strip() for token, _ in shares if token.strip() in labels)
+            content = json.dumps({"verdict": "42" if self.schema == "wrong" else chosen})
         logprobs = None
         if body.get("logprobs") and self.logprobs == "yes":
             tops = [{"token": token, "logprob": math.log(share), "bytes": None} for token, share in shares[:top]]
-            logprobs = {"content": [{**tops[0], "top_logprobs": tops}], "refusal": None}
+            sure = [{"token": token, "logprob": 0.0, "bytes": None} for token in tokens]
+            content_logprobs = [{**token, "top_logprobs": [token]} for token in sure]
+            if len(tokens) > len(self.before):
+                content_logprobs[-1] = {**tops[0], "top_logprobs": tops}
+            logprobs = {"content": content_logprobs, "refusal": None}
+        finish = "length" if len(tokens) == limit else "stop"
         message = {"role": "assistant", "content": content, "refusal": None}
-        choice = {"index": 0, "message": message, "finish_reason": "stop", "logprobs": logprobs}
+        choice = {"index": 0, "message": message, "finish_reason": finish, "logprobs": logprobs}
         usage = {"prompt_tokens": 100, "completion_tokens": 1, "total_tokens": 101}
         answer = {"id": "chat-1", "object": "chat.completion", "created": 0, "model": body["model"]}
         return JSONResponse({**answer, "choices": [choice], "usage": usage})

@@ -1,13 +1,13 @@
 """What judges share: a chat model is asked for one of a few labels, and how likely it is to give each of them.
 
-Methods of asking, best first: log probabilities of the first token (20 of them, or the 5 that some providers allow),
-structured output, a plain answer. Which one works is found out with the first request and remembered.
+Methods of asking, best first: log probabilities of the verdict's token (20 of them, or the 5 that some providers
+allow), structured output, a plain answer. Which one works is found out with the first request and remembered. An answer
+without a verdict is asked for again by the methods that follow.
 """
 
-import math
 import threading
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal, TypeAlias, get_args
+from typing import Any, ClassVar
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage
@@ -18,24 +18,21 @@ from tpo_graph.errors import ConfigurationError, RewardError
 from tpo_graph.policies.failures import ProviderFailure
 from tpo_graph.policies.http import loop_safe
 from tpo_graph.policies.load import load_policy
-from tpo_graph.policies.providers import completion_fields, knob_field, takes
+from tpo_graph.policies.providers import completion_fields, knob_field, partial_completions, takes
 from tpo_graph.rewards.base import ConcurrencyLimit, DetailedReward, gather
-from tpo_graph.rewards.judge.prompts import JudgePrompt
+from tpo_graph.rewards.judge.prompts import JudgePrompt, Method, load_judge_prompt
+from tpo_graph.rewards.judge.verdicts import NoVerdictError
 from tpo_graph.types import Options, PhaseUsage
-
-Method: TypeAlias = Literal["logprobs", "few_logprobs", "structured", "text"]
-"""How a label is asked for."""
 
 _JUDGE_OPTIONS = frozenset({"preference", "prompt", "samples", "max_concurrency"})
 _TOP_LOGPROBS: Mapping[Method, int] = {"logprobs": 20, "few_logprobs": 5}
-_LEAST_MASS = 0.5  # below it, what the labels have of the probability says little about the response
-_ANSWER_TOKENS = 4  # some models begin with a blank token
+_ANSWER_TOKENS = 16  # the verdict may stand in marks, or behind a word or two
 
 
 class ChatModelJudge(DetailedReward):
     """What a judge that grades and one that compares share: a chat model that is asked for one of a few labels.
 
-    A subclass says what the labels are and how rewards follow from their probabilities.
+    A subclass says how rewards follow from their probabilities.
 
     Args:
         model: any LangChain chat model, or the name of one as `load_policy` takes it, which is loaded at once.
@@ -51,8 +48,6 @@ class ChatModelJudge(DetailedReward):
             below 1.
     """
 
-    labels: ClassVar[tuple[str, ...]]
-    """The possible answers, each one token."""
     default_prompt: ClassVar[JudgePrompt]
 
     def __init__(
@@ -71,6 +66,7 @@ class ChatModelJudge(DetailedReward):
             raise ConfigurationError(f"{type(self).__name__} needs another prompt: {needed}.")
         if samples < 1:
             raise ConfigurationError(f"samples={samples}: at least 1 verdict is needed.")
+        self.labels = self._prompt.verdicts.labels
         self._samples = samples
         self._limit = ConcurrencyLimit(max_concurrency)
         if isinstance(model, str):
@@ -85,6 +81,8 @@ class ChatModelJudge(DetailedReward):
         self._lock = threading.Lock()  # loops of several threads may share this
         self._total = no_usage()
         self._temperature_field = knob_field(self._model, "temperature")
+        # a verdict that the prompt has its own reader for stands at the end of an answer of any length
+        self._answer_tokens = None if self._prompt.reader else _ANSWER_TOKENS
         self.method: Method | None = None
 
     @property
@@ -101,61 +99,78 @@ class ChatModelJudge(DetailedReward):
             usage: what it costs is added here, also when it fails.
 
         Raises:
-            RewardError: the model failed, or gave none of the labels.
+            RewardError: the model failed, or gave no verdict.
         """
-        method = self.method
-        if method is None:
+        if self.method is None:
             async with self._finding_out.slot():
-                method = self.method  # another request may have found it out meanwhile
-                if method is None:
-                    return await self._find_method(messages, usage)
-        try:
-            probabilities = await self._ask(method, messages, usage)
-        except RewardError:
-            raise
-        except Exception as error:  # each provider has its own
-            raise _judge_failed(ProviderFailure.of(error)) from error
-        if probabilities is None:
-            raise RewardError("The judge returned log probabilities before, and now it returns none.")
-        return probabilities
+                if self.method is None:  # another request may have found it out meanwhile
+                    return await self._ask_until_read(messages, usage)
+        return await self._ask_until_read(messages, usage)
 
-    async def _find_method(self, messages: Sequence[BaseMessage], usage: PhaseUsage) -> dict[str, float]:
-        """Ask by one method after the other until the provider takes one."""
-        methods: list[Method] = list(get_args(Method))
+    async def _ask_until_read(self, messages: Sequence[BaseMessage], usage: PhaseUsage) -> dict[str, float]:
+        """Ask by one method after the other, from the one that is known to work, until an answer holds a verdict."""
+        methods = self._prompt.methods
+        is_known = self.method is not None
+        if self.method is not None:
+            methods = methods[methods.index(self.method) :]
         repeated: set[Method] = set()
-        while True:
-            method = methods.pop(0)
+        answer = ""
+        while methods:
+            method, *others = methods
+            without_logprobs = [other for other in others if other not in _TOP_LOGPROBS]
+            limit = self._answer_tokens
             try:
                 probabilities = await self._ask(method, messages, usage)
-            except RewardError:
-                self.method = method  # the provider takes it; what the model answered is another matter
-                raise
-            except Exception as error:  # each provider has its own for what it does not take
+            except NoVerdictError as error:
+                answer = error.answer
+                methods = without_logprobs
+                if method in _TOP_LOGPROBS and limit and not answer:
+                    # it thinks first, and may write all of it; each of many tokens then comes with a few alternatives
+                    self._answer_tokens, is_known = None, False
+                    methods = ["few_logprobs", *without_logprobs]
+            except Exception as error:  # each provider has its own
                 failure = ProviderFailure.of(error)
+                may_differ = failure.kind in ("refused", "unsupported") or failure.is_unreadable
                 if self._temperature_field and failure.refused_knob({"temperature"}):
                     self._temperature_field = None
-                    methods.insert(0, method)
                 elif (failure.kind == "unsupported" or failure.is_unreadable) and method not in repeated:
                     repeated.add(method)  # it may have been one answer that was cut or no JSON
-                    methods.insert(0, method)
-                elif not methods or not (failure.kind in ("refused", "unsupported") or failure.is_unreadable):
+                elif others and (_refuses(method, failure) or (not is_known and may_differ)):
+                    methods, is_known = others, False
+                else:
                     raise _judge_failed(failure) from error
-                continue
-            if probabilities is not None:
-                self.method = method
-                return probabilities
-            # log probabilities were not refused, and there are none: fewer of them would not come either
-            methods = [other for other in methods if other not in _TOP_LOGPROBS]
+            else:
+                if probabilities is not None:
+                    # an answer that could not be read says little about the method when others could
+                    self.method = self.method if is_known else method
+                    return probabilities
+                # log probabilities were not refused, and there are none: fewer of them would not come either
+                methods, is_known = without_logprobs, False
+        scale = f"from {self.labels[0]} to {self.labels[-1]}" if self.labels else "that is a number"
+        raise RewardError(
+            f"The judge answered {answer[:80]!r}, which holds no verdict {scale}."
+            if answer
+            else "The judge's answer is empty, or holds nothing but thinking.",
+            hint="Take a model that follows instructions better, or another prompt."
+            if answer
+            else "Let it write more (max_tokens of the judge's model), or switch its thinking off.",
+        )
 
     async def _ask(self, method: Method, messages: Sequence[BaseMessage], usage: PhaseUsage) -> dict[str, float] | None:
-        """Probabilities by one method; None where it is one with log probabilities, and there are none."""
+        """Probabilities by one method; None where it is one with log probabilities, and there are none.
+
+        Raises:
+            NoVerdictError: the answer holds none.
+        """
+        verdicts = self._prompt.verdicts
         if method in _TOP_LOGPROBS:
             if not (takes(self._model, "logprobs") and takes(self._model, "top_logprobs")):
                 return None
             fields: dict[str, Options] = {"logprobs": True, "top_logprobs": _TOP_LOGPROBS[method]}
-            if length_field := knob_field(self._model, "max_new_tokens"):
-                fields[length_field] = _ANSWER_TOKENS
-            return _from_logprobs(await self._invoke(self._copy(0.0, fields), messages, usage), self.labels)
+            length_field = knob_field(self._model, "max_new_tokens")
+            if length_field and self._answer_tokens:
+                fields[length_field] = self._answer_tokens
+            return verdicts.probabilities(await self._invoke(self._copy(0.0, fields), messages, usage))
         model: Any = self._copy(0.0 if self._samples == 1 else 1.0, {})
         if method == "structured":
             schema = {
@@ -167,31 +182,42 @@ class ChatModelJudge(DetailedReward):
                 "additionalProperties": False,
             }
             model = model.with_structured_output(schema, include_raw=True)
-        unreadable: list[RewardError] = []
+        unreadable: list[NoVerdictError] = []
 
         async def draw() -> dict[str, float] | None:
             answer = await self._invoke(model, messages, usage)
-            message = answer
             try:
-                if isinstance(answer, dict):
-                    if isinstance(answer["parsed"], Mapping):
-                        return _certain(str(answer["parsed"].get("verdict")).strip(), self.labels, answer["parsed"])
-                    message = answer["raw"]  # a server may not know schemas, and the label be there
-                return _certain(message.text.strip().removesuffix(".").strip("*` \n"), self.labels, message.text)
-            except RewardError as error:
+                if isinstance(answer, dict) and isinstance(answer["parsed"], Mapping):
+                    return verdicts.certain(str(answer["parsed"].get("verdict")))
+                # a server may not know schemas, and the verdict be there
+                return verdicts.certain((answer["raw"] if isinstance(answer, dict) else answer).text)
+            except NoVerdictError as error:
                 unreadable.append(error)
                 return None
 
         drawn = [sample for sample in await gather(draw() for _ in range(self._samples)) if sample is not None]
         if 2 * len(drawn) < self._samples:
             raise unreadable[0]
-        return {label: sum(sample[label] for sample in drawn) / len(drawn) for label in self.labels}
+        shares: dict[str, float] = {}
+        for sample in drawn:
+            for label, share in sample.items():
+                shares[label] = shares.get(label, 0.0) + share / len(drawn)
+        return shares
 
     async def _invoke(self, model: Any, messages: Sequence[BaseMessage], usage: PhaseUsage) -> Any:
         """One request, counted whether or not it succeeds."""
         async with self._limit.slot():
             self._count(usage, requests=1)
-            answer = await model.ainvoke(list(messages), {"tags": [TAG_NOSTREAM]})
+            try:
+                answer = await model.ainvoke(list(messages), {"tags": [TAG_NOSTREAM]})
+            except Exception as error:  # each provider has its own
+                partial = partial_completions(error)
+                if partial is None:
+                    raise
+                tokens = (partial.llm_output or {}).get("token_usage") or {}
+                input_tokens, output_tokens = (tokens.get(f"{kind}_tokens", 0) for kind in ("prompt", "completion"))
+                self._count(usage, input_tokens=input_tokens, output_tokens=output_tokens)
+                return AIMessage(partial.generations[0][0].text)
         message = answer["raw"] if isinstance(answer, dict) else answer
         if tokens := getattr(message, "usage_metadata", None):
             self._count(usage, input_tokens=tokens["input_tokens"], output_tokens=tokens["output_tokens"])
@@ -225,45 +251,19 @@ def judge_arguments(scheme: str, name: str, options: Mapping[str, Options]) -> d
     if not name:
         raise ConfigurationError(f"'{scheme}:' names no chat model.", hint=f"For example {scheme}:openai:gpt-4o-mini.")
     of_judge = {key: options[key] for key in _JUDGE_OPTIONS & options.keys()}
+    if "prompt" in of_judge:
+        of_judge["prompt"] = load_judge_prompt(of_judge["prompt"])
     return {"model": load_policy(name, **{key: options[key] for key in options.keys() - of_judge.keys()}), **of_judge}
+
+
+def _refuses(method: Method, failure: ProviderFailure) -> bool:
+    """Whether a provider says that it can't do what a method needs, with 403 or 404 as with 400."""
+    words = f"{failure.param} {failure.message}".lower()
+    if method in _TOP_LOGPROBS:
+        return "logprob" in words or "parameters" in words
+    return method == "structured" and any(word in words for word in ("response_format", "schema", "parameters"))
 
 
 def _judge_failed(failure: ProviderFailure) -> RewardError:
     hint = "Lower max_concurrency=, or wait: the provider limits the rate or the quota."
     return RewardError(f"The judge failed: {failure.summary}", hint=hint if failure.status == 429 else failure.hint())
-
-
-def _from_logprobs(message: AIMessage, labels: Sequence[str]) -> dict[str, float] | None:
-    """Probabilities from the log probabilities of the first token that is not blank; None where there are none."""
-    logprobs = message.response_metadata.get("logprobs")
-    tokens = logprobs.get("content") if isinstance(logprobs, Mapping) else None
-    if not tokens:
-        return None
-    first = next((token for token in tokens if str(token.get("token", "")).strip()), tokens[0])
-    alternatives = first.get("top_logprobs") or ()
-    if not alternatives:
-        return None
-    masses = dict.fromkeys(labels, 0.0)
-    for alternative in alternatives:
-        # " 7" and "7" are tokens of their own for the same label
-        label = str(alternative.get("token", "")).strip()
-        if label in masses and alternative.get("logprob") is not None:
-            masses[label] += math.exp(alternative["logprob"])
-    total = sum(masses.values())
-    if total < _LEAST_MASS:
-        raise RewardError(
-            f"The judge gives only {total:.0%} of its probability to a verdict ({labels[0]} to {labels[-1]}); its "
-            f"answer begins with {str(first.get('token', ''))!r}.",
-            hint="It may think before it answers: switch that off, take another model, or another prompt.",
-        )
-    return {label: mass / total for label, mass in masses.items()}
-
-
-def _certain(verdict: str, labels: Sequence[str], answer: object) -> dict[str, float]:
-    """Probabilities that are all on one label."""
-    if verdict not in labels:
-        raise RewardError(
-            f"The judge answered {str(answer)[:80]!r}, which is not a verdict from {labels[0]} to {labels[-1]}.",
-            hint="Take a model that follows instructions better, or one with log probabilities or structured output.",
-        )
-    return {label: float(label == verdict) for label in labels}

@@ -46,7 +46,6 @@ class PairwiseJudgeReward(ChatModelJudge):
         ConfigurationError: an argument that can't be used.
     """
 
-    labels = ("A", "B")
     default_prompt = PAIRWISE
 
     def __init__(
@@ -83,7 +82,10 @@ class PairwiseJudgeReward(ChatModelJudge):
 
         async def preference_for_first(first: str, second: str) -> float:
             request = self._prompt.render({**shared, "first": first, "second": second})
-            return (await self._probabilities(request, usage))["A"]
+            probabilities = await self._probabilities(request, usage)
+            if len(self.labels) == 3:  # the third is a tie
+                return probabilities[self.labels[0]] + probabilities[self.labels[2]] / 2
+            return probabilities[self.labels[0]]
 
         async def compare(left: str, right: str) -> float:
             if left == right:
@@ -131,7 +133,8 @@ def load_pairwise_judge(name: str, **options: Options) -> PairwiseJudgeReward:
 
     Args:
         name: a chat model, as in "openai:gpt-4o-mini" or "vllm:http://127.0.0.1:8000/v1#model".
-        **options: `preference`, `prompt`, `samples`, `max_concurrency`; others go to the chat model.
+        **options: `preference`, `prompt` (or a table or TOML file of one), `samples`, `max_concurrency`; others go to
+            the chat model.
 
     Raises:
         ConfigurationError: a name or an option that can't be used.

@@ -16,9 +16,9 @@ from tpo_graph.types import Options
 class JudgeReward(ChatModelJudge):
     """Grades with any chat model, in one request a response.
 
-    The judge writes no reasoning: its grade is the expectation over the digits that it might write next, weighted with
-    their probabilities (`top_logprobs`), at temperature 0. So two responses that would both get a 7 still differ.
-    Where a provider has no log probabilities, the grade comes from structured output.
+    Its grade is the expectation over the digits that it might write as its verdict, weighted with their probabilities
+    (`top_logprobs`), at temperature 0. So two responses that would both get a 7 still differ. Where a provider has no
+    log probabilities, the grade comes from structured output or the text.
 
     Example:
         >>> import asyncio
@@ -40,9 +40,12 @@ class JudgeReward(ChatModelJudge):
         ConfigurationError: an argument that can't be used.
     """
 
-    labels = tuple("123456789")
-    highest_reward = 9.0
     default_prompt = POINTWISE
+
+    @property
+    def highest_reward(self) -> float | None:
+        """The top of the scale; None where the prompt's own reader takes any number."""
+        return max(map(float, self.labels), default=None)
 
     async def score_in_detail(
         self, messages: Sequence[BaseMessage], responses: Sequence[str], run: RunContext
@@ -55,7 +58,7 @@ class JudgeReward(ChatModelJudge):
             run: the run that they are graded for; its preference is added to the rubric.
 
         Returns:
-            A float from 1 to 9 for each response; NaN where the judge gave no grade.
+            A float on the prompt's scale, from 1 to 9 as a rule, for each response; NaN where the judge gave no grade.
 
         Raises:
             RewardError: it graded none of them.
@@ -75,7 +78,7 @@ class JudgeReward(ChatModelJudge):
             except RewardError as error:
                 failures[text] = error
                 return math.nan
-            return sum(int(digit) * share for digit, share in probabilities.items())
+            return sum(float(grade) * share for grade, share in probabilities.items())
 
         with charge_errors(usage):
             grades = dict(zip(texts, await gather(grade(text) for text in texts), strict=True))
@@ -90,7 +93,8 @@ def load_judge(name: str, **options: Options) -> JudgeReward:
 
     Args:
         name: a chat model, as in "openai:gpt-4o-mini" or "vllm:http://127.0.0.1:8000/v1#model".
-        **options: `preference`, `prompt`, `samples`, `max_concurrency`; others go to the chat model.
+        **options: `preference`, `prompt` (or a table or TOML file of one), `samples`, `max_concurrency`; others go to
+            the chat model.
 
     Raises:
         ConfigurationError: a name or an option that can't be used.

@@ -8,10 +8,19 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
+from typing import Literal, TypeAlias, get_args
 
 from langchain_core.messages import BaseMessage, HumanMessage, SystemMessage
 
+from tpo_graph.errors import ConfigurationError
 from tpo_graph.prompts.template import ROLES, ConversationFormat, Template
+from tpo_graph.rewards.judge.verdicts import ReadVerdict, VerdictReader, number
+from tpo_graph.settings import read_toml
+from tpo_graph.types import JSON
+
+Method: TypeAlias = Literal["logprobs", "few_logprobs", "structured", "text"]
+"""How a verdict is asked for, the best first."""
 
 DEFAULT_RUBRIC = (
     "A good response does what the user asks for, in the way that they ask for it. What it states is correct, and "
@@ -47,19 +56,52 @@ class JudgePrompt:
 
     Attributes:
         system: the system message; "" sends none.
-        user: the user message. It must ask for the answer alone: a digit from 1 to 9, or A or B.
+        user: the user message. It must ask for the answer alone, one of the labels, unless there is a `reader`.
         pairwise: whether two responses are shown.
+        labels: the verdicts that there are: numbers as text, or for two responses the first, the second and perhaps a
+            tie. "" stands for 1 to 9, or A and B; with a `reader` of one response for any number.
+        reader: finds the verdict in an answer that holds more than that: a regular expression, whose first group or
+            else whole match is the verdict, and whose last match counts; or a function from the answer, without its
+            thinking, to the verdict or None.
 
     Raises:
-        PromptError: from `render`, when a text uses another variable.
+        PromptError: a text uses another variable.
+        ConfigurationError: labels or reader can't be used.
     """
 
     system: str
     user: str
     pairwise: bool = False
+    labels: Sequence[str] = ()
+    reader: str | ReadVerdict | None = None
 
     def __post_init__(self) -> None:
         _ = self._templates  # a mistake shows before anything is paid for
+        labels = self.verdicts.labels
+        if self.pairwise and len(labels) not in (2, 3):
+            raise ConfigurationError(
+                f"labels = {list(labels)}; a judge that compares has two, or three with one for a tie."
+            )
+        if not self.pairwise and not all(number(label) is not None for label in labels):
+            raise ConfigurationError(f"labels = {list(labels)}; a judge that grades has numbers, written as texts.")
+
+    @cached_property
+    def verdicts(self) -> VerdictReader:
+        """Finds verdicts in answers."""
+        usual = ("A", "B") if self.pairwise else () if self.reader else tuple("123456789")
+        return VerdictReader(tuple(self.labels) or usual, self.reader)
+
+    @property
+    def methods(self) -> list[Method]:
+        """The methods of asking that suit it, the best first."""
+        labels = self.verdicts.labels
+        # of "1" and "10", the first token may be the same
+        if not labels or any(one != other and one.startswith(other) for one in labels for other in labels):
+            return ["text"] if self.reader else ["structured", "text"]
+        if self.reader:
+            # a whole answer: each of its tokens comes with alternatives, and a schema would leave no place for the rest
+            return ["few_logprobs", "text"] if isinstance(self.reader, str) else ["text"]
+        return list(get_args(Method))
 
     def render(self, values: Mapping[str, str]) -> list[BaseMessage]:
         """The messages of one request.
@@ -85,6 +127,34 @@ class JudgePrompt:
             Template.parse(self.system, allowed=allowed, where=f"the {kind} judge's system message"),
             Template.parse(self.user, allowed=allowed, where=f"the {kind} judge's user message"),
         )
+
+
+def load_judge_prompt(source: "JudgePrompt | Mapping[str, JSON] | str | Path") -> JudgePrompt:
+    """A judge's prompt from a table or a TOML file with the attributes of `JudgePrompt`.
+
+    Args:
+        source: the table, the path of the file, or a prompt, which is returned.
+
+    Raises:
+        ConfigurationError: the file can't be read, or a key is missing, unknown or of the wrong type.
+        PromptError: a text uses a variable that there is not.
+    """
+    if isinstance(source, JudgePrompt):
+        return source
+    where = "The judge's prompt"
+    if isinstance(source, str | Path):
+        where, source = f"{where} {str(source)!r}", read_toml(Path(source), title=where)
+    if not isinstance(source, Mapping):
+        raise ConfigurationError(f"{where} must be a table or a file, and is {source!r}.")
+    types = {"system": str, "user": str, "pairwise": bool, "labels": list, "reader": str}
+    for key, value in source.items():
+        if key not in types:
+            raise ConfigurationError(f"{where} has the unknown key {key!r}; allowed: {', '.join(types)}.")
+        if not isinstance(value, types[key]):
+            raise ConfigurationError(f"{where} has {key} = {value!r}; it must be of type {types[key].__name__}.")
+    if "user" not in source:
+        raise ConfigurationError(f"{where} has no `user`, the text that asks for the verdict.")
+    return JudgePrompt(**{"system": "", **source, "labels": [str(label) for label in source.get("labels", ())]})
 
 
 POINTWISE = JudgePrompt(
