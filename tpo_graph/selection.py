@@ -23,11 +23,20 @@ def preference_pair(cache: Sequence[ScoredCandidate]) -> PreferencePair:
     )
 
 
+def is_tie(pair: PreferencePair) -> bool:
+    """Whether best and worst are one candidate: all rewards are equal, or there is no other.
+
+    The next step is then written as a revision of the best, because there is nothing to compare it with. Two
+    candidates of the same reward are a pair once a person has told them apart.
+    """
+    return pair["best"]["id"] == pair["worst"]["id"]
+
+
 def has_converged(trajectory: Sequence[StepRecord], *, tolerance: float, patience: int) -> bool:
-    """Whether the best reward gained less than `tolerance` in each of the last `patience` steps."""
-    if tolerance <= 0 or len(trajectory) <= patience:
+    """Whether the best reward gained less than `tolerance` in each of the last `patience` steps with candidates."""
+    best = [record["best_reward"] for record in trajectory if record["candidates"]][-patience - 1 :]
+    if tolerance <= 0 or len(best) <= patience:
         return False
-    best = [record["best_reward"] for record in trajectory[-patience - 1 :]]
     return all(after - before < tolerance for before, after in itertools.pairwise(best))
 
 
@@ -44,45 +53,49 @@ def fits_budget(settings: TPOSettings, usage: Usage, requests: int) -> bool:
     return all(limit is None or value < limit for limit, value in zip(limits, spent, strict=True))
 
 
-def stop_reason(  # noqa: PLR0911  # one return for each reason, in the order in which they count
+def stop_reason(
     trajectory: Sequence[StepRecord],
     settings: TPOSettings,
     usage: Usage,
     *,
     failures: Sequence[FailureRecord] = (),
+    highest_reward: float | None = None,
 ) -> StopReason | None:
     """Why the run is over after the last record of the trajectory, or None when it goes on.
+
+    A step that added no candidate is lost. One is not the end; two in a row are, and so is the depth where every step
+    was lost.
 
     Args:
         trajectory: one record a step, at least one.
         settings: the settings of this call.
         usage: what the run has used so far.
         failures: what could not be used so far.
+        highest_reward: the highest reward that the reward model can give; None where it is not known.
     """
     last = trajectory[-1]
     step = last["step"]
     if settings.mode == "bon":
         return "bon"
-    if step > 0 and last["candidates"] == 0:
-        return _reason_without_candidates(failures, step)
-    if settings.target_reward is not None and last["best_reward"] >= settings.target_reward:
+    lost = [record["candidates"] == 0 for record in trajectory if record["step"] > 0]
+    if lost and all(lost[-2:]) and (len(lost) > 1 or step >= settings.depth):
+        return _reason_of_lost_step(failures, step)
+    if any(goal is not None and last["best_reward"] >= goal for goal in (settings.target_reward, highest_reward)):
         return "target"
     if step >= settings.depth:
         return "depth"
-    if settings.mode == "tpo" and last["best_reward"] == last["worst_reward"]:
-        # a draft alone, because nothing could be drawn beside it
-        drawing_failed = any(
-            (failure["phase"], failure["reason"]) == ("sample", "request_failed") for failure in failures
-        )
-        return "policy_failed" if drawing_failed else "no_preference"
     if has_converged(trajectory, tolerance=settings.tolerance, patience=settings.patience):
         return "converged"
     # what the cheapest step took, as some had to ask twice; before the first one: loss, gradient, and a draw of N
-    steps = [record["requests"] + (2 if record["step"] == 0 else 0) for record in trajectory if record["requests"] > 0]
+    steps = [
+        record["requests"] + (2 if record["step"] == 0 else 0)
+        for record in trajectory
+        if record["requests"] > 0 and record["candidates"] > 0
+    ]
     return None if fits_budget(settings, usage, min(steps, default=3)) else "budget"
 
 
-def _reason_without_candidates(failures: Sequence[FailureRecord], step: int) -> StopReason:
+def _reason_of_lost_step(failures: Sequence[FailureRecord], step: int) -> StopReason:
     mine = [failure for failure in failures if failure["step"] == step]
     if any(failure["reason"] == "scoring_failed" for failure in mine):
         return "reward_failed"

@@ -36,12 +36,12 @@ Phase: TypeAlias = Literal["sample", "score", "select", "loss", "gradient", "upd
 StopReason: TypeAlias = Literal[
     "depth",  # D steps are done
     "converged",  # the best reward gained less than `tolerance` in each of the last `patience` steps
-    "target",  # the best reward reached `target_reward`
+    "target",  # the best reward reached `target_reward`, or the highest that the reward model can give
     "budget",  # the next step would not fit into `budget_requests`, `budget_tokens` or `budget_seconds`
-    "no_preference",  # all rewards are equal: there is no pair to learn from
-    "updates_failed",  # no revision of a step could be used, twice
-    "policy_failed",  # the policy failed after the first candidates were scored
-    "reward_failed",  # the reward model failed after the first candidates were scored
+    # a step is lost when it adds no candidate; two in a row end the run for the reason of the last
+    "updates_failed",  # no revision could be used
+    "policy_failed",  # the policy or the critic failed, or the critic wrote nothing
+    "reward_failed",  # the reward model failed
     "bon",  # best of N ends after the first score
     "person",  # a person stopped it
 ]

@@ -299,7 +299,7 @@ class TestFailures:
         assert "3 requests" in ended.err
 
     def test_a_policy_that_fails_later_leaves_the_best_answer(self, chat_server, tpo):
-        ended = tpo("run", QUESTION, *at(chat_server(faults=[None, "401"])))
+        ended = tpo("run", QUESTION, *at(chat_server(faults=[None, "401", "401"])))
         assert (ended.code, ended.out) == (0, "cand 4\n")
         assert "  ✗ loss      no text" in ended.err and "    ✗ request failed: " in ended.err
         assert "policy_failed: the policy failed; the best answer so far is kept" in ended.err
@@ -340,4 +340,4 @@ class TestFailures:
         assert (ended.code, ended.out) == (0, "1\n")
         assert "  ✗ update    0 revisions, 4 not usable" in ended.err
         assert "    ✗ (4 times) no opening tag: 4" in ended.err  # equal failures share a line
-        assert "updates_failed: no revision of this step could be used" in ended.err
+        assert "updates_failed: no revision could be used; the best answer so far is kept" in ended.err

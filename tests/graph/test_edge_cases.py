@@ -244,14 +244,14 @@ async def test_a_sync_reward_model_that_runs_out_of_rewards_is_an_error_too(capl
     assert result["stop_reason"] == "reward_failed"
 
 
-def test_a_provider_that_fails_for_good_in_the_second_step_keeps_the_first():
+def test_a_provider_that_fails_for_good_after_the_first_step_keeps_it():
     policy = scripted_policy(
         update=lambda number: (
             f"<revised_response>r {number}</revised_response>" if number < 12 else ConnectionError("x")
         )
     )
     result = run(policy, depth=4)
-    assert (result["stop_reason"], result["step"], result["answer"]) == ("policy_failed", 2, "r 11")
+    assert (result["stop_reason"], result["step"], result["answer"]) == ("policy_failed", 3, "r 11")
     assert len(result["cache"]) == 10
 
 

@@ -4,9 +4,10 @@ import random
 
 import pytest
 
-from tests.tpo_script import GRADIENT, LOSS, number_reward, phases_asked, reply, scripted_policy
+from tests.tpo_script import GRADIENT, LOSS, number_reward, phase_of, phases_asked, reply, scripted_policy
 from tpo_graph import TPOSettings, create_tpo_graph
 from tpo_graph.testing import ScriptedChatModel, TableReward
+from tpo_graph.variants import fused_critique
 
 STEP = ["loss", "gradient"]
 
@@ -58,6 +59,57 @@ def test_tpo_shows_best_and_worst_to_the_loss():
     loss = policy.requests[5][-1].text
     assert "<best_response>\ncand 4\n</best_response>" in loss
     assert "<worst_response>\ncand 0\n</worst_response>" in loss
+
+
+def verifier(*right):
+    """1 for these texts, 0 for all others."""
+    return TableReward(dict.fromkeys(right, 1.0), default=0.0)
+
+
+def texts(policy):
+    return [request[-1].text for request in policy.requests]
+
+
+def test_a_question_that_all_first_candidates_get_wrong_is_solved_by_a_later_revision():
+    policy = scripted_policy()
+    result = create_tpo_graph(policy, verifier("rev 16")).invoke({"query": "q"})
+    assert (result["answer"], result["best"]["reward"], result["stop_reason"]) == ("rev 16", 1.0, "depth")
+    assert [record["best_reward"] for record in result["trajectory"]] == [0.0, 0.0, 1.0]
+    assert not any("worst" in text for text in texts(policy))
+
+
+@pytest.mark.parametrize("variant", [None, fused_critique])
+@pytest.mark.parametrize(("n", "reward"), [(2, verifier()), (1, number_reward())])
+def test_a_tie_is_asked_for_in_the_words_of_mode_revision(variant, n, reward):
+    asked = []
+    for mode in ("tpo", "revision"):
+        policy = scripted_policy()
+        nodes = variant and variant(policy)
+        graph = create_tpo_graph(policy, reward, nodes=nodes, settings=TPOSettings(n=n, depth=1, mode=mode))
+        assert graph.invoke({"query": "q"})["stop_reason"] == "depth"
+        asked.append(texts(policy))
+    assert asked[0] == asked[1]
+
+
+def test_only_the_step_with_the_tie_is_a_revision():
+    policy = scripted_policy()
+    create_tpo_graph(policy, verifier("rev 5"), settings=TPOSettings(n=2)).invoke({"query": "q"})
+    losses = [text for text in texts(policy) if phase_of(text) == "loss"]
+    assert ["<worst_response>\ncand 0" in text for text in losses] == [False, True]
+
+
+def test_a_pack_without_the_prompts_of_mode_revision_shows_the_best_in_both_places(tmp_path):
+    (tmp_path / "pack.toml").write_text('open_tag = "<r>"\nclose_tag = "</r>"', encoding="utf-8")
+    for phase, text in (
+        ("loss", "$query $best $worst"),
+        ("gradient", "$loss"),
+        ("update", "$gradient <r> </r> $worst"),
+    ):
+        (tmp_path / f"{phase}.toml").write_text(f"user = '{text}'", encoding="utf-8")
+    policy = ScriptedChatModel(["a", "b", "loss", "advice", "<r>c</r>", "<r>d</r>"])
+    settings = TPOSettings(n=2, depth=1)
+    result = create_tpo_graph(policy, verifier("d"), prompts=tmp_path, settings=settings).invoke({"query": "q"})
+    assert (result["answer"], texts(policy)[2], texts(policy)[4]) == ("d", "q a a", "advice <r> </r> a")
 
 
 def test_bon_stops_after_the_first_score():

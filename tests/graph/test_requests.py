@@ -82,7 +82,7 @@ def test_a_step_that_is_asked_for_twice_uses_other_seeds(chat_server, chat_opena
     server = chat_server(answer=lambda request, number: f"cand {number}")
     create_tpo_graph(chat_openai(server), number_reward()).invoke({"query": "q"}, context={"seed": 11})
     seeds = [body["seed"] for body in server.bodies]
-    assert len(seeds) == len(set(seeds)) == 5
+    assert len(seeds) == len(set(seeds)) == 1 + 2 * 4
 
 
 def test_usage_counts_a_prompt_once_and_every_completion_once(chat_server, chat_openai):

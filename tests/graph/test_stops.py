@@ -96,34 +96,41 @@ def test_no_step_begins_once_the_seconds_are_used():
     assert (result["stop_reason"], result["step"], len(result["cache"])) == ("budget", 0, 5)
 
 
-def test_no_preference_when_all_rewards_are_equal():
+def test_a_verifier_with_the_highest_reward_ends_the_run_before_another_request():
     policy = scripted_policy()
-    result = run(policy, TableReward({}, default=2.0))
-    assert (result["stop_reason"], result["answer"], result["step"]) == ("no_preference", "cand 0", 0)
+    result = run(policy, TableReward({"cand 3": 1.0}, default=0.0, highest_reward=1.0))
+    assert (result["stop_reason"], result["answer"], result["step"]) == ("target", "cand 3", 0)
     assert phases_asked(policy) == ["sample"] * 5
+    result = run(scripted_policy(), TableReward({"rev 8": 1.0}, default=0.0, highest_reward=1.0))
+    assert (result["stop_reason"], result["answer"], result["step"]) == ("target", "rev 8", 1)
 
 
-def test_one_candidate_is_no_preference():
-    result = run(scripted_policy(), n=1)
-    assert (result["stop_reason"], result["answer"]) == ("no_preference", "cand 0")
-
-
-def test_revision_goes_on_with_one_candidate_and_with_equal_rewards():
-    result = run(scripted_policy(), n=1, mode="revision")
-    assert (result["stop_reason"], result["step"], len(result["cache"])) == ("depth", 2, 3)
-    result = run(scripted_policy(), TableReward({}, default=2.0), mode="revision")
-    assert (result["stop_reason"], result["step"], result["answer"]) == ("depth", 2, "cand 0")
-
-
-def test_updates_failed_after_asking_once_more():
+def test_updates_failed_after_two_steps_that_asked_twice():
     policy = scripted_policy(update="no tags here")
-    result = run(policy)
+    result = run(policy, depth=9)
     assert result["stop_reason"] == "updates_failed"
-    assert phases_asked(policy) == ["sample"] * 5 + ["loss", "gradient"] + ["update"] * 10
-    assert (result["answer"], len(result["cache"]), result["step"]) == ("cand 4", 5, 1)
-    assert [each["reason"] for each in result["failures"]] == ["no_tags"] * 10
+    assert phases_asked(policy) == ["sample"] * 5 + (["loss", "gradient"] + ["update"] * 10) * 2
+    assert (result["answer"], len(result["cache"]), result["step"]) == ("cand 4", 5, 2)
+    assert [each["reason"] for each in result["failures"]] == ["no_tags"] * 20
     assert result["trajectory"][-1]["failures"] == 10
     assert result["trajectory"][-1]["mean_reward"] is None
+
+
+@pytest.mark.parametrize("phase", ["loss", "gradient", "update"])
+@pytest.mark.parametrize("lost", ["", ConnectionError("gone")])
+def test_the_best_is_found_after_a_step_that_was_lost(phase, lost):
+    def write(number):
+        seen.append(number)
+        # a text that can't be used is asked for twice
+        times = (5 if phase == "update" else 1) * (1 if lost else 2)
+        return lost if len(seen) <= times else reply_of_phase(number)
+
+    seen = []
+    reply_of_phase = {"update": "<revised_response>rev {}</revised_response>".format}.get(phase, lambda _: "words")
+    result = run(scripted_policy(**{phase: write}), depth=3)
+    assert (result["stop_reason"], result["step"]) == ("depth", 3)
+    assert [record["candidates"] for record in result["trajectory"]] == [5, 0, 5, 5]
+    assert result["answer"].startswith("rev")
 
 
 def test_a_second_ask_that_works_goes_on():
@@ -147,21 +154,22 @@ def test_one_usable_revision_is_enough():
 @pytest.mark.parametrize("phase", ["loss", "gradient", "update"])
 def test_policy_failed_keeps_the_best(phase):
     policy = scripted_policy(**{phase: ConnectionError("gone")})
-    result = run(policy)
+    result = run(policy, depth=9)
     assert (result["stop_reason"], result["answer"], len(result["cache"])) == ("policy_failed", "cand 4", 5)
+    assert result["step"] == 2
     failure = result["failures"][0]
     assert (failure["phase"], failure["step"], failure["reason"]) == (phase, 1, "request_failed")
     assert "gone" in failure["detail"]
 
 
 @pytest.mark.parametrize("phase", ["loss", "gradient"])
-def test_an_empty_critique_is_asked_for_once_more_and_then_ends_the_run(phase):
+def test_an_empty_critique_is_asked_for_once_more_and_twice_in_a_row_ends_the_run(phase):
     policy = scripted_policy(**{phase: "  "})
     result = run(policy)
     assert (result["stop_reason"], result["answer"]) == ("policy_failed", "cand 4")
-    assert phases_asked(policy).count(phase) == 2
+    assert phases_asked(policy).count(phase) == 4
     assert "update" not in phases_asked(policy)
-    assert [each["reason"] for each in result["failures"]] == ["empty", "empty"]
+    assert [each["reason"] for each in result["failures"]] == ["empty"] * 4
 
 
 def test_an_empty_critique_that_comes_at_the_second_ask_goes_on():
@@ -190,14 +198,15 @@ class FailsAtStep:
 def test_reward_failed_keeps_the_best_and_the_texts_that_were_paid_for(outcome):
     result = run(scripted_policy(), FailsAtStep(outcome))
     assert (result["stop_reason"], result["answer"], len(result["cache"])) == ("reward_failed", "cand 4", 5)
-    assert [each["text"] for each in result["failures"]] == [f"rev {number}" for number in range(7, 12)]
+    paid = [f"rev {number}" for number in (*range(7, 12), *range(14, 19))]
+    assert [each["text"] for each in result["failures"]] == paid
     assert {each["phase"] for each in result["failures"]} == {"score"}
 
 
 def test_revisions_that_all_lack_a_finite_reward_are_unusable():
     result = run(scripted_policy(), FailsAtStep([float("nan")] * 5))
     assert (result["stop_reason"], result["answer"], len(result["cache"])) == ("updates_failed", "cand 4", 5)
-    assert [lost["reason"] for lost in result["failures"]] == ["not_finite"] * 5
+    assert [lost["reason"] for lost in result["failures"]] == ["not_finite"] * 10
 
 
 @pytest.mark.parametrize("phase", ["loss", "gradient", "update"])
@@ -214,13 +223,13 @@ def test_reward_failures_raise_where_that_is_asked_for_and_keep_what_was_unscore
 
 
 def test_requests_that_failed_count_as_requests():
-    result = run(scripted_policy(update=ConnectionError("gone")))
+    result = run(scripted_policy(update=ConnectionError("gone")), depth=1)
     assert result["usage"]["update"]["requests"] == 5
 
 
 def test_requests_of_a_second_ask_that_failed_count_too():
     policy = scripted_policy(update=lambda number: "garbled" if number < 12 else ConnectionError("gone"))
-    result = run(policy)
+    result = run(policy, depth=1)
     assert result["stop_reason"] == "updates_failed"
     assert result["usage"]["update"]["requests"] == 10
 
@@ -261,7 +270,7 @@ def test_an_empty_critique_is_asked_for_again_only_where_an_update_can_follow(ch
     server = chat_server(answer=no_loss)
     graph = create_tpo_graph(chat_openai(server), number_reward())
     result = graph.invoke({"query": "q"}, context={"budget_requests": limit})
-    assert (result["stop_reason"], result["answer"]) == ("policy_failed", "cand 4")
+    assert (result["stop_reason"], result["answer"]) == ("budget", "cand 4")
     assert [phase_of(request.text) for request in server.requests] == ["sample", *["loss"] * asked]
 
 
@@ -274,7 +283,7 @@ def test_the_budget_is_kept_where_the_provider_refuses_n(chat_server, chat_opena
     # the first request is refused, so one more is needed for any answer at all
     assert len(server.requests) <= max(2, limit)
     assert len(result["cache"]) == max(1, min(5, limit - 1))
-    assert result["stop_reason"] in ("budget", "no_preference")
+    assert result["stop_reason"] == "budget"
 
 
 def test_budget_tokens_says_so_once_where_the_provider_does_not_count(chat_server, chat_openai, caplog):

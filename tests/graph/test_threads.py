@@ -42,7 +42,7 @@ def test_a_second_run_in_a_thread_begins_anew_and_keeps_the_conversation():
 
 def test_failures_of_an_earlier_run_in_the_thread_do_not_end_the_next():
     policy = scripted_policy(
-        update=lambda number: "no tags" if number < 17 else f"<revised_response>r {number}</revised_response>"
+        update=lambda number: "no tags" if number < 29 else f"<revised_response>r {number}</revised_response>"
     )
     graph = saved_graph(policy)
     assert graph.invoke({"query": "first"}, THREAD)["stop_reason"] == "updates_failed"

@@ -158,12 +158,15 @@ def test_equal_rewards_are_a_preference_once_a_person_tells_candidates_apart():
     run = Run(reward=TableReward(lambda text: 1.0))
     assert "tell two apart" in run.asked["question"]
     run.answer({"best": "0-1", "worst": "0-2"})
+    assert "<worst_response>\ncand 2\n" in run.policy.requests[3][-1].text
     assert run.answer("ok")["stop_reason"] == "depth"
 
 
-def test_equal_rewards_end_the_run_when_the_person_has_no_preference_either():
+def test_equal_rewards_that_nobody_tells_apart_are_written_as_a_revision():
     run = Run(reward=TableReward(lambda text: 1.0))
-    assert run.answer("ok")["stop_reason"] == "no_preference"
+    run.answer("ok")
+    assert "worst_response" not in run.policy.requests[3][-1].text
+    assert run.answer("ok")["stop_reason"] == "depth"
 
 
 @pytest.mark.parametrize("mode", ["revision", "bon"])
@@ -340,7 +343,7 @@ def test_equal_texts_are_rated_once():
     run = person_scores(policy=scripted_policy(sample="same"), settings=TPOSettings(n=2, depth=1))
     assert [each["id"] for each in run.asked["candidates"]] == ["0-0"]
     state = run.answer("0-0")
-    assert ([each["reward"] for each in state["cache"]], state["stop_reason"]) == ([1.0, 1.0], "no_preference")
+    assert ([each["reward"] for each in state["cache"]], state["step"]) == ([1.0, 1.0], 1)
 
 
 @pytest.mark.parametrize(

@@ -174,13 +174,19 @@ def test_a_draft_is_a_candidate_and_the_rest_of_n_is_drawn():
 
 @pytest.mark.parametrize("kind", ["policy", "reward"])
 def test_a_draft_survives_a_failing_run(kind):
-    policy = scripted_policy(sample=ValueError("no")) if kind == "policy" else scripted_policy()
+    policy = ScriptedChatModel(lambda *_: ValueError("no")) if kind == "policy" else scripted_policy()
     reward = number_reward() if kind == "policy" else TableReward({})
     model = ChatTPO(policy=policy, reward=reward)
     answer = model.invoke("q", draft=AIMessage("mine 1"))
     assert (answer.text, answer.response_metadata["tpo"]["stop_reason"]) == ("mine 1", f"{kind}_failed")
     with pytest.raises(PolicyError if kind == "policy" else RewardError):
         model.invoke("q", draft=AIMessage("mine 1"), on_failure="raise")
+
+
+def test_a_draft_is_revised_when_nothing_can_be_drawn_beside_it():
+    model = ChatTPO(policy=scripted_policy(sample=ValueError("busy")), reward=number_reward(), n=2, depth=1)
+    answer = model.invoke("q", draft=AIMessage("mine 1"))
+    assert (answer.text, answer.response_metadata["tpo"]["stop_reason"]) == ("rev 4", "depth")
 
 
 def test_what_a_failed_scoring_cost_is_in_the_usage_of_a_draft_that_survives():

@@ -224,6 +224,13 @@ def test_a_preference_that_would_be_lost_is_an_error(pack, lacking, named):
     mine.check(TPOSettings(preference="be kind", mode="bon"))
 
 
+def test_the_prompts_of_mode_revision_must_show_a_preference_too_because_a_tie_takes_them(pack):
+    mine = pack({"loss_revision.toml": "user = '$query $best'"})
+    mine.check(TPOSettings())
+    with pytest.raises(PromptError, match="does not use 'preference' in 'loss_revision': "):
+        mine.check(TPOSettings(preference="be kind"))
+
+
 def test_a_preference_reaches_a_phase_with_the_loss_prompt_that_it_shows(pack):
     files = {"gradient.toml": "user = '$loss_prompt $loss'"}
     pack(files).check(TPOSettings(preference="be kind"))

@@ -87,7 +87,7 @@ def _ask_choice(question: JSONObject, terminal: _Terminal) -> JSON:
     if chosen is None or chosen.lower() in ("s", "stop"):
         return {"stop": True}
     answer = {"best": ids.get(chosen, chosen)} if chosen else {}
-    if question["ends"] not in (None, "no_preference"):
+    if question["ends"]:
         return answer or "ok"  # nothing is compared any more
     if chosen == worst and best != worst:
         worst = "the lowest of the others"

@@ -44,10 +44,9 @@ _FAILURES: Mapping[FailureReason, str] = {
 _STOP_REASONS: Mapping[StopReason, str] = {
     "depth": "all steps are done",
     "converged": "the best reward no longer rises",
-    "target": "the target reward is reached",
+    "target": "the target or the highest possible reward is reached",
     "budget": "another step would not fit the budget",
-    "no_preference": "all rewards are equal, so there is nothing to learn from",
-    "updates_failed": "no revision of this step could be used",
+    "updates_failed": "no revision could be used; the best answer so far is kept",
     "policy_failed": "the policy failed; the best answer so far is kept",
     "reward_failed": "the reward model failed; the best answer so far is kept",
     "bon": "best of N takes no steps",
@@ -144,13 +143,16 @@ class Reporter:
         """Show something that a person should know."""
         self._print_wrapped(Text("  ! ", "yellow"), Text(one_line(text), "yellow"))
 
-    def phase_started(self, phase: Phase, step: int, settings: TPOSettings, *, asks_person: bool = False) -> None:
+    def phase_started(
+        self, phase: Phase, step: int, settings: TPOSettings, *, asks_person: bool = False, tie: bool = False
+    ) -> None:
         """A node starts to work for a step."""
+        alone = tie or settings.mode == "revision"
         doing = {
             "sample": f"drawing {plural(settings.n, 'candidate')}",
             "score": "asking you" if asks_person else "asking the reward model",
             "select": "choosing the best and the worst",
-            "loss": "judging the best alone" if settings.mode == "revision" else "comparing the best with the worst",
+            "loss": "judging the best alone" if alone else "comparing the best with the worst",
             "gradient": "turning the loss into advice",
             "update": f"writing {plural(settings.n, 'revision')}",
         }[phase]

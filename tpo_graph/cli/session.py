@@ -121,6 +121,7 @@ async def _run(graph: "TPOGraph", request: RunRequest, reporter: "Reporter", out
     from langgraph.types import Command
 
     from tpo_graph.cli.ask import ask
+    from tpo_graph.selection import is_tie
 
     conversation = [*([("system", request.system)] if request.system else []), ("user", request.question)]
     graph_input: Any = {"messages": conversation}
@@ -136,7 +137,8 @@ async def _run(graph: "TPOGraph", request: RunRequest, reporter: "Reporter", out
                 started, done = time.perf_counter(), int(outcome.state.get("step", 0))
                 step = {"sample": 0, "score": done, "select": done}.get(news["name"], done + 1)
                 asks_person = request.person_rates and phase == "score"
-                reporter.phase_started(news["name"], step, request.settings, asks_person=asks_person)
+                tie = phase == "loss" and is_tie(news["input"])
+                reporter.phase_started(news["name"], step, request.settings, asks_person=asks_person, tie=tie)
             elif kind == "values" and "__interrupt__" in news:
                 question, phase = news["__interrupt__"][0].value, None
             elif kind == "values":

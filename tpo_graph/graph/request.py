@@ -15,9 +15,9 @@ from tpo_graph.policies.providers import Policy, models_inside
 from tpo_graph.policies.sampling import Draw, Sampler, as_sampler
 from tpo_graph.prompts.pack import PhasePrompt, PromptPack
 from tpo_graph.prompts.template import cut_to_tokens, last_query
-from tpo_graph.selection import fits_budget
+from tpo_graph.selection import fits_budget, is_tie
 from tpo_graph.settings import PolicyPhase, TPOSettings
-from tpo_graph.types import FailureReason, FailureRecord, Phase, PhaseUsage, Usage
+from tpo_graph.types import FailureReason, FailureRecord, Phase, PhaseUsage, PreferencePair, Usage
 
 _SEEDS_PER_ATTEMPT = 2_000  # N is 1024 at most, and each phase asks twice at most
 _FIRST_SEED: Mapping[PolicyPhase, int] = {"sample": 0, "loss": 4_000, "gradient": 8_000, "update": 12_000}
@@ -98,7 +98,7 @@ class PhaseRequest:
     @property
     def prompt(self) -> PhasePrompt | None:
         """The prompt of the request; None where the pack has none for the phase."""
-        return self.prompts.prompt(self.prompt_name, self.settings.mode)
+        return self._named(self.prompt_name)
 
     def tags(self) -> tuple[str, str]:
         """The opening and the closing tag of revised responses."""
@@ -153,6 +153,12 @@ class PhaseRequest:
         place = _FIRST_SEED[self.phase] + attempt * _SEEDS_PER_ATTEMPT + self.step * _SEEDS_PER_STEP
         return (self.settings.seed + place) % (2**31 - 1)
 
+    def _named(self, name: str) -> PhasePrompt | None:
+        mode, state = self.settings.mode, self.state
+        compares = mode == "tpo" and self.phase != "sample"
+        tie = compares and is_tie(PreferencePair(best=state["best"], worst=state["worst"]))
+        return self.prompts.prompt(name, mode, tie=tie)
+
     def _values(self, conversation: list[BaseMessage], used: frozenset[str]) -> dict[str, str]:
         settings, state = self.settings, self.state
         values = self.prompts.values(conversation, query=last_query(conversation), preference=settings.preference)
@@ -165,7 +171,7 @@ class PhaseRequest:
         if settings.mode != "revision":
             values["worst"] = cut_to_tokens(state["worst"]["text"], limit, tokenize)
         values["loss"], values["gradient"] = state.get("loss", ""), state.get("gradient", "")
-        if "loss_prompt" in used and (loss := self.prompts.prompt("loss", settings.mode)) is not None:
+        if "loss_prompt" in used and (loss := self._named("loss")) is not None:
             values["loss_prompt"] = loss.user.render(values)
         return values
 

@@ -66,6 +66,7 @@ class TPOState(TypedDict, total=False):
         failures: responses and requests that could not be used, append only.
         usage: requests, tokens and seconds by phase.
         choices: what a person decided, append only; empty where nobody was asked.
+        highest_reward: the highest reward that the reward model can give; None where it does not say so.
         second_rewards: what a second reward model gave, by candidate id: to all candidates of step 0, and to each
             step's best.
         warnings: what to look at before the reward is trusted: what the reward model could not read, as it happens,
@@ -89,6 +90,7 @@ class TPOState(TypedDict, total=False):
     failures: Annotated[list[FailureRecord], DeltaChannel(append)]
     choices: Annotated[list[PersonChoice], DeltaChannel(append)]
     usage: Annotated[Usage, add_usage]
+    highest_reward: float | None
     second_rewards: dict[str, float]
     warnings: list[OveroptimizationWarning]
     stop_reason: StopReason | None

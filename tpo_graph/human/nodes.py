@@ -105,13 +105,15 @@ def human_select_node(settings: TPOSettings | None = None, *, takes_critique: bo
             "best_reward": pair["best"]["reward"],
             "worst_reward": pair["worst"]["reward"],
         }
-        chosen = effective_settings(defaults, runtime)
-        if choice.best != choice.worst and chosen.mode == "tpo":
-            # a pair that a person told apart is a preference whatever its rewards are, and this is the one mode in
-            # which equal rewards end the run
-            chosen = chosen.overridden_by({"mode": "revision"})
-        trajectory, failures = [*state["trajectory"], record], state.get("failures", [])
-        reason = "person" if choice.stop else stop_reason(trajectory, chosen, state["usage"], failures=failures)
+        reason = "person"
+        if not choice.stop:
+            reason = stop_reason(
+                [*state["trajectory"], record],
+                effective_settings(defaults, runtime),
+                state["usage"],
+                failures=state.get("failures", []),
+                highest_reward=state.get("highest_reward"),
+            )
         result: PartialState = {**pair, "trajectory": [record], "stop_reason": reason}
         if choice.picked or choice.critique:
             compared = choice.picked and choice.best != choice.worst

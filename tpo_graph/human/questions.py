@@ -15,6 +15,7 @@ from langgraph.types import interrupt
 from tpo_graph._storable import storable
 from tpo_graph.errors import ConfigurationError
 from tpo_graph.graph.state import TPOState
+from tpo_graph.selection import is_tie
 from tpo_graph.types import Candidate, JSONObject, PreferencePair, ScoredCandidate, StopReason
 
 T = TypeVar("T")
@@ -65,8 +66,8 @@ def ask_choice(
     """
     fields = {name: text for name, text in _CHOICE.items() if name != "critique" or takes_critique}
     effect = "This is the last choice: the best becomes the answer." if ends else "The best is improved next."
-    if ends == "no_preference":
-        effect = "Their rewards are equal: tell two apart, or the run ends."
+    if not ends and is_tie(proposed) and len(state["cache"]) > 1:
+        effect = "Their rewards are equal: tell two apart, or the best is improved without a comparison."
     question = {
         "kind": "tpo_choice",
         "question": f"Which candidate is best, and which is worst? {effect}",

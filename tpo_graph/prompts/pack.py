@@ -142,17 +142,19 @@ class PromptPack:
             )
         return _checked(dataclasses.replace(self, prompts={**self.prompts, prompt: new}))
 
-    def prompt(self, phase: str, mode: Mode) -> PhasePrompt | None:
+    def prompt(self, phase: str, mode: Mode, *, tie: bool = False) -> PhasePrompt | None:
         """The prompt of a phase; None for `sample` where the conversation itself goes to the policy.
 
         Args:
             phase: which phase, or `critique` for loss and gradient in one.
             mode: the mode of the run.
+            tie: best and worst are one candidate, so that the prompt of mode `revision` is taken where the pack has
+                one; another shows that candidate in both places.
 
         Raises:
             PromptError: the pack has no such prompt in this mode.
         """
-        revision = self.prompts.get(f"{phase}_revision") if mode == "revision" else None
+        revision = self.prompts.get(f"{phase}_revision") if mode == "revision" or tie else None
         found = revision or self.prompts.get(phase)
         if found is None and phase != "sample":
             hint = "Add one, or leave out the fused critique." if phase == "critique" else ""
@@ -179,31 +181,33 @@ class PromptPack:
         if mode == "bon":
             self.prompt("sample", mode)
             return
-        prompts = {phase: self.prompt(phase, mode) for phase in (*_PHASES, critique)}
-        update, loss = prompts["update"], prompts["loss"]
-        for name, tag, own in (
-            ("open_tag", settings.open_tag, self.open_tag),
-            ("close_tag", settings.close_tag, self.close_tag),
-        ):
-            if update and tag not in (None, own) and name not in update.variables:
+        # any step may have a tie
+        for tie in (False, True) if mode == "tpo" else (False,):
+            prompts = {phase: self.prompt(phase, mode, tie=tie) for phase in (*_PHASES, critique)}
+            update, loss = prompts["update"], prompts["loss"]
+            for name, tag, own in (
+                ("open_tag", settings.open_tag, self.open_tag),
+                ("close_tag", settings.close_tag, self.close_tag),
+            ):
+                if update and tag not in (None, own) and name not in update.variables:
+                    raise PromptError(
+                        f"Prompt pack {self.name!r} asks for the tag {own!r} in its own words, so the setting "
+                        f"{name}={tag!r} would find nothing.",
+                        hint="Leave the setting out, or use $open_tag and $close_tag in the update prompt.",
+                    )
+            # a prompt has the preference by itself or inside the loss prompt that it shows
+            carriers = {"preference"} | ({"loss_prompt"} if loss and "preference" in loss.user.variables else set())
+            lacking = [
+                next(repr(name) for name, other in self.prompts.items() if other is prompt)
+                for phase in (critique, "gradient", "update")
+                if (prompt := prompts[phase]) and not carriers & prompt.variables
+            ]
+            if settings.preference and lacking:
                 raise PromptError(
-                    f"Prompt pack {self.name!r} asks for the tag {own!r} in its own words, so the setting "
-                    f"{name}={tag!r} would find nothing.",
-                    hint="Leave the setting out, or use $open_tag and $close_tag in the update prompt.",
+                    f"Prompt pack {self.name!r} does not use 'preference' in {' and '.join(lacking)}: "
+                    f"the preference {settings.preference!r} would be lost there.",
+                    hint="Put $preference into its loss, gradient and update prompts, or use another pack.",
                 )
-        # a prompt has the preference by itself or inside the loss prompt that it shows
-        carriers = {"preference"} | ({"loss_prompt"} if loss and "preference" in loss.user.variables else set())
-        lacking = [
-            f"{phase!r}"
-            for phase in (critique, "gradient", "update")
-            if (prompt := prompts[phase]) and not carriers & prompt.variables
-        ]
-        if settings.preference and lacking:
-            raise PromptError(
-                f"Prompt pack {self.name!r} does not use 'preference' in {' and '.join(lacking)}: "
-                f"the preference {settings.preference!r} would be lost there.",
-                hint="Put $preference into its loss, gradient and update prompts, or use another pack.",
-            )
 
     def render(self, prompt: PhasePrompt, values: Mapping[str, str]) -> list[BaseMessage]:
         """The messages of one request.

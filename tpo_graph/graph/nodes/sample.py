@@ -68,6 +68,7 @@ def sample_node(
             "failures": Overwrite(failures),
             "choices": Overwrite([]),
             "usage": Overwrite({"sample": draw.usage}),
+            "highest_reward": None,
             "warnings": [],
             "stop_reason": None,
             "answer": "",

@@ -10,7 +10,15 @@ from tpo_graph.errors import RewardError
 from tpo_graph.graph.bridge import AsyncNode
 from tpo_graph.graph.request import effective_settings, failure
 from tpo_graph.graph.state import TPOState
-from tpo_graph.rewards.base import RewardModel, RunContext, RunExtremes, Scoring, score_responses, usage_of
+from tpo_graph.rewards.base import (
+    RewardModel,
+    RunContext,
+    RunExtremes,
+    Scoring,
+    highest_reward,
+    score_responses,
+    usage_of,
+)
 from tpo_graph.rewards.warnings import scoring_warnings
 from tpo_graph.selection import preference_pair
 from tpo_graph.settings import TPOSettings
@@ -28,6 +36,7 @@ def score_node(reward_model: RewardModel, *, settings: TPOSettings | None = None
         settings: defaults for every run; None reads the `TPO_*` variables.
     """
     defaults = TPOSettings.load() if settings is None else settings
+    highest = highest_reward(reward_model)
 
     async def score(state: TPOState, runtime: Runtime[TPOSettings] | None = None) -> PartialState:
         pending, step = state["pending"], state["step"]
@@ -73,6 +82,7 @@ def score_node(reward_model: RewardModel, *, settings: TPOSettings | None = None
             "failures": failures,
             "pending": [],
             "usage": {"score": {**usage, "seconds": watch.seconds}},
+            "highest_reward": highest,
             "second_rewards": (state.get("second_rewards", {}) if step else {}) | second_by_id,
             "warnings": scoring_warnings(state.get("warnings", []), scoring, texts),
         }

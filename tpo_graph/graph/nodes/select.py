@@ -28,8 +28,13 @@ def select_node(*, settings: TPOSettings | None = None) -> AsyncNode:
         chosen = effective_settings(defaults, runtime)
         pair = preference_pair(state["cache"])
         record = _record(state, pair)
-        failures = state.get("failures", [])
-        reason = stop_reason([*state["trajectory"], record], chosen, state["usage"], failures=failures)
+        reason = stop_reason(
+            [*state["trajectory"], record],
+            chosen,
+            state["usage"],
+            failures=state.get("failures", []),
+            highest_reward=state.get("highest_reward"),
+        )
         update = {"best": pair["best"], "worst": pair["worst"], "trajectory": [record], "stop_reason": reason}
         if reason is None:
             return update | {"loss": "", "gradient": ""}
