@@ -19,7 +19,15 @@ from tpo_graph.policies.sampling import Sampler, as_sampler
 from tpo_graph.prompts.pack import PromptPack
 from tpo_graph.selection import stop_reason
 from tpo_graph.settings import TPOSettings
-from tpo_graph.types import Node, PartialState, PersonChoice, PreferencePair, ScoredCandidate, StepRecord
+from tpo_graph.types import (
+    Node,
+    PartialState,
+    PersonChoice,
+    PreferencePair,
+    ScoredCandidate,
+    StepRecord,
+    StopReason,
+)
 
 
 def human_nodes(
@@ -105,7 +113,7 @@ def human_select_node(settings: TPOSettings | None = None, *, takes_critique: bo
             "best_reward": pair["best"]["reward"],
             "worst_reward": pair["worst"]["reward"],
         }
-        reason = "person"
+        reason: StopReason | None = "person"
         if not choice.stop:
             reason = stop_reason(
                 [*state["trajectory"], record],
