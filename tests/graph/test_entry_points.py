@@ -215,3 +215,17 @@ def test_inside_a_chain_a_run_that_is_too_deep_is_refused_before_anything_is_pai
 def test_inside_a_chain_a_run_that_fits_needs_no_recursion_limit(settings):
     tpo = create_tpo_graph(scripted_policy(), number_reward(), settings=TPOSettings(**settings))
     assert (RunnableLambda(lambda query: {"query": query}) | tpo).invoke("q")["answer"]
+
+
+def test_sync_calls_run_on_uvloop_where_it_is_installed():
+    uvloop = pytest.importorskip("uvloop")
+
+    loops = []
+
+    async def gradient(state):
+        loops.append(asyncio.get_running_loop())
+        return {"gradient": "Be short."}
+
+    graph(nodes={"gradient": gradient}).invoke(QUERY)
+    assert all(isinstance(loop, uvloop.Loop) for loop in loops)
+    assert loops
