@@ -34,6 +34,8 @@ class Sampling:
         max_new_tokens: completion tokens at most.
         stop: texts at which the completion ends; they are not part of it.
         explicit: names of the knobs that a person has set, so that they are never dropped.
+        thinking_tokens: added to the limit of completion tokens that is sent.
+        keep_thinking: leave reasoning in front of an answer in its text.
     """
 
     temperature: float | None = None
@@ -41,6 +43,8 @@ class Sampling:
     max_new_tokens: int | None = None
     stop: tuple[str, ...] = ()
     explicit: frozenset[str] = field(default_factory=frozenset)
+    thinking_tokens: int = 0
+    keep_thinking: bool = False
 
 
 def _knob(default: Any, description: str, *nodes: str, **bounds: Any) -> Any:
@@ -133,6 +137,17 @@ class TPOSettings(BaseModel):
     )
     keep_truncated: bool = _knob(
         False, "Take a revision that ended before its closing tag as a candidate all the same.", "update"
+    )
+    thinking_tokens: int = _knob(
+        0,
+        "Tokens for a model's reasoning: added to the limit that each phase sends, max_new_tokens or the model's own.",
+        *("sample", "loss", "gradient", "update"),
+        ge=0,
+    )
+    keep_thinking: bool = _knob(
+        False,
+        "Leave the reasoning that a policy writes in front of an answer, as in <think>...</think>, in candidates.",
+        *("sample", "update"),
     )
     on_failure: Literal["stop", "raise"] = _knob(
         "stop",
@@ -244,7 +259,13 @@ class TPOSettings(BaseModel):
             knob: getattr(self, f"{phase}_{knob}") if knob in explicit or knob not in recommended else recommended[knob]
             for knob in _SAMPLING_KNOBS
         }
-        return Sampling(**values, explicit=explicit)
+        return Sampling(
+            **values,
+            explicit=explicit,
+            thinking_tokens=self.thinking_tokens,
+            # a revision is what stands in its tags, and reasoning may name them
+            keep_thinking=self.keep_thinking and phase == "sample",
+        )
 
 
 @cache

@@ -4,7 +4,7 @@ Nothing here is a dataclass, a pydantic object, a numpy scalar or a tensor, so t
 back as what was written and an edit in LangGraph Studio keeps its type.
 """
 
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NotRequired, TypeAlias
 
 # the one of typing has no field information that pydantic can read before Python 3.12
 from typing_extensions import TypedDict
@@ -53,6 +53,9 @@ FailureReason: TypeAlias = Literal[
     "not_closed",  # a revision without the closing tag
     "truncated",  # a revision that ended at the token limit
     "tool_calls",  # the policy called a tool and wrote no text
+    "thinking_only",  # the model reasoned, and wrote no answer: its token limit may have gone into that
+    "refused",  # the provider says that the model refuses; `detail` has its words
+    "filtered",  # a filter of the provider cut it; `detail` says which, as far as the provider does
     "invalid",  # not valid for the schema that answers have to have
     "not_finite",  # the reward was NaN or infinite
     "scoring_failed",  # the reward model raised; `detail` has its message
@@ -66,13 +69,16 @@ class Candidate(TypedDict):
         id: unique within the run.
         step: the step that drew it; 0 is the first sampling.
         text: the response, exactly as it may become the answer.
-        truncated: the policy stopped at its token limit inside it.
+        truncated: the policy stopped inside it, at its token limit or because the provider broke off.
+        finish_reason: how the policy's completion ended: "stop", "length", "tool_calls", "error", another word of the
+            provider, or "" where it did not say. Not there where nobody wrote it down.
     """
 
     id: str
     step: int
     text: str
     truncated: bool
+    finish_reason: NotRequired[str]
 
 
 class ScoredCandidate(Candidate):
@@ -112,7 +118,9 @@ class FailureRecord(TypedDict):
         step: in which step.
         reason: one of `FailureReason`.
         detail: the provider's message, or "".
-        text: the text that could not be used, or "".
+        text: the text that could not be used, with the reasoning in front of it, or "".
+        finish_reason: how the completion ended, as in `Candidate`, also "content_filter" and "refusal"; "" where there
+            was none. Not there where nobody wrote it down.
     """
 
     phase: Phase
@@ -120,6 +128,7 @@ class FailureRecord(TypedDict):
     reason: FailureReason
     detail: str
     text: str
+    finish_reason: NotRequired[str]
 
 
 class StepRecord(TypedDict):

@@ -52,6 +52,7 @@ _PANELS = {
     "The run": "n depth mode preference seed",
     "When to stop": "tolerance patience target_reward budget_requests budget_tokens budget_seconds on_failure",
     "Critique and revised responses": "open_tag close_tag max_shown_tokens keep_truncated",
+    "Models that think": "thinking_tokens keep_thinking",
 }
 _SAMPLING_PANEL = "Sampling by phase (else what the pack recommends, else the default)"
 _OTHER_PANEL = "Other settings"

@@ -12,6 +12,7 @@ from tpo_graph.accounting import add_usage, no_usage, plus, total
 from tpo_graph.errors import PolicyError
 from tpo_graph.graph.state import TPOState
 from tpo_graph.policies.providers import Policy, models_inside
+from tpo_graph.policies.reading import Completion
 from tpo_graph.policies.sampling import Draw, Sampler, as_sampler
 from tpo_graph.prompts.pack import PhasePrompt, PromptPack
 from tpo_graph.prompts.template import cut_to_tokens, last_query
@@ -177,7 +178,7 @@ class PhaseRequest:
 
 
 async def critique(request: PhaseRequest, *, following: int) -> tuple[str, PhaseUsage, list[FailureRecord]]:
-    """One text from the critic, for loss and gradient. An empty one is asked for once more if the budget allows it.
+    """One text from the critic, for loss and gradient, asked for once more if it is none and the budget allows it.
 
     Args:
         request: the request of the phase.
@@ -203,13 +204,19 @@ async def critique(request: PhaseRequest, *, following: int) -> tuple[str, Phase
             used = plus(used, error.usage or no_usage())
             return "", used, [*failures, failure(request.phase, request.step, "request_failed", str(error))]
         used = plus(used, draw.usage)
-        text = draw.completions[0].text.strip()
-        if text:
-            return text, used, []
-        failures.append(failure(request.phase, request.step, "empty"))
+        completion = draw.completions[0]
+        if completion.problem is None:
+            return completion.text.strip(), used, []
+        failures += draw_failures(request.phase, request.step, draw)
     if request.settings.on_failure == "raise":
-        times = "twice" if len(failures) == 2 else "and the budget does not allow to ask again"
-        raise PolicyError(f"The critic wrote nothing in phase {request.phase!r} of step {request.step}, {times}.")
+        times = "twice" if attempt else "and the budget does not allow to ask again"
+        last = failures[-1]
+        wrote = "nothing" if last["reason"] == "empty" else f"nothing that can be used ({last['reason']})"
+        raise PolicyError(
+            f"The critic wrote {wrote} in phase {request.phase!r} of step {request.step}, {times}. "
+            f"{last['detail']}".rstrip(),
+            usage=used,
+        )
     return "", used, failures
 
 
@@ -242,11 +249,44 @@ def pack_for(prompts: PromptPack | str | Path | None, policy: Policy) -> PromptP
 
 def failure(phase: Phase, step: int, reason: FailureReason, detail: str = "", text: str = "") -> FailureRecord:
     """A record of something that could not be used."""
-    return FailureRecord(phase=phase, step=step, reason=reason, detail=storable_text(detail), text=storable_text(text))
+    return FailureRecord(
+        phase=phase,
+        step=step,
+        reason=reason,
+        detail=storable_text(detail),
+        text=storable_text(text),
+        finish_reason="",
+    )
 
 
-def request_failures(phase: Phase, step: int, draw: Draw) -> list[FailureRecord]:
-    """Records of the requests of a draw that failed."""
-    return [
+def draw_failures(phase: Phase, step: int, draw: Draw) -> list[FailureRecord]:
+    """Records of the requests of a draw that failed, and of its completions that can't be used for anything."""
+    failed = [
         failure(phase, step, "request_failed", f"{type(error).__name__}: {error}".strip(": ")) for error in draw.errors
     ]
+    unusable = [completion for completion in draw.completions if completion.problem is not None]
+    return failed + [completion_failure(phase, step, completion) for completion in unusable]
+
+
+def completion_failure(
+    phase: Phase, step: int, completion: Completion, reason: FailureReason | None = None
+) -> FailureRecord:
+    """A record of a completion that can't be used.
+
+    Args:
+        phase: where it was drawn.
+        step: in which step.
+        completion: the completion; its reasoning is kept too, because it was paid for.
+        reason: why; None for the completion's own problem.
+    """
+    reason = reason or completion.problem or "empty"
+    detail = completion.notice
+    if reason == "thinking_only":
+        spent = f"{completion.limit} tokens" if completion.limit else "token limit"
+        detail = (
+            f"The model spent its {spent} thinking: raise {phase}_max_new_tokens or thinking_tokens."
+            if completion.lost_to_thinking
+            else "The model thought, and ended without an answer."
+        )
+    text = completion.whole or completion.text
+    return {**failure(phase, step, reason, detail, text), "finish_reason": completion.finish_reason}

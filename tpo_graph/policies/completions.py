@@ -1,7 +1,6 @@
 """One request for several completions of a chat model: how it is sent, and how its answer is read."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage
@@ -11,7 +10,6 @@ from langchain_core.runnables.config import ensure_config, merge_configs
 from langgraph.constants import TAG_NOSTREAM
 
 from tpo_graph._bounded_cache import BoundedCache
-from tpo_graph._storable import storable_text
 from tpo_graph.errors import ConfigurationError
 from tpo_graph.policies.failures import NoCompletionError
 from tpo_graph.policies.http import loop_safe
@@ -23,27 +21,12 @@ from tpo_graph.policies.providers import (
     partial_completions,
     unbind,
 )
+from tpo_graph.policies.reading import Completion, read_completion
 from tpo_graph.settings import Sampling
 from tpo_graph.types import JSONObject, Options, PhaseUsage
 
-_CUT_SHORT = frozenset({"length", "max_tokens", "max_output_tokens"})
 _MOST_COPIES = 64
 _OWN_ARGUMENTS = frozenset({"n", "stop", "stream", "callbacks", "tags", "metadata"})
-
-
-@dataclass(frozen=True)
-class Completion:
-    """One completion.
-
-    Attributes:
-        text: what was written, "" where there was no text.
-        truncated: the policy stopped at its token limit.
-        tool_calls: it calls a tool.
-    """
-
-    text: str
-    truncated: bool
-    tool_calls: bool = False
 
 
 class CompletionClient:
@@ -123,16 +106,10 @@ class CompletionClient:
         _add_tokens(usage, [generation.message for generation in generations], result.llm_output)
         if not generations:
             raise NoCompletionError("The provider returned no completion.")
-        completions = []
-        for generation in generations:
-            message = generation.message
-            details = {**(generation.generation_info or {}), **message.response_metadata}
-            finish = details.get("finish_reason") or details.get("stop_reason") or details.get("done_reason") or ""
-            # servers that cut at a token may send half a character
-            text = storable_text(message.text)
-            truncated = str(finish).lower() in _CUT_SHORT
-            completions.append(Completion(text, truncated, tool_calls=bool(getattr(message, "tool_calls", None))))
-        return completions
+        return [
+            read_completion(generation.message, generation.generation_info, keep_thinking=sampling.keep_thinking)
+            for generation in generations
+        ]
 
 
 def _add_tokens(usage: PhaseUsage, messages: Sequence[BaseMessage], llm_output: JSONObject | None) -> None:

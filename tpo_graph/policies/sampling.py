@@ -15,9 +15,10 @@ from langchain_core.runnables import Runnable
 
 from tpo_graph.accounting import Stopwatch, no_usage
 from tpo_graph.errors import ConfigurationError
-from tpo_graph.policies.completions import Completion, CompletionClient
+from tpo_graph.policies.completions import CompletionClient
 from tpo_graph.policies.failures import ProviderFailure, policy_failed
 from tpo_graph.policies.providers import Policy, takes
+from tpo_graph.policies.reading import Completion
 from tpo_graph.settings import Sampling
 from tpo_graph.types import PhaseUsage
 

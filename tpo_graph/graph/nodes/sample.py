@@ -1,5 +1,7 @@
 """sample: N candidates from the policy; the first node of a run."""
 
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
@@ -10,15 +12,16 @@ from langgraph.types import Overwrite
 from tpo_graph.accounting import no_usage
 from tpo_graph.errors import BudgetError, ConfigurationError, PolicyError
 from tpo_graph.graph.bridge import AsyncNode
-from tpo_graph.graph.request import PhaseRequest, PromptedModel, failure, request_failures
+from tpo_graph.graph.request import PhaseRequest, PromptedModel, draw_failures
 from tpo_graph.graph.state import TPOState
-from tpo_graph.policies.completions import Completion
 from tpo_graph.policies.providers import Policy
+from tpo_graph.policies.reading import Completion
 from tpo_graph.policies.sampling import Draw, Sampler
+from tpo_graph.policies.thinking import strip_thinking
 from tpo_graph.prompts.pack import PromptPack
 from tpo_graph.prompts.revision_tags import without_blank_edges
 from tpo_graph.settings import TPOSettings
-from tpo_graph.types import Candidate, FailureReason, PartialState
+from tpo_graph.types import Candidate, FailureReason, FailureRecord, PartialState, PhaseUsage
 
 
 def sample_node(
@@ -40,22 +43,23 @@ def sample_node(
         request.prompts.check(request.settings)
         _check_recursion_limit(request.settings)
         query, conversation = _checked_conversation(state)
-        drafts = [Completion(text, truncated=False) for text in state.get("drafts") or [] if text.strip()]
+        texts = [text for text in state.get("drafts") or [] if text.strip()]
+        drafts = [Completion(text if request.settings.keep_thinking else strip_thinking(text).text) for text in texts]
         draw = await _draw_missing(request, conversation, request.settings.n - len(drafts), has_drafts=bool(drafts))
-        pending: list[Candidate] = []
-        failures = request_failures("sample", 0, draw)
-        for completion in drafts + draw.completions:
-            text = without_blank_edges(completion.text)
-            if text:
-                pending.append(Candidate(id=f"0-{len(pending)}", step=0, text=text, truncated=completion.truncated))
-            else:
-                reason: FailureReason = "tool_calls" if completion.tool_calls else "empty"
-                failures.append(failure("sample", 0, reason, text=completion.text))
-        if not pending:
-            raise PolicyError(
-                f"None of the {len(draw.completions)} completions that the policy returned has a text.",
-                hint="A policy that answers with tool calls alone, or with empty texts, can't be optimised.",
+        usable = [completion for completion in drafts + draw.completions if completion.problem is None]
+        failures = draw_failures("sample", 0, draw)
+        if not usable:
+            raise _nothing_usable(failures, draw.usage)
+        pending = [
+            Candidate(
+                id=f"0-{place}",
+                step=0,
+                text=without_blank_edges(completion.text),
+                truncated=completion.truncated,
+                finish_reason=completion.finish_reason,
             )
+            for place, completion in enumerate(usable)
+        ]
         return {
             # a plain value: the stream of messages then has the answer alone, not the query again
             "messages": [{"role": "user", "content": message.text} for message in query],
@@ -95,6 +99,31 @@ async def _draw_missing(request: PhaseRequest, conversation: list[BaseMessage], 
         if not has_drafts or settings.on_failure == "raise":
             raise
         return Draw(usage=error.usage or no_usage(), errors=[error])
+
+
+_HINTS: Mapping[FailureReason, str] = {
+    "refused": "Ask in other words, or take another policy.",
+    "filtered": "A filter of the provider ended them: ask in other words, or change its safety settings.",
+    "thinking_only": "A policy that thinks needs tokens for it beside those of the answer.",
+}
+
+
+def _nothing_usable(failures: Sequence[FailureRecord], usage: PhaseUsage) -> PolicyError:
+    """The error of a first sampling without a candidate; it quotes what the provider or the model says about it."""
+    records = [record for record in failures if record["reason"] != "request_failed"]
+    counts = Counter(record["reason"] for record in records)
+    reason = counts.most_common(1)[0][0]
+    counted = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in counts.most_common())
+    quoted = next((record["detail"] for record in records if record["detail"]), "")
+    return PolicyError(
+        f"None of the {len(records)} completions that the policy returned can be used ({counted})"
+        f"{f': {quoted}' if quoted else ''}".removesuffix(".")
+        + ".",
+        hint=_HINTS.get(
+            reason, "A policy that answers with tool calls alone, or with empty texts, can't be optimised."
+        ),
+        usage=usage,
+    )
 
 
 def _checked_conversation(state: TPOState) -> tuple[list[HumanMessage], list[BaseMessage]]:

@@ -8,16 +8,17 @@ from langgraph.runtime import Runtime
 from tpo_graph.accounting import no_usage, plus
 from tpo_graph.errors import PolicyError
 from tpo_graph.graph.bridge import AsyncNode
-from tpo_graph.graph.request import PhaseRequest, PromptedModel, failure, request_failures
+from tpo_graph.graph.request import PhaseRequest, PromptedModel, completion_failure, draw_failures, failure
 from tpo_graph.graph.state import TPOState
-from tpo_graph.policies.completions import Completion
 from tpo_graph.policies.providers import Policy
+from tpo_graph.policies.reading import Completion
 from tpo_graph.policies.sampling import Sampler
+from tpo_graph.policies.thinking import strip_thinking
 from tpo_graph.prompts.pack import PromptPack
 from tpo_graph.prompts.revision_tags import Extraction, extract_revision
 from tpo_graph.selection import critique_failed, fits_budget
 from tpo_graph.settings import TPOSettings
-from tpo_graph.types import Candidate, FailureReason, FailureRecord, PartialState
+from tpo_graph.types import Candidate, FailureRecord, PartialState
 
 
 def update_node(
@@ -53,16 +54,24 @@ def update_node(
                 failures.append(failure("update", request.step, "request_failed", str(error)))
                 break
             used = plus(used, draw.usage)
-            failures += request_failures("update", request.step, draw)
+            failures += draw_failures("update", request.step, draw)
             for completion in draw.completions:
+                if completion.problem is not None:
+                    continue
                 text, problem, is_closed = _revision(completion, request, messages)
                 if problem is None:
-                    # what ends at the token limit behind the closing tag does not belong to the candidate
-                    cut = completion.truncated and not is_closed
-                    name = f"{request.step}-{len(pending)}"
-                    pending.append(Candidate(id=name, step=request.step, text=text, truncated=cut))
+                    pending.append(
+                        Candidate(
+                            id=f"{request.step}-{len(pending)}",
+                            step=request.step,
+                            text=text,
+                            # what ends at the token limit behind the closing tag does not belong to the candidate
+                            truncated=completion.truncated and not is_closed,
+                            finish_reason=completion.finish_reason,
+                        )
+                    )
                 else:
-                    failures.append(failure("update", request.step, problem, text=completion.text))
+                    failures.append(completion_failure("update", request.step, completion, problem))
             if pending or not fits_budget(request.settings, request.usage(used), 1):
                 break
         return done | {"pending": pending, "usage": {"update": used}, "failures": failures}
@@ -72,8 +81,6 @@ def update_node(
 
 def _revision(completion: Completion, request: PhaseRequest, messages: list[BaseMessage]) -> Extraction:
     """The revised response in a completion, or what is wrong with it."""
-    if completion.tool_calls and not completion.text.strip():
-        return Extraction("", "tool_calls")
     open_tag, close_tag = request.tags()
     prompt = request.prompt
     stops = request.settings.sampling("update", prompt.sampling if prompt else None).stop
@@ -86,7 +93,11 @@ def _revision(completion: Completion, request: PhaseRequest, messages: list[Base
         truncated=completion.truncated,
         keep_truncated=request.settings.keep_truncated,
     )
-    problem: FailureReason | None = found.problem
+    text, problem = found.text, found.problem
     if problem == "not_closed" and completion.truncated:
         problem = "truncated"
-    return found._replace(problem=problem)
+    if problem is None and not request.settings.keep_thinking:
+        # the reasoning may also begin behind the tag
+        text = strip_thinking(text).text
+        problem = None if text else "thinking_only"
+    return found._replace(text=text, problem=problem)
