@@ -52,7 +52,6 @@ def test_a_revision_of_any_text_is_cut_out_whole(text):
 @pytest.mark.parametrize(
     ("completion", "reason"),
     [
-        ("<revised_response>cut off here", "not_closed"),
         (AIMessage("<revised_response>cut off", response_metadata={"finish_reason": "length"}), "truncated"),
         (
             AIMessage(

@@ -28,6 +28,13 @@ def extract(completion, open_tag="<r>", close_tag="</r>", **options):
         ("<r>$query {{best}} $$ \\1</r>", "$query {{best}} $$ \\1"),
         ("<r>漢字 مرحبا 👩‍👩‍👧</r>", "漢字 مرحبا 👩‍👩‍👧"),
         ("<R>no</R><r>A</r>", "A"),
+        ("<r>A", "A"),
+        ("</r><r>A", "A"),
+        ("I put it between <r> and </r>.\n<r>final", "final"),
+        (
+            "I put it between <r> and </r>.\n**<r>**\nopens <r> and does not close\n**</r>**",
+            "opens <r> and does not close",
+        ),
         ("<r><r>A</r></r>", "<r>A</r>"),
     ],
 )
@@ -42,17 +49,89 @@ def test_the_revision_between_the_tags(completion, text):
         (" \n", "", "empty"),
         ("no tags", "", "no_tags"),
         ("A</r>", "", "no_tags"),
-        ("<R>A</R>", "", "no_tags"),
-        ("<r>cut", "cut", "not_closed"),
-        ("</r><r>cut", "cut", "not_closed"),
-        ("<r>", "", "not_closed"),
+        ("<r2>A</r2>", "", "no_tags"),
+        ("<r", "", "no_tags"),
+        ("<r>", "", "empty"),
         ("<r></r>", "", "empty"),
         ("<r> \n </r>", "", "empty"),
-        ("<r>A</r", "A</r", "not_closed"),
     ],
 )
 def test_what_is_no_revision(completion, text, problem):
     assert extract(completion) == (text, problem)
+
+
+TAGS = {"open_tag": "<new_text>", "close_tag": "</new_text>"}
+
+
+@pytest.mark.parametrize(
+    ("completion", "text"),
+    [
+        ("**<new_text>**\nA\n**</new_text>**", "A"),
+        ("**<new_text>**\n**Bold** and *thin*\n</new_text>", "**Bold** and *thin*"),
+        ("<new_text>**A** and **B**</new_text>", "**A** and **B**"),
+        ("**<new_text>A **b**</new_text>**", "A **b**"),
+        ("**`<new_text>`**A**`</new_text>`**", "A"),
+        ("`<new_text>`\nuse `x`\n`</new_text>`", "use `x`"),
+        ("### <new_text>\nA\n### </new_text>", "A"),
+        ("```xml\n<new_text>\nA\n</new_text>\n```", "A"),
+        ("```xml\n<new_text>\n```\nA\n```xml\n</new_text>\n```", "A"),
+        ("```xml\n<new_text>\nA\n```", "A"),
+        ("```xml\n<new_text>\n```py\nA\n```\n</new_text>\n```", "```py\nA\n```"),
+        ("<new_text>\n```py\nA\n```\n</new_text>", "```py\nA\n```"),
+        ("<NEW_TEXT>A</New_Text>", "A"),
+        ("< new_text >A</ new_text >", "A"),
+        ("<new_text >A< / new_text>", "A"),
+        ('<new_text id="1" lang=en>A</new_text>', "A"),
+        ("<new-text>A</new-text>", "A"),
+        ("<new text>A</new text>", "A"),
+        ("<new\\_text>A</new\\_text>", "A"),
+        ("&lt;new_text&gt;A&lt;/new_text&gt;", "A"),
+        ("&LT;new_text&#62;A &lt; B&lt;/new_text&#x3E;", "A &lt; B"),
+        ("<new_text>A</New_Text>", "A"),
+        ("**<New-Text>**\nA", "A"),
+        ("<new_text>Write <New_Text a=1/> here</new_text>", "Write <New_Text a=1/> here"),
+        ("<new_text>In HTML: &lt;/new_text&gt;.</new_text>", "In HTML: &lt;/new_text&gt;."),
+    ],
+)
+def test_tags_in_other_spellings_and_marks_around_them(completion, text):
+    found = extract_revision(completion, **TAGS)
+    assert (found.text, found.problem) == (text, None)
+
+
+@pytest.mark.parametrize(
+    "completion", ["<new_texts>A</new_texts>", "<new_text is what I write", "< new _ texts >A", "newtext"]
+)
+def test_what_only_looks_like_a_tag(completion):
+    assert extract_revision(completion, **TAGS).problem == "no_tags"
+
+
+@pytest.mark.parametrize("completion", ["###begin A ###end", "### BEGIN A ### END", "###-BEGIN A"])
+def test_tags_of_another_form_match_as_they_are(completion):
+    assert extract(completion, "###BEGIN", "###END")[1] == "no_tags"
+    assert extract("###BEGIN**A**###END", "###BEGIN", "###END") == ("**A**", None)
+
+
+HALVES = [
+    "<",
+    "< ",
+    "&lt;",
+    "<new_text",
+    "</new_text ",
+    "<new-text a='",
+    "<new_text>",
+    "```\n<new_text>",
+    "*",
+    "`",
+    "\n",
+    " ",
+]
+
+
+@pytest.mark.parametrize("half", HALVES)
+def test_a_megabyte_of_half_tags_is_read_in_linear_time(half):
+    text = half * (1_000_000 // len(half))
+    for completion in (text, f"<new_text>{text}", f"**<new_text{text}</new_text>"):
+        extract_revision(completion, **TAGS)
 
 
 QUOTED = "<r>Use <r>x</r> in the prompt, then the rest is cu"
@@ -61,6 +140,10 @@ QUOTED = "<r>Use <r>x</r> in the prompt, then the rest is cu"
 @pytest.mark.parametrize(
     ("completion", "open_tag", "close_tag", "text", "problem"),
     [
+        ("<r>cut", "<r>", "</r>", "cut", "not_closed"),
+        ("</r><r>A</r", "<r>", "</r>", "A</r", "not_closed"),
+        ("<R>cut", "<r>", "</r>", "cut", "not_closed"),
+        ("###BEGIN cut", "###BEGIN", "###END", "cut", "not_closed"),
         (QUOTED, "<r>", "</r>", QUOTED.removeprefix("<r>"), "not_closed"),
         ("I put it between <r> and </r>.\n<r>fin", "<r>", "</r>", "fin", "not_closed"),
         ("<r>whole</r>\nI hope that", "<r>", "</r>", "whole", None),
@@ -96,7 +179,9 @@ def test_blank_edges_are_cut_and_indentation_is_not(text, trimmed):
     [
         ("A</r>", {"opened": True}, "A", None),
         ("A</r> B", {"opened": True}, "A", None),
-        ("A", {"opened": True}, "A", "not_closed"),
+        ("A", {"opened": True}, "A", None),
+        ("A", {"opened": True, "truncated": True}, "A", "not_closed"),
+        ("<R>A", {"opened": True}, "A", None),
         ("A", {"opened": True, "closed": True}, "A", None),
         ("", {"opened": True, "closed": True}, "", "empty"),
         ("<r>A", {"closed": True}, "A", None),
@@ -104,8 +189,7 @@ def test_blank_edges_are_cut_and_indentation_is_not(text, trimmed):
         ("<r>A</r>", {"opened": True}, "A", None),
         ("<r>A</r>", {"closed": True}, "A", None),
         ("A</r>", {"opened": True, "closed": True}, "A", None),
-        ("<r>cut", {"keep_truncated": True}, "cut", None),
-        ("<r>", {"keep_truncated": True}, "", "empty"),
+        ("<r>", {"keep_truncated": True, "truncated": True}, "", "empty"),
         ("none", {"keep_truncated": True}, "", "no_tags"),
     ],
 )
@@ -129,7 +213,7 @@ def test_tags_of_any_kind(open_tag, close_tag, completion, text):
     assert extract(completion, open_tag, close_tag) == (text, None)
 
 
-@pytest.mark.parametrize(("completion", "problem"), [("---A", "not_closed"), ("A", "no_tags"), ("------", "empty")])
+@pytest.mark.parametrize(("completion", "problem"), [("---", "empty"), ("A", "no_tags"), ("------", "empty")])
 def test_equal_tags_that_fence_nothing(completion, problem):
     assert extract(completion, "---", "---")[1] == problem
 

@@ -1,11 +1,19 @@
 """Cutting a response out of a completion: its blank edges, and the tags that fence a revised response."""
 
 import re
+from functools import lru_cache
 from typing import NamedTuple
 
 from tpo_graph.types import FailureReason
 
 _BLANK_LINES = re.compile(r"(?:[^\S\n]*\n)+")
+_XML_TAG = re.compile(r"<(/?)([\w.:-]+)>")
+_MARKS = "*_`~"
+_MOST_MARKS = 6
+_FENCE_BEFORE = re.compile(r"(?:^|\n)[ \t]*`{3,}[\w-]*[ \t]*\n[ \t]*\Z")
+_FENCE_AFTER = re.compile(r"[ \t]*\n[ \t]*`{3,}[ \t]*(?=\n|\Z)")
+_MARKED_LINE = re.compile(r"\n[ \t#>*_-]*\Z")
+_WINDOW = 40  # characters before a tag in which its marks are looked for
 
 
 class Extraction(NamedTuple):
@@ -14,7 +22,7 @@ class Extraction(NamedTuple):
     Attributes:
         text: what stood between the tags, without blank edges.
         problem: why the text can't be a candidate; None when it can.
-        is_closed: a closing tag ends the text; False where the text was kept although nothing closes it.
+        is_closed: a closing tag ends the text; False where nothing closes it.
     """
 
     text: str
@@ -46,7 +54,10 @@ def extract_revision(
 
     Of several fenced blocks the last one counts, because models quote the tags, or write a draft, before they answer.
     Tags inside a block belong to its text as long as they are balanced; a stray closing tag does not end a block when
-    another one follows.
+    another one follows. Where nothing closes the text, it is whole unless the completion was cut.
+
+    Where tags like `<new_text>` fence nothing as they are written, other spellings count: another case, spaces, an
+    attribute, `-` for `_`, HTML escapes. Markdown marks around such a tag belong to it.
 
     Args:
         completion: what the policy wrote.
@@ -54,49 +65,112 @@ def extract_revision(
         close_tag: text after it; may equal `open_tag`.
         opened: the prompt ended with the opening tag, so that the completion begins inside.
         closed: the provider ended the completion at the closing tag and left it out.
-        truncated: the completion ended at the token limit, so that a block that is still open has no end.
-        keep_truncated: keep what follows the opening tag although nothing closes it.
+        truncated: the completion was cut, at the token limit as a rule, so that a block that is still open has no end.
+        keep_truncated: keep what follows the opening tag although it was cut.
     """
+    exact, lenient = _tag_patterns(open_tag, close_tag)
+    is_xml = exact != lenient
     # a model may repeat the tag that the prompt ended with, and a server may keep the stop text
-    text = f"{open_tag}{completion}" if opened and not completion.lstrip().startswith(open_tag) else completion
-    if open_tag not in text:
-        return Extraction("", "no_tags" if text.strip() else "empty")
+    repeated = lenient.match(completion.lstrip()) if opened else None
+    text = completion if not opened or (repeated and not repeated.lastgroup) else f"{open_tag}{completion}"
     text = f"{text}{close_tag}" if closed and not text.rstrip().endswith(close_tag) else text
-    start, end = _last_block(text, open_tag, close_tag, truncated=truncated)
-    inner = text[start:end]
+    tags = _last_block(text, exact, truncated=truncated)
+    if is_xml and (tags is None or tags[1] is None):
+        tags = _last_block(text, lenient, truncated=truncated)
+    if tags is None:
+        return Extraction("", "no_tags" if text.strip() else "empty")
+    opening, closing = tags
+    if is_xml:
+        inner = _without_marks(text, opening, closing)
+    else:
+        inner = text[opening.end() : closing.start() if closing else None]
     # only what stands on a line of its own is indented on purpose
     inner = without_blank_edges(inner) if _BLANK_LINES.match(inner) else inner.strip()
-    is_closed = end is not None
-    if not is_closed and not keep_truncated:
-        return Extraction(inner, "not_closed", is_closed)
-    return Extraction(inner, None if inner else "empty", is_closed)
+    if closing is None and truncated and not keep_truncated:
+        return Extraction(inner, "not_closed", is_closed=False)
+    return Extraction(inner, None if inner else "empty", is_closed=closing is not None)
 
 
-def _last_block(text: str, open_tag: str, close_tag: str, *, truncated: bool) -> tuple[int, int | None]:
-    """Where the last outermost block begins and ends; no end when nothing closes it."""
-    first, last = text.find(open_tag) + len(open_tag), text.rfind(close_tag)
-    if open_tag == close_tag:
-        is_open = last < first or (truncated and text.count(open_tag) % 2 == 1)
-        return first, None if is_open else last
-    depth = position = 0
-    start = first
-    block: tuple[int, int] | None = None
-    while True:
-        opening, closing = text.find(open_tag, position), text.find(close_tag, position)
-        if opening >= 0 and (closing < 0 or opening < closing):
-            start = opening + len(open_tag) if depth == 0 else start
+@lru_cache(maxsize=64)
+def _tag_patterns(open_tag: str, close_tag: str) -> tuple[re.Pattern[str], re.Pattern[str]]:
+    """Both tags as they are written, and in any spelling; the group `close` is there in a closing one.
+
+    Possessive quantifiers keep both linear in the length of a text.
+    """
+    patterns = []
+    for spelled in (re.escape, _any_spelling):
+        opening, closing = spelled(open_tag), spelled(close_tag)
+        patterns.append(re.compile(opening if opening == closing else f"{closing}(?P<close>)|{opening}"))
+    return patterns[0], patterns[1]
+
+
+def _any_spelling(tag: str) -> str:
+    """A regular expression for an XML-like tag however models spell it, and for any other tag as it is."""
+    if not (xml := _XML_TAG.fullmatch(tag)):
+        return re.escape(tag)
+    slash, name = xml.groups()
+    words = r"\\?[-_ ]".join(map(re.escape, re.split("[-_]", name)))
+    return (
+        r"(?i:(?:\\?<|&(?:lt|#60|#x3c);)\s*+"
+        rf"{slash}\s*+{words}(?:\s[^<>&\n]*+)?+\s*+"
+        r"\\?(?:>|&(?:gt|#62|#x3e);))"
+    )
+
+
+def _last_block(
+    text: str, pattern: re.Pattern[str], *, truncated: bool
+) -> tuple[re.Match[str], re.Match[str] | None] | None:
+    """The tags of the last outermost block, with None where nothing closes it; None when nothing opens one."""
+    tags = list(pattern.finditer(text))
+    if tags and not pattern.groups:  # equal tags have no depth
+        is_open = len(tags) == 1 or (truncated and len(tags) % 2 == 1)
+        return tags[0], None if is_open else tags[-1]
+    depth = 0
+    opening: re.Match[str] | None = None
+    block: tuple[re.Match[str], re.Match[str]] | None = None
+    for tag in tags:
+        if not tag.lastgroup:
+            opening = opening if depth else tag
             depth += 1
-            position = opening + len(open_tag)
-        elif closing >= 0:
+        elif opening is not None:
             # a closing tag at depth 0 is a stray: the block before it extends to here
             depth = max(0, depth - 1)
-            position = closing + len(close_tag)
-            block = (start, closing) if depth == 0 and closing >= start else block
-        else:
-            break
-    if depth and truncated:
-        return start, None
-    if block is None:
-        # tags were opened inside the text and not closed there: the last closing tag is the block's own
-        return first, last if last >= first else None
-    return block
+            block = block if depth else (opening, tag)
+    if opening is None or (not depth and block):
+        return block
+    if truncated:
+        return opening, None
+    before = text[text.rfind("\n", 0, opening.start()) + 1 : opening.start()]
+    if block and before.strip(f" \t{_MARKS}"):
+        return block  # a tag inside a line, behind a whole block, is spoken of
+    # tags were opened inside the text and not closed there: the last closing tag is the block's own
+    closing = next((tag for tag in reversed(tags) if tag.lastgroup), None)
+    return opening, closing if closing and closing.start() >= opening.end() else None
+
+
+def _without_marks(text: str, opening: re.Match[str], closing: re.Match[str] | None) -> str:
+    """The text between two tags, without the Markdown marks that stand directly around them."""
+    start, end = opening.end(), closing.start() if closing else len(text)
+    if _FENCE_BEFORE.search(text, max(0, opening.start() - _WINDOW), opening.start()):
+        if after := _FENCE_AFTER.match(text, start):
+            start = after.end()
+            before = _FENCE_BEFORE.search(text, max(start, end - _WINDOW), end)
+            if closing and before and _FENCE_AFTER.match(text, closing.end()):
+                end = before.start()
+        elif not closing and text.rstrip().endswith("```") and text.count("```", start) % 2:
+            end = text.rfind("```")  # of the fence around it all
+    marks = _marks_around(text, opening, since=0)
+    start += len(marks)
+    if closing:
+        line = _MARKED_LINE.search(text, max(start, end - _WINDOW), end)
+        end = line.start() if line else end - len(marks and _marks_around(text, closing, since=start))
+    return text[start:end]
+
+
+def _marks_around(text: str, tag: re.Match[str], *, since: int) -> str:
+    """The marks before a tag that stand behind it as well, as in `**<tag>**`."""
+    before = text[max(since, tag.start() - _MOST_MARKS) : tag.start()]
+    marks = before[len(before.rstrip(_MARKS)) :]
+    while not text.startswith(marks[::-1], tag.end()):
+        marks = marks[1:]
+    return marks
