@@ -136,7 +136,7 @@ class TPOSettings(BaseModel):
         2048, "Tokens of a response that a prompt shows at most; cache and answer keep all.", "loss", "update", ge=1
     )
     keep_truncated: bool = _knob(
-        False, "Take a revision that ended before its closing tag as a candidate all the same.", "update"
+        False, "Take a revision that was cut before its closing tag as a candidate all the same.", "update"
     )
     thinking_tokens: int = _knob(
         0,
