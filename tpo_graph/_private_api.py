@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from contextlib import AbstractContextManager
     from types import FrameType
 
@@ -186,9 +186,12 @@ def graceful_server(
         config: of the server.
         grace_seconds: how long requests may go on after the first signal.
         end_grace: called in the server's event loop after these seconds, or on a second signal. A third signal ends
-            the process without waiting.
+            the process without waiting. A terminal that closes sends several SIGHUPs, which are one.
     """
     import asyncio
+    import signal
+    import threading
+    from contextlib import contextmanager
 
     import uvicorn
 
@@ -209,10 +212,27 @@ def graceful_server(
             await super().shutdown(sockets)
             ending.cancel()
 
+        @contextmanager
+        def capture_signals(self) -> "Iterator[None]":
+            with super().capture_signals():
+                before = signal.getsignal(signal.SIGHUP)
+                # ignored, as `nohup` has it, it stays so; and no other thread than the main one may listen
+                if before is signal.SIG_IGN or threading.current_thread() is not threading.main_thread():
+                    yield
+                    return
+                signal.signal(signal.SIGHUP, self.handle_exit)
+                try:
+                    yield
+                finally:
+                    signal.signal(signal.SIGHUP, before)
+
         def handle_exit(self, sig: int, frame: "FrameType | None") -> None:
+            if self.should_exit and sig == signal.SIGHUP:
+                return
             if self.should_exit and self.loop is not None and not self.grace_has_ended:
                 self.loop.call_soon_threadsafe(self.end_grace)
             else:
+                self.force_exit = self.should_exit
                 super().handle_exit(sig, frame)
 
     return GracefulServer(config)

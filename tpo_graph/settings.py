@@ -199,7 +199,10 @@ class TPOSettings(BaseModel):
         """Take `END` and `["END", "STOP"]` where text is all there is."""
         if not isinstance(value, str):
             return value
-        return json.loads(value) if value.lstrip().startswith("[") else (value,)
+        try:
+            return json.loads(value) if value.lstrip().startswith("[") else (value,)
+        except RecursionError as error:
+            raise ValueError("it is nested too deep") from error
 
     @field_validator("sample_stop", "loss_stop", "gradient_stop", "update_stop")
     @classmethod
@@ -282,8 +285,13 @@ def _environment() -> type[TPOSettings]:
     return Environment
 
 
-def read_toml(path: Path, *, title: str, error: type[TPOError] = ConfigurationError) -> JSONObject:
-    """The tables of a TOML file.
+MOST_MIB = 16
+MOST_BYTES = MOST_MIB * 2**20
+"""The most that is read of a file of settings, prompts or a schema, of a question, and of one line of data."""
+
+
+def read_text(path: Path, *, title: str, error: type[TPOError] = ConfigurationError) -> str:
+    """The text of a file, which may be a device without an end.
 
     Args:
         path: the file.
@@ -291,14 +299,29 @@ def read_toml(path: Path, *, title: str, error: type[TPOError] = ConfigurationEr
         error: the kind of error to raise.
 
     Raises:
-        TPOError: the file can't be read, or is not TOML in UTF-8; of the kind `error`.
+        TPOError: the file can't be read, is too large, or is not UTF-8; of the kind `error`.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            data = file.read(MOST_BYTES + 1)
+        if len(data) > MOST_BYTES:
+            raise error(f"{title} {str(path)!r} has more than {MOST_MIB} MiB, the most that is read.")
+        return data.decode()
     except OSError as problem:
         raise error(f"{title} {str(path)!r} can't be read: {problem.strerror}.") from problem
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
+    except UnicodeDecodeError as problem:
+        raise error(f"{title} {str(path)!r} is not UTF-8: {problem}.") from problem
+
+
+def read_toml(path: Path, *, title: str, error: type[TPOError] = ConfigurationError) -> JSONObject:
+    """The tables of a TOML file; arguments and errors are those of `read_text`, and one for what is not TOML."""
+    text = read_text(path, title=title, error=error)
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as problem:
         raise error(f"{title} {str(path)!r} is not valid TOML: {problem}.") from problem
+    except RecursionError as problem:
+        raise error(f"{title} {str(path)!r} is nested too deep.") from problem
 
 
 def _explain(error: ValidationError, cls: type[TPOSettings]) -> ConfigurationError:

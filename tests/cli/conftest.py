@@ -20,7 +20,7 @@ import pytest
 
 from tests.cli.launcher import REWARDS
 from tests.servers import ChatServer
-from tpo_graph.cli.app import execute
+from tpo_graph.cli.commands import execute
 from tpo_graph.rewards.load import SCHEMES
 
 ROOT = Path(__file__).parents[2]

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from tests.cli.conftest import CONTROL_CODES, ROOT, environment
 from tests.fresh_process import run_script
-from tpo_graph.cli.app import app
+from tpo_graph.cli.commands import app
 
 
 @pytest.mark.subprocess
@@ -17,7 +17,7 @@ def test_help_imports_nothing_heavy():
     done = run_script(
         """
         import sys
-        from tpo_graph.cli.app import execute
+        from tpo_graph.cli.commands import execute
         for arguments in ([], ["--help"], ["run", "--help"], ["--version"]):
             assert execute(arguments) == 0
         print({"torch", "transformers", "langgraph", "langchain_core", "openai"} & sys.modules.keys())

@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.cli.conftest import CONTROL_CODES, at
-from tpo_graph.cli.app import app
+from tpo_graph.cli.commands import app
 from tpo_graph.settings import TPOSettings
 
 QUESTION = "Why is the sky blue?"

@@ -108,11 +108,11 @@ def test_a_prompt_pack_of_ones_own(chat_server, tpo, tmp_path):
     assert json.loads(ended.out)["prompts"] == "mine"
 
 
-def test_text_of_the_policy_is_neither_markup_nor_control_codes(chat_server, tpo):
+def test_text_of_the_policy_is_neither_markup_nor_control_codes_in_progress_and_json(chat_server, tpo):
     hostile = "\x1b[2J[red]bold[/red] \x07 \x9b31m [link=x] 3\r\nnext 4"
     server = chat_server(answer=lambda request, number: hostile)
     ended = tpo("run", QUESTION, *at(server), "--depth", "1")
-    assert ended.out == "␛[2J[red]bold[/red] ␇ \ufffd31m [link=x] 3\nnext 4\n"
+    assert ended.out == hostile + "\n"  # a pipe gets the exact answer, a terminal does not
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", ended.err)
     raw = tpo("run", QUESTION, *at(server), "--depth", "1", "--json")
     assert json.loads(raw.out)["answer"] == hostile
@@ -140,7 +140,7 @@ def test_the_first_line_comes_before_anything_heavy_is_imported(chat_server):
                 if self.heavy is None:
                     self.heavy = {{"torch", "langgraph", "langchain_core", "openai"}} & sys.modules.keys()
         sys.stderr = Watched()
-        from tpo_graph.cli.app import execute
+        from tpo_graph.cli.commands import execute
         execute(["run", "q", "--policy", "server:{chat_server().url}#scripted", "--reward", "none"])
         print(sys.stderr.heavy)
         """
@@ -164,7 +164,7 @@ def test_a_question_alone_is_answered_and_nothing_leaves_the_machine():
                 outside.extend(host for host in arguments[:1] if host not in here)
         sys.addaudithook(watch)
 
-        from tpo_graph.cli.app import execute
+        from tpo_graph.cli.commands import execute
         flags = ["-n", "2", "--depth", "1", "--json", "--seed", "1"]
         for phase in ("sample", "loss", "gradient", "update"):
             flags += [f"--{phase}-max-new-tokens", "24"]

@@ -74,7 +74,10 @@ class _Terminal:
     def ask_line(self, prompt: str) -> str | None:
         """One line without the white space around it; None at the end of the input."""
         print(prompt, end="", file=self._out, flush=True)
-        line = self._read()
+        try:
+            line = self._read()
+        except OSError:  # its terminal has closed
+            line = ""
         return line.strip() if line else None
 
 

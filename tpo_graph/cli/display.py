@@ -263,6 +263,15 @@ def ending(outcome: Outcome) -> str:
     return f"{how}: no candidate was drawn"
 
 
+def trouble(outcome: Outcome) -> str:
+    """What even a quiet run has to say: that it was interrupted, or failed with an answer, and why; else ""."""
+    if outcome.interrupted:
+        return ending(outcome)
+    if outcome.error or outcome.state.get("stop_reason") not in _FAILED:
+        return ""
+    return ": ".join([ending(outcome), *map(failure_line, outcome.state["failures"][-1:])])
+
+
 def failure_line(failure: FailureRecord) -> str:
     """Why a response or a request could not be used, with the provider's message or the beginning of the text."""
     words = _FAILURES[failure["reason"]]

@@ -4,9 +4,12 @@ import json
 import re
 import sys
 import traceback
+from contextlib import suppress
 from enum import IntEnum
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tpo_graph.cli.process import discard_stdout
 from tpo_graph.errors import (
     BudgetError,
     ConfigurationError,
@@ -21,15 +24,18 @@ from tpo_graph.types import JSONObject
 if TYPE_CHECKING:
     from rich.console import Console
 
-# all control characters but tab and newline, and halves of surrogate pairs, which no encoding can write
-_UNSAFE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+# C1 controls and halves of surrogate pairs; what is invisible and turns the direction of text around, or hides text
+# (the joiners that scripts and emoji need are not among them)
+_NOT_SHOWN = r"\x7f-\x9f\ud800-\udfff\u061c\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+# with all C0 controls but tab and newline, and the invisible copies of ASCII letters
+_UNSAFE = re.compile(rf"[\x00-\x08\x0b-\x1f{_NOT_SHOWN}\U000e0000-\U000e007f]")
 # json.dumps leaves these as they are; terminals act on some of them
-_UNSAFE_IN_JSON = re.compile(r"[\x7f-\x9f\ud800-\udfff]")
+_UNSAFE_IN_JSON = re.compile(f"[{_NOT_SHOWN}]")
 _LONGEST_ERROR = 1000
 
 
 def clean(text: str) -> str:
-    r"""Show every control character of a text as a sign; tabs and newlines stay.
+    r"""Show every control character of a text, and what turns its direction around, as a sign; tabs and newlines stay.
 
     Example:
         >>> clean("a\x1b[31mb")
@@ -67,23 +73,78 @@ def plural(count: int, noun: str) -> str:
 
 
 def write_answer(text: str) -> None:
-    """Print an answer to stdout; on a terminal its lines break between words."""
-    text = clean(text)
+    """Print an answer to stdout: as it is, but on a terminal without control characters and broken between words.
+
+    Raises:
+        OutputError: it can't be written there; it is kept in a file.
+    """
     if not sys.stdout.isatty():
-        print(text, flush=True)
+        deliver(text)
         return
     from rich.console import Console
     from rich.text import Text
 
-    Console(highlight=False).print(Text(text, tab_size=4))
+    console = Console(highlight=False)
+    with console.capture() as captured:
+        console.print(Text(clean(text), tab_size=4))
+    deliver(captured.get().removesuffix("\n"), kept=text)
 
 
 def write_json(document: JSONObject) -> None:
-    """Print one JSON document to stdout, in whatever encoding that has."""
+    """Print one JSON document to stdout, in whatever encoding that has.
+
+    Raises:
+        OutputError: it can't be written there; it is kept in a file.
+    """
     unicode = (sys.stdout.encoding or "").lower().replace("-", "").startswith("utf")
     text = json.dumps(document, indent=2, ensure_ascii=not unicode, allow_nan=False)
     # such a character can only stand inside a string, where its escape means the same
-    print(_UNSAFE_IN_JSON.sub(lambda match: f"\\u{ord(match.group()):04x}", text), flush=True)
+    deliver(_UNSAFE_IN_JSON.sub(lambda match: f"\\u{ord(match.group()):04x}", text), suffix=".json")
+
+
+def deliver(text: str, *, kept: str | None = None, suffix: str = ".txt") -> None:
+    """Print a result that was paid for to stdout, and a newline.
+
+    Args:
+        text: what to print.
+        kept: what to keep in its place when it can't be printed; `text` when None.
+        suffix: of the file that it is then kept in.
+
+    Raises:
+        OutputError: stdout does not take all of it; the message says where it is kept.
+    """
+    try:
+        print(text, flush=True)
+    except (OSError, KeyboardInterrupt) as error:  # Ctrl-C: while the reader of a pipe took its time
+        discard_stdout()
+        reason = error.strerror if isinstance(error, OSError) else "interrupted"
+        where = keep(text if kept is None else kept, suffix=suffix)
+        raise OutputError(
+            f"Standard output can't be written: {reason}.",
+            hint=f"The result is kept in {where}." if where else "The result stands above; no file can be written.",
+        ) from error
+
+
+def keep(text: str, *, suffix: str = ".txt") -> str:
+    """Keep what can't be printed in a new file, in the current folder or else in that for temporary files.
+
+    Returns:
+        The path of the file; "" where no file can be written, and the text went to stderr.
+    """
+    import tempfile
+
+    for folder in (Path.cwd, tempfile.gettempdir):
+        with suppress(OSError):
+            number, path = tempfile.mkstemp(suffix, "tpo-graph-", folder())
+            try:
+                with open(number, "w", encoding="utf-8", errors="backslashreplace") as file:  # noqa: PTH123
+                    file.write(f"{text}\n")
+            except OSError:
+                Path(path).unlink()
+                raise
+            return path
+    print(clean(text), file=sys.stderr, flush=True)
+    return ""
 
 
 def stderr_console(*, quiet: bool = False) -> "Console":
@@ -93,8 +154,12 @@ def stderr_console(*, quiet: bool = False) -> "Console":
     return Console(stderr=True, force_terminal=sys.stderr.isatty(), highlight=False, quiet=quiet)
 
 
+class OutputError(TPOError):
+    """A result that standard output does not take."""
+
+
 class ExitCode(IntEnum):
-    """How a command ended."""
+    """How a command ended; SIGTERM and SIGHUP have a code of their own, see `interrupt_code`."""
 
     OK = 0
     UNEXPECTED = 1
@@ -102,12 +167,15 @@ class ExitCode(IntEnum):
     POLICY = 3
     REWARD = 4
     BUDGET = 5
+    OUTPUT = 6
     INTERRUPTED = 130
 
 
 EXIT_CODES_HELP = (
-    "Exit codes: 0 an answer, also when a run stopped early; 1 an unexpected error; 2 a wrong option, setting, "
-    "name or prompt; 3 the policy failed; 4 the reward model failed; 5 a budget; 130 interrupted."
+    "Exit codes: 0 an answer, also of a run that stopped early or failed on the way (standard error and the "
+    "stop_reason of --json say so); 1 an unexpected error; 2 a wrong option, setting, name or prompt; 3 the policy "
+    "failed; 4 the reward model failed; 5 a budget; 6 standard output can't be written (the answer is kept in a file); "
+    "130 interrupted (143 by SIGTERM, 129 by SIGHUP)."
 )
 """For the end of a help text."""
 
@@ -123,6 +191,7 @@ _ERRORS: tuple[tuple[type[BaseException], ExitCode, str], ...] = (
     (PolicyError, ExitCode.POLICY, "--debug shows the whole error."),
     (RewardError, ExitCode.REWARD, "--debug shows the whole error; --reward names another reward model."),
     (BudgetError, ExitCode.BUDGET, "Raise the budget, or set it to none."),
+    (OutputError, ExitCode.OUTPUT, ""),
     (
         BaseException,
         ExitCode.UNEXPECTED,

@@ -7,6 +7,7 @@ from typing import Annotated, get_args
 import typer
 
 from tpo_graph.errors import PromptError
+from tpo_graph.settings import read_text
 from tpo_graph.types import Mode
 
 prompts = typer.Typer(help="List, show, copy and check prompt packs.", no_args_is_help=False)
@@ -47,10 +48,7 @@ def show(
             raise PromptError(f"Prompt pack {pack!r} has no {prompt!r}; it has: {', '.join(names)}.")
         names = [name]
     for name in names:
-        try:
-            text = files[name].read_bytes().decode("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise PromptError(f"Prompt file {str(files[name])!r} can't be read: {error}.") from error
+        text = read_text(files[name], title="Prompt file", error=PromptError)
         if prompt is None:
             text = f"{'' if name == names[0] else chr(10)}# ---- {name}.toml ----\n{text}"
             text += "" if text.endswith("\n") else "\n"

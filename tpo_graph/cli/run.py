@@ -16,10 +16,11 @@ from tpo_graph.cli.options import (
     with_setting_flags,
 )
 from tpo_graph.cli.outcome import Outcome, Role, RunRequest
-from tpo_graph.cli.output import ExitCode, clean, write_answer, write_json
+from tpo_graph.cli.output import ExitCode, OutputError, clean, keep, report_error, write_answer, write_json
+from tpo_graph.cli.process import stderr_is_lost
 from tpo_graph.cli.session import answer
 from tpo_graph.errors import ConfigurationError, TPOError
-from tpo_graph.settings import TPOSettings
+from tpo_graph.settings import MOST_BYTES, MOST_MIB, TPOSettings
 from tpo_graph.types import PERSON, Options
 
 
@@ -60,7 +61,7 @@ def run(
         bool, output_option("Choose best and worst yourself after each scoring, edit the critique, or stop.", "--ask")
     ] = False,
     as_json: Annotated[bool, output_option("Print the whole result as one JSON document.", "--json")] = False,
-    quiet: Annotated[bool, output_option("No progress: the answer, and errors.", "--quiet", "-q")] = False,
+    quiet: Annotated[bool, output_option("No progress: the answer, and what went wrong.", "--quiet", "-q")] = False,
     **settings: Options,
 ) -> None:
     """Answer a question by TPO: draw candidates, score them, say why the best won, write better ones.
@@ -109,13 +110,20 @@ def run(
             variant=variant,
             ask=ask,
         )
-        from tpo_graph.cli.display import Reporter
+        from tpo_graph.cli.display import Reporter, trouble
 
         answer_follows = sys.stdout.isatty() and sys.stderr.isatty() and not as_json
         outcome = answer(request, Reporter(quiet=quiet, answer_follows=answer_follows))
+        if quiet and (said := trouble(outcome)):
+            print(said, file=sys.stderr)
     except TPOError as error:
         outcome = Outcome(error=error)
-    _write(outcome, as_json=as_json)
+    try:
+        _write(outcome, as_json=as_json)
+    except OutputError as error:
+        if not (outcome.interrupted or outcome.error):
+            raise
+        report_error(error)
     if outcome.interrupted:
         raise typer.Exit(ExitCode.INTERRUPTED)
     if outcome.error is not None:
@@ -127,9 +135,13 @@ def _read_question(question: str) -> str:
         if sys.stdin.isatty():
             print("Type the question, then Ctrl-D on a line of its own.", file=sys.stderr)
         try:
-            question = sys.stdin.read()
+            question = sys.stdin.read(MOST_BYTES + 1)
         except UnicodeDecodeError as error:
             raise ConfigurationError(f"Standard input is not text in {sys.stdin.encoding}: {error}.") from error
+        except OSError as error:
+            raise ConfigurationError(f"Standard input can't be read: {error.strerror}.") from error
+        if len(question) > MOST_BYTES:
+            raise ConfigurationError(f"Standard input has more than {MOST_MIB} Mi characters, the most that is read.")
     if not question.strip():
         raise ConfigurationError(
             f"The question is empty: {question[:20]!r}.", hint='Put it in quotes: tpo-graph run "Why is the sky blue?"'
@@ -144,8 +156,15 @@ def _write(outcome: Outcome, *, as_json: bool) -> None:
         return
     if outcome.answer is not None:
         write_answer(outcome.answer)
-    if outcome.interrupted or outcome.error is not None:
+    if outcome.unscored and (outcome.interrupted or outcome.error is not None):
         # to stderr, where no program takes them for the answer
-        for place, candidate in enumerate(outcome.unscored, start=1):
-            head = f"candidate {candidate['id']} ({place} of {len(outcome.unscored)}, not scored):"
-            print(f"\n{head}\n{clean(candidate['text'])}", file=sys.stderr, flush=True)
+        total = len(outcome.unscored)
+        drafts = "".join(
+            f"\ncandidate {candidate['id']} ({place} of {total}, not scored):\n{candidate['text']}\n"
+            for place, candidate in enumerate(outcome.unscored, start=1)
+        )
+        print(clean(drafts), end="", file=sys.stderr, flush=True)
+        if stderr_is_lost():
+            where = keep(drafts)
+            if outcome.answer is None:
+                write_answer(f"Standard error can't be written. {total} candidates, not scored, are kept in {where}.")

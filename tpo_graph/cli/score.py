@@ -2,16 +2,18 @@
 
 import json
 import sys
+from collections.abc import Iterator
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
 
-from tpo_graph.cli.output import one_line, plural, stderr_console
+from tpo_graph.cli.output import deliver, one_line, plural, stderr_console
 from tpo_graph.errors import ConfigurationError
+from tpo_graph.settings import MOST_BYTES, MOST_MIB
 
 if TYPE_CHECKING:
-    from tpo_graph.evaluation.pairs import PairReport, PairScore
+    from tpo_graph.evaluation.pairs import PairReport, PairScore, PairTally
 
 _LISTED = 10
 
@@ -37,9 +39,17 @@ def score(
     from tpo_graph.rewards.load import load_reward
 
     scored: list[PairScore] = []
+    counted: PairTally | None = None
+    ended: BaseException | None = None
+
+    def show(tally: "PairTally") -> None:
+        nonlocal counted
+        counted = tally
+        status.update(f"scored {plural(tally.pairs, 'pair')}")
+
     with ExitStack() as stack:
         try:
-            lines = sys.stdin.buffer if pairs == "-" else stack.enter_context(open(pairs, "rb"))  # noqa: PTH123
+            file = sys.stdin.buffer if pairs == "-" else stack.enter_context(open(pairs, "rb"))  # noqa: PTH123
         except OSError as error:
             raise ConfigurationError(f"{pairs!r} can't be read: {error.strerror}.") from error
         typer.echo(f"loading {one_line(reward)}", err=True)
@@ -49,35 +59,57 @@ def score(
         status = stack.enter_context(stderr_console().status("scoring"))
         scoring = score_pairs(
             model,
-            lines,
+            _lines(file, pairs),
             max_concurrency=concurrency,
-            on_progress=lambda tally: status.update(f"scored {plural(tally.pairs, 'pair')}"),
+            on_progress=show,
             on_scores=scored.append if scores or as_json else None,
         )
-        report = asyncio.run(scoring)
+        try:
+            report = asyncio.run(scoring)
+        except BaseException as error:
+            if counted is None or not counted.pairs:
+                raise
+            report, ended = counted.report(), error  # what was scored was paid for
     scored.sort(key=lambda pair: pair["line"])
     if as_json:
-        print(json.dumps({**report, "scores": scored}, ensure_ascii=False, allow_nan=False))
+        document = json.dumps({**report, "scores": scored}, ensure_ascii=False, allow_nan=False)
+        deliver(document, suffix=".json")
     else:
-        if scores:
-            print(f"{'line':>8}{'chosen':>12}{'rejected':>12}{'margin':>12}")
-            for pair in scored:
-                margin = pair["chosen"] - pair["rejected"]
-                print(f"{pair['line']:>8}{pair['chosen']:>12.5g}{pair['rejected']:>12.5g}{margin:>+12.5g}")
-            print()
-        _print_table(report)
+        deliver("\n".join([*(_score_lines(scored) if scores else ()), *_report_lines(report)]))
     _print_what_is_missing(report)
+    if ended is not None:
+        typer.echo(f"the report is of the first {plural(report['pairs'], 'pair')} alone", err=True)
+        raise ended
 
 
-def _print_table(report: "PairReport") -> None:
-    print(f"{'':14}{'accuracy':>9}  {'95% interval':<16}{'wins':>7}{'ties':>7}{'losses':>8}")
+def _lines(file: BinaryIO, name: str) -> Iterator[bytes]:
+    """The lines of a file that may have no end, and no lines either."""
+    try:
+        while line := file.readline(MOST_BYTES + 1):
+            if len(line) > MOST_BYTES:
+                raise ConfigurationError(f"{name!r} has a line of more than {MOST_MIB} MiB, the most that is read.")
+            yield line
+    except OSError as error:
+        raise ConfigurationError(f"{name!r} can't be read: {error.strerror}.") from error
+
+
+def _score_lines(scored: "list[PairScore]") -> Iterator[str]:
+    yield f"{'line':>8}{'chosen':>12}{'rejected':>12}{'margin':>12}"
+    for pair in scored:
+        margin = pair["chosen"] - pair["rejected"]
+        yield f"{pair['line']:>8}{pair['chosen']:>12.5g}{pair['rejected']:>12.5g}{margin:>+12.5g}"
+    yield ""
+
+
+def _report_lines(report: "PairReport") -> Iterator[str]:
+    yield f"{'':14}{'accuracy':>9}  {'95% interval':<16}{'wins':>7}{'ties':>7}{'losses':>8}"
     for name, accuracy in (("reward", report["reward"]), ("length rule", report["length_rule"])):
         interval = f"{100 * accuracy['low']:.1f}% to {100 * accuracy['high']:.1f}%"
         counts = f"{accuracy['wins']:>7}{accuracy['ties']:>7}{accuracy['losses']:>8}"
-        print(f"{name:14}{100 * accuracy['accuracy']:>8.1f}%  {interval:<16}{counts}")
+        yield f"{name:14}{100 * accuracy['accuracy']:>8.1f}%  {interval:<16}{counts}"
     low, high = report["advantage_low"], report["advantage_high"]
-    print(f"{'difference':14}{100 * report['advantage']:>+8.1f}%  {100 * low:+.1f}% to {100 * high:+.1f}%")
-    print(f"{plural(report['pairs'], 'pair')}, mean margin {report['mean_margin']:+.4g}")
+    yield f"{'difference':14}{100 * report['advantage']:>+8.1f}%  {100 * low:+.1f}% to {100 * high:+.1f}%"
+    yield f"{plural(report['pairs'], 'pair')}, mean margin {report['mean_margin']:+.4g}"
 
 
 def _print_what_is_missing(report: "PairReport") -> None:

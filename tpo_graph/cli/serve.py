@@ -14,6 +14,7 @@ from tpo_graph.cli.options import (
     option,
     with_setting_flags,
 )
+from tpo_graph.cli.process import end_by_signals
 from tpo_graph.errors import ConfigurationError, MissingDependencyError
 from tpo_graph.settings import TPOSettings
 from tpo_graph.types import Options
@@ -58,7 +59,7 @@ def serve(
     grace_seconds: Annotated[
         float,
         _server_option(
-            "How long requests may go on after Ctrl-C or SIGTERM; a second Ctrl-C ends that wait.",
+            "How long requests may go on after Ctrl-C, SIGTERM or SIGHUP; a second one ends that wait.",
             min=0,
             metavar="NUMBER",
         ),
@@ -144,6 +145,7 @@ def serve(
         shown = f"[{address}]" if ":" in address else address
         _print(f"serving at http://{shown}:{bound_port}/v1 (Ctrl-C ends it)")
         _print(f"policies: {', '.join(policies)}; models: tpo, tpo-d2-n5, revision, bon-16, ...; see /v1/models")
+        end_by_signals()  # uvicorn raises the signal that ended it again, as supervisors expect
         app.serve(served, listening, grace_seconds=grace_seconds, log_requests=log_requests)
     _print("ended")
 

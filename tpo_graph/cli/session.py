@@ -160,7 +160,7 @@ async def _run(graph: "TPOGraph", request: RunRequest, reporter: "Reporter", out
             return
 
 
-def work_is_left() -> bool:
+def unfinished_work() -> bool:
     """Whether a thread that runs the graph or loads a model still works, after an interrupt or an error."""
     threads = [thread for thread in threading.enumerate() if thread.name.startswith("tpo-graph-")]
     for thread in threads:

@@ -216,6 +216,8 @@ def _as_object(reply: object, allowed: Sequence[str] | Mapping[str, str], word: 
             reply = json.loads(text)
         except json.JSONDecodeError as error:
             raise ConfigurationError(f"This is not valid JSON: {error}.") from error
+        except RecursionError as error:
+            raise ConfigurationError("This is nested too deep.") from error
     if reply is None or reply is True:
         return {}
     if not isinstance(reply, Mapping):

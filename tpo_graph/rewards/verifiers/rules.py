@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 from tpo_graph._json_schema import JSONSchema, require_jsonschema
 from tpo_graph.errors import ConfigurationError
 from tpo_graph.rewards.verifiers.processes import Checkers, TimedCheck
+from tpo_graph.settings import read_text
 from tpo_graph.types import JSON, Options
 
 if TYPE_CHECKING:
@@ -256,10 +257,11 @@ class JSONSchemaVerifier(_TextVerifier):
         require_jsonschema("Checking against a JSON schema")
         if isinstance(schema, str | Path):
             path = Path(schema)
+            text = read_text(path, title="The schema file")
             try:
-                schema = json.loads(path.read_text(encoding="utf-8"))
-            except OSError as error:
-                raise ConfigurationError(f"The schema file {str(path)!r} can't be read: {error.strerror}.") from error
+                schema = json.loads(text)
+            except RecursionError as error:
+                raise ConfigurationError(f"The schema file {str(path)!r} is nested too deep.") from error
             except ValueError as error:
                 raise ConfigurationError(f"The schema file {str(path)!r} is not valid JSON: {error}.") from error
         JSONSchema(schema)
