@@ -55,6 +55,16 @@ def reads_plain_answers(model: "BaseChatModel") -> bool:
     return isinstance(model, BaseChatOpenAI) and type(model)._create_chat_result is own
 
 
+def client_retries(model: "BaseChatModel") -> int:
+    """How often the client of a chat model, made when the model was, sends a request again by itself.
+
+    Its `async_client` is a resource of a client of the kind that OpenAI's is; no public name leads to the client.
+    """
+    resource = getattr(model, "async_client", None)
+    retries = getattr(getattr(resource, "_client", resource), "max_retries", 0)
+    return retries if isinstance(retries, int) else 0
+
+
 # langchain-core 1.7.2
 
 

@@ -83,4 +83,12 @@ class RewardError(TPOError, RuntimeError):
 
 
 class BudgetError(TPOError, ValueError):
-    """A budget does not allow what was asked for."""
+    """A budget does not allow what was asked for.
+
+    Attributes:
+        usage: what was spent before it ran out, where it is known.
+    """
+
+    def __init__(self, message: str, *, hint: str = "", usage: "PhaseUsage | None" = None) -> None:
+        super().__init__(message, hint=hint)
+        self.usage = usage

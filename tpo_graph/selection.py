@@ -77,6 +77,8 @@ def stop_reason(
     step = last["step"]
     if settings.mode == "bon":
         return "bon"
+    if any((failure["step"], failure["reason"]) == (step, "out_of_time") for failure in failures):
+        return "budget"
     lost = [record["candidates"] == 0 for record in trajectory if record["step"] > 0]
     if lost and all(lost[-2:]) and (len(lost) > 1 or step >= settings.depth):
         return _reason_of_lost_step(failures, step)

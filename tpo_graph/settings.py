@@ -129,7 +129,25 @@ class TPOSettings(BaseModel):
         "select",
         ge=1,
     )
-    budget_seconds: float | None = _knob(None, "No step begins once the run has worked this long.", "select", gt=0)
+    budget_seconds: float | None = _knob(
+        None,
+        "Once the run has worked this long, what it waits for is cancelled and it ends with the best so far.",
+        "select",
+        gt=0,
+    )
+    timeout: float | None = _knob(
+        600.0,
+        "Seconds that one try of a request may take as a whole, to the last byte of its answer; none waits for ever.",
+        *("sample", "score", "loss", "gradient", "update"),
+        gt=0,
+    )
+    max_retries: int = _knob(
+        2,
+        "How often a request is sent again after a failure that may pass.",
+        *("sample", "score", "loss", "gradient", "update"),
+        ge=0,
+        le=100,
+    )
     open_tag: str | None = _knob(None, "Text before a revised response; none takes the prompt pack's.", "update")
     close_tag: str | None = _knob(None, "Text after a revised response; none takes the prompt pack's.", "update")
     max_shown_tokens: int = _knob(

@@ -37,7 +37,7 @@ StopReason: TypeAlias = Literal[
     "depth",  # D steps are done
     "converged",  # the best reward gained less than `tolerance` in each of the last `patience` steps
     "target",  # the best reward reached `target_reward`, or the highest that the reward model can give
-    "budget",  # the next step would not fit into `budget_requests`, `budget_tokens` or `budget_seconds`
+    "budget",  # `budget_seconds` were over, or the next step would not fit into `budget_requests` or `budget_tokens`
     # a step is lost when it adds no candidate; two in a row end the run for the reason of the last
     "updates_failed",  # no revision could be used
     "policy_failed",  # the policy or the critic failed, or the critic wrote nothing
@@ -47,6 +47,7 @@ StopReason: TypeAlias = Literal[
 ]
 
 FailureReason: TypeAlias = Literal[
+    "out_of_time",  # `budget_seconds` were over; `text` has what was not scored
     "request_failed",  # the provider raised; `detail` has its message
     "empty",  # no text, or white space alone
     "no_tags",  # a revision without the opening tag

@@ -51,6 +51,7 @@ ConfigOption: TypeAlias = Annotated[
 _PANELS = {
     "The run": "n depth mode preference seed",
     "When to stop": "tolerance patience target_reward budget_requests budget_tokens budget_seconds on_failure",
+    "Requests": "timeout max_retries",
     "Critique and revised responses": "open_tag close_tag max_shown_tokens keep_truncated",
     "Models that think": "thinking_tokens keep_thinking",
 }

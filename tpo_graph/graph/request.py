@@ -9,10 +9,11 @@ from langgraph.runtime import Runtime
 
 from tpo_graph._storable import storable_text
 from tpo_graph.accounting import add_usage, no_usage, plus, total
-from tpo_graph.errors import PolicyError
+from tpo_graph.errors import BudgetError, PolicyError
 from tpo_graph.graph.state import TPOState
 from tpo_graph.policies.providers import Policy, models_inside
 from tpo_graph.policies.reading import Completion
+from tpo_graph.policies.retries import limited
 from tpo_graph.policies.sampling import Draw, Sampler, as_sampler
 from tpo_graph.prompts.pack import PhasePrompt, PromptPack
 from tpo_graph.prompts.template import cut_to_tokens, last_query
@@ -136,11 +137,14 @@ class PhaseRequest:
 
         Raises:
             PolicyError: there is no completion at all.
+            BudgetError: `budget_seconds` were over before there was one.
         """
         prompt, limit = self.prompt, self.settings.budget_requests
         sampling = self.settings.sampling(self.phase, prompt.sampling if prompt else None)
-        left = None if limit is None else limit - total(self.usage(used))["requests"]
-        draw = await self.sampler.draw(messages, n, sampling, seed=self.seed(attempt), most_requests=left)
+        spent = self.usage(used)
+        left = None if limit is None else limit - total(spent)["requests"]
+        with limited(self.settings, seconds_left(self.settings, spent)):
+            draw = await self.sampler.draw(messages, n, sampling, seed=self.seed(attempt), most_requests=left)
         if self.settings.budget_tokens is not None and not draw.usage["input_tokens"] + draw.usage["output_tokens"]:
             self.sampler.warn_once(
                 f"budget_tokens={self.settings.budget_tokens} will not end the run: the provider does not count tokens."
@@ -198,11 +202,8 @@ async def critique(request: PhaseRequest, *, following: int) -> tuple[str, Phase
             break
         try:
             draw = await request.draw(messages, 1, attempt=attempt, used=used)
-        except PolicyError as error:
-            if request.settings.on_failure == "raise":
-                raise
-            used = plus(used, error.usage or no_usage())
-            return "", used, [*failures, failure(request.phase, request.step, "request_failed", str(error))]
+        except (PolicyError, BudgetError) as error:
+            return "", plus(used, error.usage or no_usage()), [*failures, failed_draw(request, error)]
         used = plus(used, draw.usage)
         completion = draw.completions[0]
         if completion.problem is None:
@@ -220,6 +221,18 @@ async def critique(request: PhaseRequest, *, following: int) -> tuple[str, Phase
     return "", used, failures
 
 
+def failed_draw(request: PhaseRequest, error: PolicyError | BudgetError) -> FailureRecord:
+    """The record of a draw without a completion, after the first candidates were scored.
+
+    Raises:
+        PolicyError: it is `error`, and the settings say `on_failure="raise"`. A budget is no failure.
+    """
+    if isinstance(error, PolicyError) and request.settings.on_failure == "raise":
+        raise error
+    reason: FailureReason = "out_of_time" if isinstance(error, BudgetError) else "request_failed"
+    return failure(request.phase, request.step, reason, str(error))
+
+
 def effective_settings(defaults: TPOSettings, runtime: Runtime[TPOSettings] | None) -> TPOSettings:
     """The settings of this call: those given at build, with what its context names in their place.
 
@@ -232,6 +245,11 @@ def effective_settings(defaults: TPOSettings, runtime: Runtime[TPOSettings] | No
     if isinstance(context, Mapping):
         return defaults.overridden_by({name: context[name] for name in TPOSettings.model_fields if name in context})
     return defaults
+
+
+def seconds_left(settings: TPOSettings, usage: Usage) -> float | None:
+    """What a run has left of its `budget_seconds`; None where it has no such budget."""
+    return None if settings.budget_seconds is None else settings.budget_seconds - total(usage)["seconds"]
 
 
 def pack_for(prompts: PromptPack | str | Path | None, policy: Policy) -> PromptPack:
@@ -262,7 +280,10 @@ def failure(phase: Phase, step: int, reason: FailureReason, detail: str = "", te
 def draw_failures(phase: Phase, step: int, draw: Draw) -> list[FailureRecord]:
     """Records of the requests of a draw that failed, and of its completions that can't be used for anything."""
     failed = [
-        failure(phase, step, "request_failed", f"{type(error).__name__}: {error}".strip(": ")) for error in draw.errors
+        failure(phase, step, "out_of_time", str(error))
+        if isinstance(error, BudgetError)
+        else failure(phase, step, "request_failed", f"{type(error).__name__}: {error}".strip(": "))
+        for error in draw.errors
     ]
     unusable = [completion for completion in draw.completions if completion.problem is not None]
     return failed + [completion_failure(phase, step, completion) for completion in unusable]

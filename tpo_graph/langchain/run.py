@@ -26,7 +26,8 @@ from tpo_graph.graph.state import TPOState
 from tpo_graph.langchain.call import STANDARD_KNOBS, CallOptions, NoAnswerError
 from tpo_graph.policies.failures import policy_failed
 from tpo_graph.policies.http import loop_safe
-from tpo_graph.policies.providers import Policy, change_models, knob_fields
+from tpo_graph.policies.providers import Policy, change_models, has_retries, knob_fields, models_inside
+from tpo_graph.policies.retries import OwnLimits, limited, send, without_retries
 from tpo_graph.policies.sampling import Sampler
 from tpo_graph.run_parts import LoadedParts, RunParts, policy_name
 from tpo_graph.settings import TPOSettings
@@ -78,7 +79,7 @@ class TPORunner:
         try:
             state = await _run(self._graph(parts, options), conversation, draft, settings.overridden_by(remaining))
         except BudgetError as error:
-            if draft is None:
+            if draft is None or error.usage is not None:  # it is the time that is over
                 raise
             raise _budget_too_small(settings) from error
         return _message(state, draft, model_name)
@@ -145,13 +146,18 @@ async def _first_reply(
     def with_knobs(model: BaseChatModel) -> BaseChatModel:
         # not streamed, because chunks lose the usage
         fields = {"disable_streaming": True, **knob_fields(model, knobs, sampling.explicit)}
-        return loop_safe(model).model_copy(update=fields)
+        return without_retries(loop_safe(model)).model_copy(update=fields)
 
+    own = next((OwnLimits.of(model) for model in models_inside(policy)), OwnLimits())
     policy = change_models(options.first_policy(policy), with_knobs)
     stop = list(dict.fromkeys([*options.stop, *sampling.stop]))
     config: RunnableConfig = {"tags": [TAG_NOSTREAM]}  # keeps its tokens out of the message stream
+    arguments = {"stop": stop} if stop else {}
     try:
-        reply = await policy.ainvoke(messages, config, **({"stop": stop} if stop else {}))
+        with limited(settings, settings.budget_seconds):
+            reply = await send(
+                lambda: policy.ainvoke(messages, config, **arguments), own, may_repeat=lambda: not has_retries(policy)
+            )
     except TPOError:
         raise
     except Exception as error:  # any provider's

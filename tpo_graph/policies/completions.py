@@ -1,11 +1,12 @@
 """One request for several completions of a chat model: how it is sent, and how its answer is read."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, LLMResult
-from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables import RunnableBinding, RunnableConfig
 from langchain_core.runnables.config import ensure_config, merge_configs
 from langgraph.constants import TAG_NOSTREAM
 
@@ -17,11 +18,14 @@ from tpo_graph.policies.providers import (
     Policy,
     change_models,
     completion_fields,
+    has_retries,
     knob_fields,
+    models_inside,
     partial_completions,
     unbind,
 )
 from tpo_graph.policies.reading import Completion, read_completion
+from tpo_graph.policies.retries import OwnLimits, before_deadline, send, without_retries
 from tpo_graph.settings import Sampling
 from tpo_graph.types import JSONObject, Options, PhaseUsage
 
@@ -45,6 +49,8 @@ class CompletionClient:
         inner, self._arguments, config = unbind(self.policy)
         # a policy with retries or fallbacks is invoked as a whole, and then adds its config by itself
         self.model = inner if isinstance(inner, BaseChatModel) else None
+        self._once = None if self.model is None else without_retries(self.model)
+        self._own = OwnLimits() if self.model is None else OwnLimits.of(self.model)
         self._config: RunnableConfig = config if self.model is not None else {}
         # LangChain describes a model to callbacks once an instance, so the copies are kept
         self._copies: BoundedCache[tuple[tuple[str, Options], ...], BaseChatModel] = BoundedCache(_MOST_COPIES)
@@ -56,60 +62,120 @@ class CompletionClient:
         knobs: Mapping[str, float],
         sampling: Sampling,
         usage: PhaseUsage,
+        *,
+        most_requests: int | None = None,
     ) -> list[Completion]:
-        """One request for `n` completions.
+        """One request for `n` completions, sent again where that may help.
 
         Args:
             messages: what the policy is shown.
             n: how many, 1 or more.
             knobs: values of the sampling knobs and the seed that are sent.
             sampling: the stop texts, and which knobs a person has set.
-            usage: what the request costs is added to it.
+            usage: what the request costs is added to it; each time that it is sent counts.
+            most_requests: it is not sent again once `usage` has so many; None for no limit.
 
         Raises:
             Exception: whatever the policy's client raises.
+            BudgetError: the run's `budget_seconds` were over before the answer came.
             NoCompletionError: the answer holds no completion.
             ConfigurationError: a knob was set that this policy has no way to take.
         """
-        usage["requests"] += 1
         config = merge_configs(ensure_config(), self._config, {"tags": [TAG_NOSTREAM]})
         stop = list(sampling.stop)
 
         def fields(model: BaseChatModel) -> dict[str, Options]:
             return knob_fields(model, knobs, sampling.explicit) | completion_fields(model, n)
 
-        if self.model is None:
-            policy = change_models(self.policy, lambda model: model.model_copy(update=fields(model)))
-            message = await policy.ainvoke(list(messages), config, **({"stop": stop} if stop else {}))
+        def may_repeat() -> bool:
+            return most_requests is None or usage["requests"] < most_requests
+
+        if self._once is None:
+            policy = _with_limits(self.policy, fields, usage, may_repeat)
+            message = await before_deadline(
+                lambda: policy.ainvoke(list(messages), config, **({"stop": stop} if stop else {}))
+            )
             if not isinstance(message, AIMessage):
                 raise ConfigurationError(f"The policy returned {type(message).__name__!r}, not a message.")
-            result = LLMResult(generations=[[ChatGeneration(message=message)]])
+            generations = _generations(LLMResult(generations=[[ChatGeneration(message=message)]]), usage)
         else:
-            own = fields(self.model)
+            own = fields(self._once)
             key = tuple(own.items())
-            model = self._copies.get(key) or self._copies.setdefault(key, self.model.model_copy(update=own))
-            try:
-                result = await model.agenerate(
-                    [list(messages)],
-                    stop=stop or self._arguments.get("stop"),
-                    callbacks=config.get("callbacks"),
-                    tags=config.get("tags"),
-                    metadata=config.get("metadata"),
-                    **{name: value for name, value in self._arguments.items() if name not in _OWN_ARGUMENTS},
-                )
-            except Exception as error:
-                partial = partial_completions(error)
-                if partial is None:
-                    raise
-                result = partial
-        generations = [generation for generation in result.generations[0] if isinstance(generation, ChatGeneration)]
-        _add_tokens(usage, [generation.message for generation in generations], result.llm_output)
-        if not generations:
-            raise NoCompletionError("The provider returned no completion.")
+            model = self._copies.get(key) or self._copies.setdefault(key, self._once.model_copy(update=own))
+
+            async def ask() -> list[ChatGeneration]:
+                usage["requests"] += 1
+                try:
+                    result = await model.agenerate(
+                        [list(messages)],
+                        stop=stop or self._arguments.get("stop"),
+                        callbacks=config.get("callbacks"),
+                        tags=config.get("tags"),
+                        metadata=config.get("metadata"),
+                        **{name: value for name, value in self._arguments.items() if name not in _OWN_ARGUMENTS},
+                    )
+                except Exception as error:
+                    partial = partial_completions(error)
+                    if partial is None:
+                        raise
+                    result = partial
+                return _generations(result, usage)
+
+            generations = await send(ask, self._own, may_repeat=may_repeat)
         return [
             read_completion(generation.message, generation.generation_info, keep_thinking=sampling.keep_thinking)
             for generation in generations
         ]
+
+
+class _Limited(RunnableBinding[Any, Any]):
+    """What is asked as a part of a policy, with the limits of all requests."""
+
+    sends: Callable[[Callable[[], Awaitable[Any]]], Awaitable[Any]]
+
+    async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
+        return await self.sends(lambda: self.bound.ainvoke(input, config, **kwargs))
+
+
+def _with_limits(
+    policy: Policy,
+    fields: Callable[[BaseChatModel], Mapping[str, Options]],
+    usage: PhaseUsage,
+    may_repeat: Callable[[], bool],
+) -> Policy:
+    """A policy of several models, or with retries of its own, for one request.
+
+    Args:
+        policy: as `CompletionClient` keeps it.
+        fields: those of each model in it.
+        usage: each request of each model counts there; one for the whole where no model is to be seen.
+        may_repeat: asked before one is sent again.
+    """
+    retries_itself = has_retries(policy)
+
+    def limited(part: Policy) -> Policy:
+        async def sends(request: Callable[[], Awaitable[Any]]) -> Any:
+            def ask() -> Awaitable[Any]:
+                usage["requests"] += 1
+                return request()
+
+            return await send(ask, own, may_repeat=lambda: not retries_itself and may_repeat())
+
+        own, bound = OwnLimits(), part
+        if isinstance(part, BaseChatModel):
+            own, bound = OwnLimits.of(part), without_retries(part).model_copy(update=dict(fields(part)))
+        return _Limited(bound=bound, sends=sends)
+
+    return change_models(policy, limited) if models_inside(policy) else limited(policy)
+
+
+def _generations(result: LLMResult, usage: PhaseUsage) -> list[ChatGeneration]:
+    """The completions in an answer, whose cost is added to `usage`."""
+    generations = [generation for generation in result.generations[0] if isinstance(generation, ChatGeneration)]
+    _add_tokens(usage, [generation.message for generation in generations], result.llm_output)
+    if not generations:
+        raise NoCompletionError("The provider returned no completion.")
+    return generations
 
 
 def _add_tokens(usage: PhaseUsage, messages: Sequence[BaseMessage], llm_output: JSONObject | None) -> None:

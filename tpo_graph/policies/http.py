@@ -11,6 +11,7 @@ import json
 import sys
 import threading
 from collections.abc import AsyncGenerator
+from contextvars import ContextVar
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,13 +24,23 @@ if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel
 
 
+_AT_ONCE = 0.001  # seconds; with 0, idle connections would stay open until the next request
+
+fresh_connection: ContextVar[bool] = ContextVar("tpo_graph_fresh_connection", default=False)
+"""Set where a request must not go out over a connection that was idle."""
+
+
 @lru_cache(maxsize=1)
 def shared_http_client() -> "httpx2.AsyncClient":
     """The process's async HTTP client: one pool of connections for each running event loop.
 
     A pool is closed by the shutdown of its loop (`asyncio.run` does that), so nothing is left open.
     """
+    import httpx2
     import openai
+
+    pool = openai.DEFAULT_CONNECTION_LIMITS
+    limits = {False: pool, True: httpx2.Limits(max_connections=pool.max_connections, keepalive_expiry=_AT_ONCE)}
 
     class LoopSafeClient(openai.DefaultAioHttpClient):
         """Sends with the client of the running loop."""
@@ -37,26 +48,29 @@ def shared_http_client() -> "httpx2.AsyncClient":
         def __init__(self) -> None:
             super().__init__()
             self._lock = threading.Lock()  # loops of several threads share this client
-            self._clients: dict[asyncio.AbstractEventLoop, tuple[httpx2.AsyncClient, AsyncGenerator[None]]] = {}
+            self._clients: dict[
+                tuple[asyncio.AbstractEventLoop, bool], tuple[httpx2.AsyncClient, AsyncGenerator[None]]
+            ] = {}
 
         async def send(self, request: "httpx2.Request", **options: Options) -> "httpx2.Response":
-            loop = asyncio.get_running_loop()
-            client, closer = self._clients.get(loop, (None, None))
+            key = asyncio.get_running_loop(), fresh_connection.get()
+            client, closer = self._clients.get(key, (None, None))
             if client is None:
-                client = openai.DefaultAioHttpClient()
+                client = openai.DefaultAioHttpClient(limits=limits[key[1]])
                 closer = _close_with_loop(client)
                 with self._lock:
-                    for closed in [other for other in self._clients if other.is_closed()]:
+                    for closed in [other for other in self._clients if other[0].is_closed()]:
                         del self._clients[closed]
-                    self._clients[loop] = (client, closer)
+                    self._clients[key] = (client, closer)
                 await anext(closer)
             return await client.send(request, **options)
 
         async def aclose(self) -> None:
             """Close the running loop's connections; the client stays usable."""
+            loop = asyncio.get_running_loop()
             with self._lock:
-                _, closer = self._clients.pop(asyncio.get_running_loop(), (None, None))
-            if closer is not None:
+                closers = [self._clients.pop(key)[1] for key in [(loop, False), (loop, True)] if key in self._clients]
+            for closer in closers:
                 await closer.aclose()
 
     return LoopSafeClient()

@@ -16,6 +16,7 @@ from langchain_core.outputs import ChatGeneration, LLMResult
 from langchain_core.runnables import Runnable, RunnableBinding, RunnableConfig, RunnableWithFallbacks
 from langchain_core.runnables.base import RunnableBindingBase
 from langchain_core.runnables.config import merge_configs
+from langchain_core.runnables.retry import RunnableRetry
 
 from tpo_graph.errors import ConfigurationError
 from tpo_graph.types import Options
@@ -46,6 +47,13 @@ def change_models(policy: Policy, change: Callable[[BaseChatModel], Policy]) -> 
         fallbacks = [change_models(fallback, change) for fallback in policy.fallbacks]
         return policy.model_copy(update={"runnable": first, "fallbacks": fallbacks})
     return policy
+
+
+def has_retries(policy: Policy) -> bool:
+    """Whether `with_retry` is somewhere in the policy."""
+    if isinstance(policy, RunnableWithFallbacks):
+        return any(has_retries(runnable) for runnable in policy.runnables)
+    return isinstance(policy, RunnableRetry) or (isinstance(policy, RunnableBindingBase) and has_retries(policy.bound))
 
 
 def unbind(policy: Policy) -> tuple[Policy, dict[str, Options], RunnableConfig]:

@@ -14,7 +14,7 @@ from langchain_core.messages import BaseMessage
 from langchain_core.runnables import Runnable
 
 from tpo_graph.accounting import Stopwatch, no_usage
-from tpo_graph.errors import ConfigurationError
+from tpo_graph.errors import BudgetError, ConfigurationError, PolicyError
 from tpo_graph.policies.completions import CompletionClient
 from tpo_graph.policies.failures import ProviderFailure, policy_failed
 from tpo_graph.policies.providers import Policy, takes
@@ -150,6 +150,7 @@ class Sampler:
 
         Raises:
             PolicyError: there is no completion; the cause is the last failure, and `usage` is what was spent.
+            BudgetError: the run's `budget_seconds` were over before there was one.
             ConfigurationError: a knob was set that this policy has no way to take.
         """
         draw = Draw()
@@ -176,6 +177,7 @@ class Sampler:
                         knobs if seed is None else knobs | {"seed": (seed + piece[0]) % _MOST_SEEDS},
                         sampling,
                         draw.usage,
+                        most_requests=most_requests,
                     )
                     for piece in pieces
                 ]
@@ -209,9 +211,8 @@ class Sampler:
         draw.completions = [completions[place] for place in sorted(completions)]
         draw.usage["seconds"] = watch.seconds
         if not draw.completions:
-            cause = draw.errors[-1]
             address = str(getattr(self._client.model, "openai_api_base", None) or "")
-            raise policy_failed(cause, address=address, usage=draw.usage) from cause
+            raise _no_completion(draw, address) from draw.errors[-1]
         return draw
 
 
@@ -226,6 +227,14 @@ def as_sampler(policy: Policy | Sampler) -> Sampler:
         ConfigurationError: `policy` is neither.
     """
     return policy if isinstance(policy, Sampler) else Sampler(policy)
+
+
+def _no_completion(draw: Draw, address: str) -> BudgetError | PolicyError:
+    """The error to raise when all requests of a draw failed."""
+    cause = draw.errors[-1]
+    if isinstance(cause, BudgetError):
+        return BudgetError(cause.message, hint=cause.hint, usage=draw.usage)
+    return policy_failed(cause, address=address, usage=draw.usage)
 
 
 def _split(places: Sequence[int], most: int | None) -> list[list[int]]:

@@ -95,8 +95,8 @@ async def _draw_missing(request: PhaseRequest, conversation: list[BaseMessage], 
         )
     try:
         return await request.draw(request.messages(conversation), n)
-    except PolicyError as error:
-        if not has_drafts or settings.on_failure == "raise":
+    except (PolicyError, BudgetError) as error:
+        if not has_drafts or (isinstance(error, PolicyError) and settings.on_failure == "raise"):
             raise
         return Draw(usage=error.usage or no_usage(), errors=[error])
 

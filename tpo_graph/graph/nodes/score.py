@@ -5,11 +5,12 @@ from collections.abc import Mapping, Sequence
 
 from langgraph.runtime import Runtime
 
-from tpo_graph.accounting import Stopwatch
-from tpo_graph.errors import RewardError
+from tpo_graph.accounting import Stopwatch, no_usage
+from tpo_graph.errors import BudgetError, RewardError
 from tpo_graph.graph.bridge import AsyncNode
-from tpo_graph.graph.request import effective_settings, failure
+from tpo_graph.graph.request import effective_settings, failure, seconds_left
 from tpo_graph.graph.state import TPOState
+from tpo_graph.policies.retries import before_deadline, limited
 from tpo_graph.rewards.base import (
     RewardModel,
     RunContext,
@@ -22,7 +23,9 @@ from tpo_graph.rewards.base import (
 from tpo_graph.rewards.warnings import scoring_warnings
 from tpo_graph.selection import preference_pair
 from tpo_graph.settings import TPOSettings
-from tpo_graph.types import Candidate, FailureRecord, PartialState, ScoredCandidate
+from tpo_graph.types import Candidate, FailureReason, FailureRecord, PartialState, ScoredCandidate, Usage
+
+_GRACE = 0.1  # seconds; requests end by themselves before, and leave the scores that are there
 
 
 def score_node(reward_model: RewardModel, *, settings: TPOSettings | None = None) -> AsyncNode:
@@ -54,9 +57,16 @@ def score_node(reward_model: RewardModel, *, settings: TPOSettings | None = None
         new = [text for text in texts if text not in rewards]
         scoring = Scoring([])
         scored: list[ScoredCandidate] = []
-        with Stopwatch() as watch:
+        used: Usage = state.get("usage", {})
+        left = seconds_left(chosen, used) if step else None  # without a score there is nothing to end with
+        if left is not None:
+            # so that what arrived at the last moment is not lost to a reward model that is quick
+            left = max(left, 2 * used.get("score", no_usage())["seconds"])
+        with Stopwatch() as watch, limited(chosen, left) as limits:
             try:
-                scoring = await score_responses(reward_model, list(state["messages"]), new, run)
+                scoring = await before_deadline(
+                    lambda: score_responses(reward_model, list(state["messages"]), new, run), grace=_GRACE
+                )
                 usage = scoring.usage
                 rewards |= dict(zip(new, scoring.scores, strict=True))
                 reasons |= scoring.reasons
@@ -64,15 +74,15 @@ def score_node(reward_model: RewardModel, *, settings: TPOSettings | None = None
                 if not scored and step == 0:
                     why = "; ".join(dict.fromkeys(record["detail"].rstrip(".") for record in failures))
                     raise RewardError(f"No candidate has a finite reward: {why}.", usage=usage)
-            except RewardError as error:
+            except (RewardError, BudgetError) as error:
                 usage = usage_of(error)
-                if step == 0 or chosen.on_failure == "raise":
+                is_late = limits.is_over
+                if isinstance(error, RewardError) and not is_late and (step == 0 or chosen.on_failure == "raise"):
                     error.unscored = error.unscored or list(pending)
                     error.usage = usage
                     raise
-                failures = [
-                    failure("score", step, "scoring_failed", str(error), candidate["text"]) for candidate in pending
-                ]
+                reason: FailureReason = "out_of_time" if is_late else "scoring_failed"
+                failures = [failure("score", step, reason, str(error), candidate["text"]) for candidate in pending]
         second = scoring.second.rewards if scoring.second else {}
         second_by_id = {
             candidate["id"]: second[candidate["text"]] for candidate in scored if candidate["text"] in second

@@ -6,9 +6,15 @@ from langchain_core.messages import BaseMessage
 from langgraph.runtime import Runtime
 
 from tpo_graph.accounting import no_usage, plus
-from tpo_graph.errors import PolicyError
+from tpo_graph.errors import BudgetError, PolicyError
 from tpo_graph.graph.bridge import AsyncNode
-from tpo_graph.graph.request import PhaseRequest, PromptedModel, completion_failure, draw_failures, failure
+from tpo_graph.graph.request import (
+    PhaseRequest,
+    PromptedModel,
+    completion_failure,
+    draw_failures,
+    failed_draw,
+)
 from tpo_graph.graph.state import TPOState
 from tpo_graph.policies.providers import Policy
 from tpo_graph.policies.reading import Completion
@@ -47,11 +53,9 @@ def update_node(
         for attempt in (0, 1):
             try:
                 draw = await request.draw(messages, request.settings.n, attempt=attempt, used=used)
-            except PolicyError as error:
-                if request.settings.on_failure == "raise":
-                    raise
+            except (PolicyError, BudgetError) as error:
                 used = plus(used, error.usage or no_usage())
-                failures.append(failure("update", request.step, "request_failed", str(error)))
+                failures.append(failed_draw(request, error))
                 break
             used = plus(used, draw.usage)
             failures += draw_failures("update", request.step, draw)
