@@ -22,7 +22,9 @@ def revisions(*rewards: float, n: int = 5):
 
 
 def run(policy, reward=None, **settings):
-    return create_tpo_graph(policy, reward or number_reward()).invoke({"query": "q"}, context=settings)
+    return create_tpo_graph(policy, reward or number_reward()).invoke(
+        {"query": "q"}, context={"max_retries": 0} | settings
+    )
 
 
 def test_depth():
