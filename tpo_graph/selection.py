@@ -53,7 +53,7 @@ def fits_budget(settings: TPOSettings, usage: Usage, requests: int) -> bool:
     return all(limit is None or value < limit for limit, value in zip(limits, spent, strict=True))
 
 
-def stop_reason(
+def stop_reason(  # noqa: PLR0911  # one return for each reason, in the order in which they count
     trajectory: Sequence[StepRecord],
     settings: TPOSettings,
     usage: Usage,
