@@ -120,11 +120,11 @@ class ConversationFormat:
 
     def render(self, messages: Sequence[BaseMessage]) -> str:
         """The whole conversation as one text, oldest turn first."""
-        if len(messages) == 1 and messages[0].type == "human":
+        if len(messages) == 1 and role_of(messages[0]) == "user":
             return self.single.render({"content": messages[0].text})
         turns = []
         for message in messages:
-            role = ROLES.get(message.type, message.type)
+            role = role_of(message)
             lines: list[str] = [message.text] if message.text else []
             if isinstance(message, AIMessage):
                 # each call on a line of its own, as in `weather({"city": "Turku"})`
@@ -134,9 +134,23 @@ class ConversationFormat:
         return self.separator.join(turns)
 
 
+def role_of(message: BaseMessage) -> str:
+    """The role of a message: `user`, `assistant`, `system` or `tool`, or one that nobody else knows.
+
+    OpenAI's `developer` is a system message, and its `function` the result of a tool.
+
+    Example:
+        >>> from langchain_core.messages import ChatMessage
+        >>> role_of(ChatMessage("Be brief.", role="developer"))
+        'system'
+    """
+    role = str(getattr(message, "role", message.type))  # a ChatMessage has one of its own
+    return {**ROLES, "developer": "system", "function": "tool"}.get(role, role)
+
+
 def last_query(messages: Sequence[BaseMessage]) -> str:
     """Text of the last user message, or "" when there is none."""
-    return next((message.text for message in reversed(messages) if message.type == "human"), "")
+    return next((message.text for message in reversed(messages) if role_of(message) == "user"), "")
 
 
 def cut_to_tokens(text: str, limit: int, tokenize: Callable[[str], Sequence[int]] | None = None) -> str:

@@ -22,6 +22,7 @@ from langgraph.errors import GraphBubbleUp
 
 from tpo_graph.accounting import no_usage
 from tpo_graph.errors import ConfigurationError, RewardError
+from tpo_graph.prompts.template import role_of
 from tpo_graph.types import JSON, PhaseUsage
 
 T = TypeVar("T")
@@ -284,7 +285,7 @@ def query_columns(messages: Sequence[BaseMessage]) -> Mapping[str, JSON]:
         >>> query_columns([HumanMessage("6 x 7?", additional_kwargs={"reference": "42", "level": 1})])
         {'reference': '42', 'level': 1}
     """
-    return next((message.additional_kwargs for message in reversed(messages) if message.type == "human"), {})
+    return next((message.additional_kwargs for message in reversed(messages) if role_of(message) == "user"), {})
 
 
 def query_references(messages: Sequence[BaseMessage]) -> list[str]:

@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeAlias
 from langchain_core.messages import BaseMessage, convert_to_openai_messages
 
 from tpo_graph.errors import ConfigurationError, RewardError, TPOError
+from tpo_graph.prompts.template import last_query, role_of
 from tpo_graph.rewards.base import (
     DetailedReward,
     RewardModel,
@@ -233,13 +234,12 @@ def trl_arguments(
     count = len(responses)
     offered: dict[str, list[Any]] = {name: [value] * count for name, value in query_columns(messages).items()}
     if chat:
-        turns = convert_to_openai_messages(list(messages))
+        turns = [{**convert_to_openai_messages(message), "role": role_of(message)} for message in messages]
         # copies: a function may put the completion at the end of its prompt
         offered["prompts"] = [list(turns) for _ in responses]
         offered["completions"] = [[{"role": "assistant", "content": response}] for response in responses]
     else:
-        query = next((message.text for message in reversed(messages) if message.type == "human"), "")
-        offered["prompts"] = [query] * count
+        offered["prompts"] = [last_query(messages)] * count
         offered["completions"] = list(responses)
     parameters = inspect.signature(function).parameters
     missing = [

@@ -5,7 +5,7 @@ import json
 import math
 
 import pytest
-from langchain_core.messages import AIMessage
+from langchain_core.messages import AIMessage, ChatMessage, FunctionMessage
 
 from tests.rewards.judge.conftest import CONVERSATION
 from tpo_graph.errors import ConfigurationError, PromptError, RewardError
@@ -44,6 +44,13 @@ async def test_what_is_asked(serve):
     prompt = server.prompts[0]
     assert DEFAULT_RUBRIC in prompt
     assert "[system]\nBe brief.\n\n[user]\nWhy is the sky blue?" in prompt
+
+
+async def test_the_roles_that_a_judge_is_shown(serve):
+    server, model = serve(by_last_digit)
+    developer = ChatMessage("Be brief.", role="developer")
+    await JudgeReward(model).score([developer, *CONVERSATION[1:], FunctionMessage("7", name="add")], ["text 7"])
+    assert "[system]\nBe brief.\n\n[user]\nWhy is the sky blue?\n\n[tool]\n7\n" in server.prompts[0]
 
 
 async def test_what_requests_share_comes_first(serve):

@@ -3,10 +3,17 @@
 import re
 
 import pytest
-from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.messages import (
+    AIMessage,
+    ChatMessage,
+    FunctionMessage,
+    HumanMessage,
+    SystemMessage,
+    ToolMessage,
+)
 from tokenizers import AddedToken, normalizers, pre_tokenizers
 
-from tests.rewards.local.checkpoints import make_tokenizer
+from tests.rewards.local.checkpoints import DECODER_TEMPLATE, make_tokenizer
 from tpo_graph.errors import RewardError
 from tpo_graph.rewards.local.encoding import (
     CommonStart,
@@ -215,6 +222,63 @@ def test_messages_of_all_kinds_become_turns():
         ("assistant", "7"),
     ]
     assert turns[2]["tool_calls"][0]["function"] == {"name": "add", "arguments": {"a": 3, "b": 4}}
+
+
+# as Qwen2.5's and Llama 3.1's: roles that it does not know are left out, and so is text beside a tool call
+CHOOSY_TEMPLATE = """\
+{%- for m in messages %}{% if m['role'] in ('system', 'user', 'assistant') and not m.tool_calls %}
+{{- '<|start|>' + m['role'] + '\\n' + m['content'] + '<|end|>\\n' }}
+{%- elif m.tool_calls %}{{ '<|start|>assistant\\n<tool>' + m.tool_calls[0].function.name + '<|end|>\\n' }}
+{%- endif %}{% endfor %}"""
+CALLS = [{"name": "add", "args": {"a": 3}, "id": "1"}, {"name": "sub", "args": {"b": "東"}, "id": "2"}]
+
+
+def written(messages, template=CHOOSY_TEMPLATE):
+    tokenizer = make_tokenizer(adds_bos=False)
+    tokenizer.chat_template = template
+    (text,) = encoder(tokenizer).encode(messages, ["Fine."])
+    return tokenizer.decode(text.ids)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        ChatMessage("Be brief.", role="developer"),
+        SystemMessage("Be brief.", additional_kwargs={"__openai_role__": "developer"}),
+        ChatMessage("Be brief.", role="system"),
+        SystemMessage("Be brief."),
+    ],
+)
+def test_a_developer_message_is_a_system_message(message):
+    assert written([message, *QUESTION]).startswith("<|start|>system\nBe brief.<|end|>\n<|start|>user\nWhy")
+
+
+@pytest.mark.parametrize(
+    ("message", "role"),
+    [
+        (ChatMessage("No.", role="critic"), "critic"),
+        (ToolMessage("7", tool_call_id="1"), "tool"),
+        (FunctionMessage("7", name="add"), "tool"),
+    ],
+)
+def test_a_message_that_the_template_leaves_out_is_an_error(message, role):
+    with pytest.raises(RewardError, match=f"leaves the {role} message out"):
+        written([*QUESTION, message])
+    assert f"{role}\n{message.content}" in written([*QUESTION, message], template=DECODER_TEMPLATE)
+
+
+def test_a_system_message_that_the_template_leaves_out_is_an_error():
+    with pytest.raises(RewardError, match="leaves the system message out"):
+        written([SystemMessage("Be brief."), *QUESTION], template=CHOOSY_TEMPLATE.replace("'system', ", ""))
+
+
+def test_tool_calls_that_the_template_leaves_out_are_text():
+    assert "assistant\n<tool>add<|end|>" in written([*QUESTION, AIMessage("", tool_calls=CALLS[:1])])
+    both = 'assistant\nLet me see.\nadd({"a": 3})\nsub({"b": "東"})<|end|>'
+    assert both in written([*QUESTION, AIMessage("Let me see.", tool_calls=CALLS)])
+    assert 'assistant\nLet me see.\nadd({"a": 3})<|end|>' in written(
+        [*QUESTION, AIMessage("Let me see.", tool_calls=CALLS[:1])]
+    )
 
 
 def test_an_image_is_refused_by_name():

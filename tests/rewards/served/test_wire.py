@@ -248,8 +248,10 @@ async def test_tokenizers_that_can_not_be_used(llama, tmp_path, connect):
                 await reward.score(CONVERSATION, [A])
     options = {"tokenizer": str(tmp_path), "chat_template": "{{ messages[-1]['content'] }}"}
     server, reward = connect("tei", options=options)
-    await reward.score(CONVERSATION, [A])
+    await reward.score(CONVERSATION[1:], [A])
     assert server.bodies[-1]["inputs"] == [[A]]
+    with pytest.raises(RewardError, match="leaves the system message out"):
+        await reward.score(CONVERSATION, [A])
 
 
 @pytest.mark.subprocess

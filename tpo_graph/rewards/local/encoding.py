@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 from langchain_core.messages import BaseMessage, convert_to_openai_messages
 
 from tpo_graph.errors import RewardError
+from tpo_graph.prompts.template import role_of
 from tpo_graph.types import JSON, JSONObject, Options
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ class ConversationEncoder:
         Raises:
             RewardError: when the chat template refuses the conversation.
         """
-        turns = chat_turns(messages)
+        turns = with_nothing_left_out(self._tokenizer, chat_turns(messages))
         rendered = apply_template(self._tokenizer, turns, PROBE, tokenize=False)
         start = CommonStart(self._tokenizer, rendered, before=rendered.rfind(PROBE))
         probe = self._with_added_ids(start.ids)
@@ -287,11 +288,62 @@ def chat_turns(messages: Sequence[BaseMessage]) -> list[ChatTurn]:
                 hint="Leave images and files out of the conversation that is scored.",
             )
         turn = convert_to_openai_messages(message.model_copy(update={"content": str(message.text)}))
+        turn["role"] = role_of(message)
         for call in turn.get("tool_calls") or ():
             # templates print the arguments themselves; as a JSON text they would be quoted twice
             call["function"]["arguments"] = json.loads(call["function"]["arguments"])
         turns.append(turn)
     return turns
+
+
+def with_nothing_left_out(tokenizer: "PreTrainedTokenizerBase", turns: Sequence[ChatTurn]) -> list[ChatTurn]:
+    """The turns in a form of which the tokenizer's chat template writes everything.
+
+    Many templates leave out what they don't know, and the scores would be those of another conversation. Tool calls
+    that are left out become text of their message.
+
+    Args:
+        tokenizer: with a chat template.
+        turns: the conversation, as `chat_turns` returns it.
+
+    Raises:
+        RewardError: the template leaves a message out, or refuses the conversation.
+    """
+    if all(turn["role"] in ("user", "assistant") and not turn.get("tool_calls") for turn in turns):
+        return list(turns)
+    # every part with a mark of its own, to see which ones are written
+    marked: list[ChatTurn] = []
+    for place, turn in enumerate(turns):
+        marked.append({**turn, "content": f"{turn['content']}{PROBE}{place}{PROBE}"})
+        if turn.get("tool_calls"):
+            marked[-1]["tool_calls"] = [
+                {**call, "function": {"name": mark, "arguments": {**call["function"]["arguments"], mark: mark}}}
+                for mark, call in zip(_call_marks(place, turn), turn["tool_calls"], strict=True)
+            ]
+    rendered = apply_template(tokenizer, marked, PROBE, tokenize=False)
+    written: list[ChatTurn] = []
+    for place, turn in enumerate(turns):
+        has_content = not turn["content"] or f"{PROBE}{place}{PROBE}" in rendered
+        calls = turn.get("tool_calls") or ()
+        if turn["role"] != "assistant" and not has_content:
+            raise RewardError(
+                f"The chat template of {tokenizer.name_or_path!r} leaves the {turn['role']} message out, so that the "
+                "scores would be those of another conversation.",
+                hint="Take a reward model whose template knows that role, or give it a template: chat_template=...",
+            )
+        if calls and not (has_content and all(mark in rendered for mark in _call_marks(place, turn))):
+            lines = [
+                f"{call['function']['name']}({json.dumps(call['function']['arguments'], ensure_ascii=False)})"
+                for call in calls
+            ]
+            written.append({"role": turn["role"], "content": "\n".join(filter(None, [turn["content"], *lines]))})
+        else:
+            written.append(turn)
+    return written
+
+
+def _call_marks(place: int, turn: ChatTurn) -> list[str]:
+    return [f"{PROBE}{place}.{index}{PROBE}" for index in range(len(turn["tool_calls"]))]
 
 
 def apply_template(

@@ -20,6 +20,7 @@ from tpo_graph.rewards.local.encoding import (
     added_ids,
     apply_template,
     chat_turns,
+    with_nothing_left_out,
 )
 from tpo_graph.types import JSON, Options
 
@@ -139,7 +140,8 @@ class Renderer:
         def write() -> list[Rendered[str]]:
             with self._lock:
                 tokenizer, _ = self._loaded
-                texts = _texts(tokenizer, chat_turns(messages), responses, sanitize=self._sanitize)
+                turns = with_nothing_left_out(tokenizer, chat_turns(messages))
+                texts = _texts(tokenizer, turns, responses, sanitize=self._sanitize)
                 if server_adds_special_tokens:
                     begin, end = (str(tokenizer.decode(list(ids))) for ids in added_ids(tokenizer))
                     texts = [text.removeprefix(begin).removesuffix(end) for text in texts]
