@@ -7,11 +7,14 @@ from langchain_core.messages import HumanMessage
 from langchain_core.runnables import RunnableLambda
 from langgraph.graph import END
 from langgraph.runtime import Runtime
+from langgraph.types import Command
 
 from tests.tpo_script import GRADIENT, LOSS, number_reward, phases_asked, scripted_policy
 from tpo_graph import ConfigurationError, TPOSettings, build_tpo_graph, create_tpo_graph
 from tpo_graph.graph.bridge import as_runnable
 from tpo_graph.graph.build import make_nodes
+from tpo_graph.graph.returns import check_result
+from tpo_graph.graph.state import TPOState
 
 MINE = {"loss": "my loss", "gradient": ""}
 
@@ -102,12 +105,69 @@ def test_a_score_node_of_ones_own():
     assert result["answer"] == "cand 0"
 
 
-def test_an_update_that_forgets_to_count_the_step_is_an_error_that_says_what_to_return():
+REVISION = {"id": "x", "step": 1, "text": "rev 7", "truncated": False}
+
+
+@pytest.mark.parametrize(
+    ("name", "returned", "message", "hint"),
+    [
+        ("loss", {"critique": "x"}, "returned 'critique' and not 'loss'; the state has no 'critique'", "'loss'"),
+        ("loss", {"Loss": "x"}, "returned 'Loss' and not 'loss'; the state has no 'Loss'", "Is 'loss' meant?"),
+        ("loss", {"loss": "x", "gradeint": "y"}, "the state has no 'gradeint'", "Is 'gradient' meant?"),
+        ("loss", None, "returned nothing and not 'loss'", "'loss'"),
+        ("gradient", {}, "returned nothing and not 'gradient'", "'gradient'"),
+        ("update", {"pending": [REVISION]}, "returned 'pending' and not 'step'", "'pending', 'step'"),
+        ("sample", {"candidates": []}, "returned 'candidates' and not 'pending', 'step'", "'pending', 'step'"),
+        ("score", {"rewards": [1.0]}, "returned 'rewards' and not 'cache'", "'cache'"),
+        ("select", {"best": {}, "worst": {}}, "returned 'best', 'worst' and not 'stop_reason'", "'stop_reason'"),
+        ("select", {"best": {}, "worst": {}, "stop_reason": "depth"}, "and not 'answer'", "'answer'"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["function", "async function", "command", "Runnable"])
+async def test_a_node_that_returns_other_keys_than_it_owes_is_named_with_them(name, returned, message, hint, kind):
+    def plain(state):
+        return Command(update=returned) if kind == "command" else returned
+
+    async def asynchronous(state):
+        return returned
+
+    node = {"async function": asynchronous, "Runnable": RunnableLambda(plain)}.get(kind, plain)
+    graph = create_tpo_graph(scripted_policy(), number_reward(), nodes={name: node})
+    with pytest.raises(ConfigurationError, match=f"node '{name}' .*{message}") as caught:
+        await graph.ainvoke({"query": "q"})
+    assert hint in caught.value.hint
+    with pytest.raises(ConfigurationError, match=message):
+        graph.invoke({"query": "q"})
+
+
+def test_a_node_may_write_keys_that_another_node_of_the_graph_brings():
+    class WithNotes(TPOState):
+        notes: str
+
+    def report(state: WithNotes):
+        seen.append(state["notes"])
+
+    def loss(state):
+        return {"loss": "my loss", "notes": "mine", "warnings": []}
+
+    seen = []
+    builder = build_tpo_graph(scripted_policy(), number_reward(), nodes={"loss": loss})
+    builder.add_node("report", report)
+    builder.add_edge("loss", "report")
+    builder.compile().invoke({"query": "q"}, context={"depth": 1})
+    assert seen == ["mine"]
+
+
+def test_a_node_that_goes_elsewhere_owes_nothing():
+    check_result("loss", Command(update={"failures": []}, goto="select"), {}, known=TPOState.__annotations__)
+
+
+def test_an_update_that_does_not_count_the_step_is_an_error_that_says_what_to_return():
     def update(state):
-        return {"pending": [{"id": "x", "step": state["step"] + 1, "text": "rev 7", "truncated": False}]}
+        return {"pending": [REVISION], "step": state["step"]}
 
     policy = scripted_policy()
-    with pytest.raises(ConfigurationError, match="in place of `update` does not write `step`") as caught:
+    with pytest.raises(ConfigurationError, match="in place of `update` does not count `step`") as caught:
         create_tpo_graph(policy, number_reward(), nodes={"update": update}).invoke({"query": "q"}, context={"depth": 9})
     assert '"step": state["step"] + 1' in caught.value.hint
     assert len(policy.requests) == 5 + 2 * 2

@@ -8,7 +8,6 @@ from langgraph.graph import END, START, StateGraph
 from langgraph.graph.state import CompiledStateGraph
 
 from tpo_graph.errors import ConfigurationError
-from tpo_graph.graph.bridge import as_runnable, is_async
 from tpo_graph.graph.nodes.gradient import gradient_node
 from tpo_graph.graph.nodes.loss import loss_node
 from tpo_graph.graph.nodes.sample import sample_node
@@ -16,6 +15,7 @@ from tpo_graph.graph.nodes.score import score_node
 from tpo_graph.graph.nodes.select import select_node
 from tpo_graph.graph.nodes.update import update_node
 from tpo_graph.graph.request import pack_for
+from tpo_graph.graph.returns import checked_node
 from tpo_graph.graph.state import TPOInput, TPOState
 from tpo_graph.policies.providers import Policy
 from tpo_graph.policies.sampling import Sampler, as_sampler
@@ -29,13 +29,13 @@ def route_after_select(state: TPOState) -> Literal["loss", "__end__"]:
     """To the end when `select` has written a stop reason, else into the next step.
 
     Raises:
-        ConfigurationError: a replaced `update` does not count steps, so that the run would not end.
+        ConfigurationError: a replaced `update` does not raise the step, so that the run would not end.
     """
     # twice may be a person's fork of the thread
     steps = [record["step"] for record in state.get("trajectory", [])[-3:]]
     if not state.get("stop_reason") and len(steps) == 3 and len(set(steps)) == 1:
         raise ConfigurationError(
-            f"Step {steps[-1]} repeats without end: the node in place of `update` does not write `step`.",
+            f"Step {steps[-1]} repeats without end: the node in place of `update` does not count `step`.",
             hint='It must return {"step": state["step"] + 1, "pending": [...]}.',
         )
     return "__end__" if state.get("stop_reason") else "loss"
@@ -152,7 +152,7 @@ def wire(nodes: Mapping[str, Node], *, context_schema: type[Settings]) -> StateG
     graph: StateGraph[TPOState, Settings, TPOInput]
     graph = StateGraph(TPOState, context_schema=context_schema, input_schema=TPOInput)
     for name, node in nodes.items():
-        graph.add_node(name, as_runnable(node, name) if is_async(node) else node)
+        graph.add_node(name, checked_node(name, node, graph.channels))
     graph.add_edge(START, "sample")
     graph.add_edge("sample", "score")
     graph.add_edge("score", "select")
