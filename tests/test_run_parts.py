@@ -98,7 +98,7 @@ def test_the_first_error_of_any_part_is_raised(named_reward):
         ({"policy": 7}, "policy must be a LangChain chat model or the name of one, not 'int'"),
         ({"policy": None}, "policy must be a LangChain chat model or the name of one, not 'NoneType'"),
         ({"critic": 7}, "critic must be a LangChain chat model or the name of one, not 'int'"),
-        ({"reward": object()}, r"score\(messages, responses\), and 'object' has none"),
+        ({"reward": object()}, r"'object' is neither"),
         ({"nodes": "fused"}, "Unknown variant 'fused'; allowed: fused-critique"),
     ],
 )

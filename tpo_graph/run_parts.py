@@ -23,7 +23,8 @@ from tpo_graph.policies.load import load_policy
 from tpo_graph.policies.providers import Policy, models_inside
 from tpo_graph.policies.sampling import Sampler, as_sampler
 from tpo_graph.prompts.pack import PromptPack
-from tpo_graph.rewards.base import RewardModel, require_reward_model
+from tpo_graph.rewards.base import RewardModel
+from tpo_graph.rewards.functions import RewardFunction, as_reward_model
 from tpo_graph.rewards.load import load_reward
 from tpo_graph.settings import TPOSettings
 from tpo_graph.types import Node, Options
@@ -202,7 +203,7 @@ class RunParts:
     """
 
     policy: Policy | str
-    reward: RewardModel | str
+    reward: RewardModel | RewardFunction | str
     critic: Policy | str | None = None
     prompts: PromptPack | str | Path | None = None
     nodes: Mapping[str, Node] | str | None = None
@@ -219,7 +220,7 @@ class RunParts:
                     hint='For example "openai:gpt-4o-mini".',
                 )
         if not isinstance(self.reward, str):
-            require_reward_model(self.reward)
+            as_reward_model(self.reward)
         if isinstance(self.nodes, str) and self.nodes not in VARIANTS:
             raise ConfigurationError(f"Unknown variant {self.nodes!r}; allowed: {', '.join(VARIANTS)}.")
 
@@ -250,7 +251,7 @@ class RunParts:
             policy, critic, reward = (parts | self.models.load(names, on_load or (lambda *_: None))).values()
             loaded = LoadedParts(
                 policy=policy,
-                reward=reward,
+                reward=as_reward_model(reward),
                 critic=critic,
                 prompts=pack_for(self.prompts, policy),
                 nodes=self.nodes,

@@ -202,7 +202,7 @@ def test_what_a_failed_scoring_cost_is_in_the_usage_of_a_draft_that_survives():
         ({"n": 0}, "n=0"),
         ({"policy": 7}, "policy must be a LangChain chat model"),
         ({"critic": 7}, "critic must be a LangChain chat model"),
-        ({"reward": 7}, "A reward model has a method score"),
+        ({"reward": 7}, "is a function; 'int' is neither"),
         ({"nodes": "fused"}, "Unknown variant 'fused'; allowed: fused-critique"),
     ],
 )

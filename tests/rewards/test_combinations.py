@@ -279,7 +279,7 @@ async def test_nothing_to_score():
     [
         (lambda: WeightedSum({}), "needs parts"),
         (lambda: Gate({}, table()), "needs checks"),
-        (lambda: WeightedSum({"a": 3}), "'int' has none"),
+        (lambda: WeightedSum({"a": 3}), "'int' is neither"),
         (lambda: Part(WatchedReward(table(), table())), "can't be watched"),
         (lambda: Part(table(), weight=NAN), "finite"),
         (lambda: Part(table(), scale="sigmoid"), "allowed: 'standard'"),

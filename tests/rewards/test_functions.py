@@ -8,10 +8,11 @@ from collections.abc import Sequence
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage
 
-from tpo_graph import ConfigurationError, RewardError
+from tpo_graph import ChatTPO, ConfigurationError, RewardError, create_tpo_graph
+from tpo_graph.rewards import Part, WatchedReward, WeightedSum
 from tpo_graph.rewards.base import RunContext, query_references, score_responses
 from tpo_graph.rewards.functions import FunctionReward, find_style, load_function
-from tpo_graph.testing import TableReward
+from tpo_graph.testing import ScriptedChatModel, TableReward
 
 QUERY = [HumanMessage("How much is 6 x 7?", additional_kwargs={"reference": "42", "level": 3})]
 
@@ -44,6 +45,8 @@ class Callable_:
         (with_default, "response"),
         (conversation_one, "messages_response"),
         (conversation_many, "messages_responses"),
+        (lambda query, response: 1.0, "query_response"),
+        (lambda question, answers: [1.0], "query_responses"),
         (trl_text, "trl"),
         (trl_literal, "trl"),
         (trl_chat, "trl_chat"),
@@ -107,6 +110,8 @@ def returns_awaitable(responses):
         (one, None, [1.0, 3.0]),
         (many, None, [19.0, 21.0]),
         (lambda messages, response: len(messages), None, [1.0, 1.0]),
+        (lambda query, response: len(query), None, [18.0, 18.0]),
+        (lambda query, responses: [len(query)] * 2, None, [18.0, 18.0]),
         (lambda responses: (len(response) for response in responses), None, [1.0, 3.0]),
         (returns_awaitable, None, [2.0, 2.0]),
     ],
@@ -235,8 +240,38 @@ def test_a_reference_does_not_reach_the_policy():
     assert payload["messages"] == [{"role": "user", "content": "6 x 7?"}]
 
 
+async def brevity(response):
+    return -float(len(response))
+
+
+def test_a_plain_function_is_a_reward_model():
+    for function in (brevity, lambda messages, responses: [-len(response) for response in responses]):
+        graph = create_tpo_graph(ScriptedChatModel(["long", "a"]), function)
+        assert graph.invoke({"query": "q"}, context={"mode": "bon", "n": 2})["answer"] == "a"
+    chat = ChatTPO(policy=ScriptedChatModel(["long", "a"]), reward=brevity, n=2, mode="bon")
+    assert chat.invoke("q").text == "a"
+    combination = WeightedSum({"brief": Part(brevity, scale="raw"), "same": Part(lambda response: 1.0, scale="raw")})
+    watched = WatchedReward(combination, brevity)
+    assert asyncio.run(watched.score(QUERY, ["abc"])) == [-2.0]
+
+
+@pytest.mark.parametrize(
+    ("model", "message", "hint"),
+    [
+        (lambda x, y: 1.0, r"\(x, y\) don't show how to call it", "FunctionReward(function, style=...)"),
+        (TableReward, "class 'TableReward' is neither", "an object of the class"),
+        (ScriptedChatModel([]), "'ScriptedChatModel' is neither", "JudgeReward(model)"),
+        (7, "'int' is neither", "load_reward"),
+    ],
+)
+def test_what_is_no_reward_model(model, message, hint):
+    with pytest.raises(ConfigurationError, match=message) as caught:
+        create_tpo_graph(ScriptedChatModel([]), model)
+    assert hint in caught.value.hint
+
+
 FILE = """
-from tpo_graph.testing import TableReward
+from tpo_graph.testing import ScriptedChatModel, TableReward
 def brevity(response, weight=1.0):
     return -weight * len(response)
 table = TableReward({}, default=2.0)

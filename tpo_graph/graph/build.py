@@ -20,7 +20,8 @@ from tpo_graph.graph.state import TPOInput, TPOState
 from tpo_graph.policies.providers import Policy
 from tpo_graph.policies.sampling import Sampler, as_sampler
 from tpo_graph.prompts.pack import PromptPack
-from tpo_graph.rewards.base import RewardModel, require_reward_model
+from tpo_graph.rewards.base import RewardModel
+from tpo_graph.rewards.functions import RewardFunction, as_reward_model
 from tpo_graph.settings import TPOSettings
 from tpo_graph.types import Node, Options
 
@@ -48,7 +49,7 @@ TPOGraph: TypeAlias = CompiledStateGraph[TPOState, TPOSettings, TPOInput, TPOSta
 
 def build_tpo_graph(
     policy: Policy,
-    reward_model: RewardModel,
+    reward_model: RewardModel | RewardFunction,
     *,
     critic: Policy | None = None,
     prompts: PromptPack | str | Path | None = None,
@@ -65,7 +66,7 @@ def build_tpo_graph(
 
     Args:
         policy: the model that answers and revises (M in the paper).
-        reward_model: scores every candidate (R in the paper).
+        reward_model: scores every candidate (R in the paper); a function too, as `FunctionReward` takes it.
         critic: writes loss and gradient; the policy when None.
         prompts: a pack, its name or its folder; None takes the one that suits the policy.
         nodes: replacements by name, as in `{"loss": my_node}`: async or sync functions of
@@ -74,7 +75,7 @@ def build_tpo_graph(
             names.
 
     Raises:
-        ConfigurationError: the policy is not a chat model, the reward model has no `score`, or a name in `nodes` is not
+        ConfigurationError: the policy is not a chat model, the reward model is none, or a name in `nodes` is not
             a node.
         PromptError: the pack is incomplete or can't run the mode.
     """
@@ -84,7 +85,7 @@ def build_tpo_graph(
 
 def make_nodes(
     policy: Policy | Sampler,
-    reward_model: RewardModel,
+    reward_model: RewardModel | RewardFunction,
     *,
     critic: Policy | Sampler | None = None,
     prompts: PromptPack | str | Path | None = None,
@@ -110,11 +111,11 @@ def make_nodes(
         it from sync code as well.
 
     Raises:
-        ConfigurationError: the policy is not a chat model, or a reward model has no `score`.
+        ConfigurationError: the policy is not a chat model, or the reward model is none.
         PromptError: the pack is incomplete or can't run the mode.
     """
     settings = TPOSettings.load() if settings is None else settings
-    require_reward_model(reward_model)
+    reward_model = as_reward_model(reward_model)
     # policy and critic share what their provider is found to take
     actor = as_sampler(policy)
     judge = actor if critic is None or critic is policy else as_sampler(critic)
@@ -165,7 +166,7 @@ def wire(nodes: Mapping[str, Node], *, context_schema: type[Settings]) -> StateG
 
 def create_tpo_graph(
     policy: Policy,
-    reward_model: RewardModel,
+    reward_model: RewardModel | RewardFunction,
     *,
     critic: Policy | None = None,
     prompts: PromptPack | str | Path | None = None,
@@ -195,7 +196,7 @@ def create_tpo_graph(
 
     Args:
         policy: the model that answers and revises (M in the paper).
-        reward_model: scores every candidate (R in the paper).
+        reward_model: scores every candidate (R in the paper); a function too, as `FunctionReward` takes it.
         critic: writes loss and gradient; the policy when None.
         prompts: a pack, its name or its folder; None takes the one that suits the policy.
         nodes: replacements by name, as for `build_tpo_graph`.
@@ -204,7 +205,7 @@ def create_tpo_graph(
         **compile_options: go to `StateGraph.compile`, as in `checkpointer=InMemorySaver()`.
 
     Raises:
-        ConfigurationError: the policy is not a chat model, the reward model has no `score`, or a name in `nodes` is not
+        ConfigurationError: the policy is not a chat model, the reward model is none, or a name in `nodes` is not
             a node.
         PromptError: the pack is incomplete or can't run the mode.
     """

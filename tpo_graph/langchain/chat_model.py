@@ -26,6 +26,7 @@ from tpo_graph.langchain.schema import AnswerSchema, StructuredMethod
 from tpo_graph.policies.providers import Policy, models_inside
 from tpo_graph.prompts.pack import PromptPack
 from tpo_graph.rewards.base import RewardModel
+from tpo_graph.rewards.functions import RewardFunction
 from tpo_graph.run_parts import RunParts, policy_name
 from tpo_graph.settings import TPOSettings
 from tpo_graph.types import Node, Options
@@ -69,7 +70,7 @@ class ChatTPO(AsyncChatModel):
 
     Args:
         policy: a chat model, or a name that `load_policy` takes, loaded when it is first used.
-        reward: a reward model, or a name that `load_reward` takes.
+        reward: a reward model, a function of responses, or a name that `load_reward` takes.
         critic: writes loss and gradient: a chat model or a name; the policy when None.
         prompts: a prompt pack, its name or its folder; None takes the one that suits the policy.
         nodes: replacements by name, as in `{"loss": my_node}`, or the name of a variant, as in `"fused-critique"`.
@@ -100,7 +101,7 @@ class ChatTPO(AsyncChatModel):
         self,
         *,
         policy: Policy | str,
-        reward: RewardModel | str,
+        reward: RewardModel | RewardFunction | str,
         critic: Policy | str | None = None,
         prompts: PromptPack | str | Path | None = None,
         nodes: Mapping[str, Node] | str | None = None,

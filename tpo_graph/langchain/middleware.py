@@ -15,6 +15,7 @@ from tpo_graph.langchain.chat_model import ChatTPO
 from tpo_graph.policies.providers import Policy
 from tpo_graph.prompts.pack import PromptPack
 from tpo_graph.rewards.base import RewardModel
+from tpo_graph.rewards.functions import RewardFunction
 from tpo_graph.settings import TPOSettings
 from tpo_graph.types import JSONObject, Node, Options
 
@@ -67,7 +68,7 @@ class TPOMiddleware(AgentMiddleware[TPOAgentState, Any, Any]):
         ('a better one', 'depth')
 
     Args:
-        reward: a reward model, or a name that `load_reward` takes.
+        reward: a reward model, a function of responses, or a name that `load_reward` takes.
         policy: draws and revises: a chat model or a name; the agent's model when None. Only that one gets the tools.
         critic: writes loss and gradient: a chat model or a name; the policy when None.
         prompts: a prompt pack, its name or its folder; None takes the one that suits the policy.
@@ -86,7 +87,7 @@ class TPOMiddleware(AgentMiddleware[TPOAgentState, Any, Any]):
     def __init__(
         self,
         *,
-        reward: RewardModel | str,
+        reward: RewardModel | RewardFunction | str,
         policy: Policy | str | None = None,
         critic: Policy | str | None = None,
         prompts: PromptPack | str | Path | None = None,

@@ -226,19 +226,6 @@ def usage_of(error: BaseException) -> PhaseUsage:
     return usage if isinstance(usage, dict) else no_usage()
 
 
-def require_reward_model(model: object) -> None:
-    """Refuse what is not a reward model.
-
-    Raises:
-        ConfigurationError: it has no `score`.
-    """
-    if not callable(getattr(model, "score", None)):
-        raise ConfigurationError(
-            f"A reward model has a method score(messages, responses), and {type(model).__name__!r} has none.",
-            hint='load_reward("local") makes one.',
-        )
-
-
 def highest_reward(model: object) -> float | None:
     """The reward beyond which a reward model gives none, from its attribute `highest_reward`.
 

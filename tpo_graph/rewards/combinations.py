@@ -22,11 +22,11 @@ from tpo_graph.rewards.base import (
     close_reward,
     gather,
     highest_reward,
-    require_reward_model,
     run_key,
     score_responses,
     usage_of,
 )
+from tpo_graph.rewards.functions import as_reward_model
 from tpo_graph.rewards.warnings import WatchedReward
 
 PartScores: TypeAlias = dict[str, float]
@@ -57,7 +57,7 @@ class Part:
     """A reward model as part of a combination.
 
     Attributes:
-        model: any reward model, a combination too.
+        model: any reward model, a combination or a function too.
         weight: its share of a weighted sum; negative for what is unwanted.
         scale: `standard` puts scores on the scale that the run's first candidates define; `raw` takes them as they
             are; a `Scale` is one that you measured.
@@ -71,7 +71,7 @@ class Part:
     scale: Literal["standard", "raw"] | Scale = "standard"
 
     def __post_init__(self) -> None:
-        require_reward_model(self.model)
+        object.__setattr__(self, "model", as_reward_model(self.model))
         if isinstance(self.model, WatchedReward):
             raise ConfigurationError(
                 "A part of a combination can't be watched: its rewards are not the run's.",

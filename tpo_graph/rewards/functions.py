@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any, Literal, TypeAlias
 
 from langchain_core.messages import BaseMessage, convert_to_openai_messages
+from langchain_core.runnables import Runnable
 
 from tpo_graph.errors import ConfigurationError, RewardError, TPOError
 from tpo_graph.prompts.template import last_query, role_of
@@ -30,6 +31,8 @@ from tpo_graph.types import Options
 FunctionStyle: TypeAlias = Literal[
     "response",  # f(response) -> float
     "responses",  # f(responses) -> floats
+    "query_response",  # f(query, response) -> float, the query being the last user message's text
+    "query_responses",  # f(query, responses) -> floats
     "messages_response",  # f(messages, response) -> float
     "messages_responses",  # f(messages, responses) -> floats
     "trl",  # f(prompts, completions, **columns) -> floats, prompts and completions being texts
@@ -37,12 +40,16 @@ FunctionStyle: TypeAlias = Literal[
 ]
 """What a reward function takes. The names are those of its arguments, one text or many."""
 
+RewardFunction: TypeAlias = Callable[..., Any]
+"""A function that rewards one response or many, sync or async, in one of the styles."""
+
 STYLES: tuple[FunctionStyle, ...] = typing.get_args(FunctionStyle)
 
 _ONE = {"response", "completion", "answer", "text", "candidate"}
 _MANY = {"responses", "completions", "answers", "texts", "candidates"}
 _MESSAGES = {"messages", "conversation"}
-_HINT = f"Give style=..., one of: {', '.join(STYLES)}."
+_QUERY = {"query", "question", "prompt", "instruction"}
+_HINT = f"FunctionReward(function, style=...) says how; styles: {', '.join(STYLES)}."
 
 
 class FunctionReward(DetailedReward):
@@ -76,7 +83,7 @@ class FunctionReward(DetailedReward):
 
     def __init__(
         self,
-        function: Callable[..., Any],
+        function: RewardFunction,
         *,
         style: FunctionStyle | None = None,
         max_concurrency: int = 16,
@@ -116,6 +123,11 @@ class FunctionReward(DetailedReward):
         match self.style:
             case "response":
                 scores = await self._call_for_each((text,) for text in texts)
+            case "query_response":
+                query = last_query(conversation)
+                scores = await self._call_for_each((query, text) for text in texts)
+            case "query_responses":
+                scores = await self._call(last_query(conversation), texts)
             case "messages_response":
                 scores = await self._call_for_each((conversation, text) for text in texts)
             case "responses":
@@ -144,6 +156,27 @@ class FunctionReward(DetailedReward):
                 return await self._function(*arguments)
 
         return await gather(call(arguments) for arguments in calls)
+
+
+def as_reward_model(model: RewardModel | RewardFunction) -> RewardModel:
+    """A reward model itself, or the one that a function is.
+
+    Raises:
+        ConfigurationError: it is neither, or the function's signature does not show how it is called.
+    """
+    kind = f"class {model.__name__!r}" if isinstance(model, type) else repr(type(model).__name__)
+    if callable(getattr(model, "score", None)) and not isinstance(model, type):
+        return model  # type: ignore[return-value]  # a Callable may have any attribute
+    if callable(model) and not isinstance(model, type | Runnable):
+        return FunctionReward(model)
+    raise ConfigurationError(
+        f"A reward model has a method score(messages, responses), or is a function; {kind} is neither.",
+        hint="Give an object of the class."
+        if isinstance(model, type)
+        else "JudgeReward(model) rewards with a chat model."
+        if isinstance(model, Runnable)
+        else 'load_reward("local") makes one.',
+    )
 
 
 def find_style(function: Callable[..., Any]) -> FunctionStyle:
@@ -196,6 +229,8 @@ def find_style(function: Callable[..., Any]) -> FunctionStyle:
         return "response" if takes_one else "responses"
     if takes_one is not None and len(needed) == 2 and needed[0] in _MESSAGES:
         return "messages_response" if takes_one else "messages_responses"
+    if takes_one is not None and len(needed) == 2 and needed[0] in _QUERY and hints.get(needed[0], str) is str:
+        return "query_response" if takes_one else "query_responses"
     raise ConfigurationError(
         f"The arguments of the reward function {name!r} ({', '.join(parameters)}) don't show how to call it.",
         hint=_HINT,

@@ -25,10 +25,10 @@ from tpo_graph.rewards.base import (
     SecondScoring,
     close_reward,
     highest_reward,
-    require_reward_model,
     score_responses,
     usage_of,
 )
+from tpo_graph.rewards.functions import as_reward_model
 from tpo_graph.types import ScoredCandidate, StepRecord
 
 WarningKind: TypeAlias = Literal[
@@ -246,11 +246,10 @@ class WatchedReward(DetailedReward):
     """
 
     def __init__(self, reward: RewardModel, second: RewardModel) -> None:
+        self.reward, self.second = as_reward_model(reward), as_reward_model(second)
         for model in (reward, second):
-            require_reward_model(model)
             if isinstance(model, WatchedReward):
                 raise ConfigurationError("A reward model that is watched can't be watched once more, or watch.")
-        self.reward, self.second = reward, second
 
     @property
     def highest_reward(self) -> float | None:
