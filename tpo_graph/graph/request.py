@@ -209,8 +209,10 @@ async def critique(request: PhaseRequest, *, following: int) -> tuple[str, Phase
         if completion.problem is None:
             return completion.text.strip(), used, []
         failures += draw_failures(request.phase, request.step, draw)
+        if draw.replaced and completion.lost_to_thinking:
+            break  # it was asked for once more, with a larger limit
     if request.settings.on_failure == "raise":
-        times = "twice" if attempt else "and the budget does not allow to ask again"
+        times = "twice" if attempt or draw.replaced else "and the budget does not allow to ask again"
         last = failures[-1]
         wrote = "nothing" if last["reason"] == "empty" else f"nothing that can be used ({last['reason']})"
         raise PolicyError(
@@ -285,7 +287,7 @@ def draw_failures(phase: Phase, step: int, draw: Draw) -> list[FailureRecord]:
         else failure(phase, step, "request_failed", f"{type(error).__name__}: {error}".strip(": "))
         for error in draw.errors
     ]
-    unusable = [completion for completion in draw.completions if completion.problem is not None]
+    unusable = draw.replaced + [completion for completion in draw.completions if completion.problem is not None]
     return failed + [completion_failure(phase, step, completion) for completion in unusable]
 
 

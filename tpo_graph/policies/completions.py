@@ -22,6 +22,7 @@ from tpo_graph.policies.providers import (
     knob_fields,
     models_inside,
     partial_completions,
+    token_limit,
     unbind,
 )
 from tpo_graph.policies.reading import Completion, read_completion
@@ -71,7 +72,7 @@ class CompletionClient:
             messages: what the policy is shown.
             n: how many, 1 or more.
             knobs: values of the sampling knobs and the seed that are sent.
-            sampling: the stop texts, and which knobs a person has set.
+            sampling: the stop texts, which knobs a person has set, and what is done about reasoning.
             usage: what the request costs is added to it; each time that it is sent counts.
             most_requests: it is not sent again once `usage` has so many; None for no limit.
 
@@ -84,8 +85,15 @@ class CompletionClient:
         config = merge_configs(ensure_config(), self._config, {"tags": [TAG_NOSTREAM]})
         stop = list(sampling.stop)
 
+        def limit(model: BaseChatModel) -> int | None:
+            own = token_limit(model, knobs, sampling.explicit)
+            return own and own + sampling.thinking_tokens
+
         def fields(model: BaseChatModel) -> dict[str, Options]:
-            return knob_fields(model, knobs, sampling.explicit) | completion_fields(model, n)
+            values, explicit = knobs, sampling.explicit
+            if sampling.thinking_tokens and (most := limit(model)):
+                values, explicit = {**knobs, "max_new_tokens": most}, explicit | {"max_new_tokens"}
+            return knob_fields(model, values, explicit) | completion_fields(model, n)
 
         def may_repeat() -> bool:
             return most_requests is None or usage["requests"] < most_requests
@@ -122,8 +130,11 @@ class CompletionClient:
                 return _generations(result, usage)
 
             generations = await send(ask, self._own, may_repeat=may_repeat)
+        most = next((limit(model) for model in models_inside(self.policy)), None)
         return [
-            read_completion(generation.message, generation.generation_info, keep_thinking=sampling.keep_thinking)
+            read_completion(
+                generation.message, generation.generation_info, keep_thinking=sampling.keep_thinking, limit=most
+            )
             for generation in generations
         ]
 

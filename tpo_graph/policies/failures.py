@@ -238,6 +238,12 @@ class ProviderFailure:
         return next((knob for knob, word in _KNOB_WORDS.items() if knob in knobs and word.search(text)), None)
 
     @property
+    def is_too_long(self) -> bool:
+        """Whether the prompt and the token limit are more than the provider takes."""
+        is_context = _CONTEXT.search(self.message) or _CONTEXT.search(self.summary)  # the error's name may say it
+        return self.status is not None and bool(is_context or self.refused_knob({"max_new_tokens"}))
+
+    @property
     def may_refuse_n(self) -> bool:
         """Whether a request for several completions may have failed because it asked for too many."""
         return self.kind in ("refused", "unsupported")

@@ -125,6 +125,22 @@ def knob_fields(model: BaseChatModel, knobs: Mapping[str, float], explicit: Abst
     return fields
 
 
+def token_limit(model: BaseChatModel, knobs: Mapping[str, float], explicit: AbstractSet[str]) -> int | None:
+    """The limit of completion tokens of a request: the knob's or the model's own, as in `knob_fields`; None for none.
+
+    Args:
+        model: a chat model.
+        knobs: values of the knobs.
+        explicit: those that a person has set.
+    """
+    field = knob_field(model, "max_new_tokens")
+    if field is None:
+        return None
+    own, limit = getattr(model, field, None), knobs.get("max_new_tokens")
+    limit = limit if limit is not None and ("max_new_tokens" in explicit or not own) else own
+    return int(limit) if limit else None
+
+
 def completion_fields(model: BaseChatModel, n: int) -> dict[str, Options]:
     """Fields for `n` completions: no cached text twice, and no N completions merged into one stream."""
     fields: dict[str, Options] = {"cache": False, "disable_streaming": True}

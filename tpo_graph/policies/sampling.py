@@ -1,19 +1,19 @@
 """N completions from any LangChain chat model, for the price of one request where the provider can.
 
-What a provider takes is found out as it is used, and remembered: how many completions a request may ask for, and
-which sampling knobs it refuses.
+What a provider takes is found out as it is used, and remembered: how many completions a request may ask for,
+which sampling knobs it refuses, and how many tokens the model's reasoning takes.
 """
 
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from langchain_core.messages import BaseMessage
 from langchain_core.runnables import Runnable
 
-from tpo_graph.accounting import Stopwatch, no_usage
+from tpo_graph.accounting import Stopwatch, no_usage, plus
 from tpo_graph.errors import BudgetError, ConfigurationError, PolicyError
 from tpo_graph.policies.completions import CompletionClient
 from tpo_graph.policies.failures import ProviderFailure, policy_failed
@@ -26,6 +26,9 @@ _log = logging.getLogger(__name__)
 
 _KNOBS = ("temperature", "top_p", "max_new_tokens")
 _MOST_SEEDS = 2**31 - 1
+_SEEDS_OF_A_DRAW = 1_024  # N at most
+_MORE_TOKENS = 2_048
+_MOST_THINKING_TOKENS = 32_768
 
 
 @dataclass
@@ -36,11 +39,13 @@ class Draw:
         completions: at most N, in the order of their seeds.
         usage: what they cost.
         errors: one for each completion whose request failed for good.
+        replaced: completions whose token limit went into reasoning, so that others were drawn in their place.
     """
 
     completions: list[Completion] = field(default_factory=list)
     usage: PhaseUsage = field(default_factory=no_usage)
     errors: list[Exception] = field(default_factory=list)
+    replaced: list[Completion] = field(default_factory=list)
 
 
 class Refusal(NamedTuple):
@@ -62,6 +67,7 @@ class ProviderLimits:
         self.most_completions = most_completions
         self.refused_knobs: set[str] = set()
         self.warnings: set[str] = set()
+        self.thinking_tokens = 0  # what token limits need beside those of the answer
         self._doubtful = 0  # refused once without a word about the number, while fewer were taken
 
     def learn(self, asked: int, returned: int, refusal: Refusal | None) -> None:
@@ -134,7 +140,10 @@ class Sampler:
         seed: int | None = None,
         most_requests: int | None = None,
     ) -> Draw:
-        """Ask for `n` completions.
+        """Ask for `n` completions, and once more for those whose token limit went into reasoning.
+
+        They are asked for with twice the limit and 2,048 tokens. Later requests have those tokens from the start, up to
+        32,768 more than `max_new_tokens`.
 
         Args:
             messages: what the policy is shown.
@@ -153,6 +162,48 @@ class Sampler:
             BudgetError: the run's `budget_seconds` were over before there was one.
             ConfigurationError: a knob was set that this policy has no way to take.
         """
+        allowance = max(sampling.thinking_tokens, self._limits.thinking_tokens)
+        try:
+            draw = await self._draw(messages, n, sampling, allowance, seed, most_requests)
+        except PolicyError as error:
+            if allowance == sampling.thinking_tokens or not _is_too_long(error):
+                raise
+            # this prompt leaves less room for reasoning than that of another phase
+            used = error.usage or no_usage()
+            left = None if most_requests is None else most_requests - used["requests"]
+            draw = await self._draw(messages, n, sampling, sampling.thinking_tokens, seed, left)
+            return replace(draw, usage=plus(used, draw.usage))
+        lost = [completion for completion in draw.completions if completion.lost_to_thinking and completion.limit]
+        left = None if most_requests is None else most_requests - draw.usage["requests"]
+        if not lost or allowance >= _MOST_THINKING_TOKENS or (left is not None and left < 1):
+            return draw
+        more = min(allowance + (lost[0].limit or 0) + _MORE_TOKENS, _MOST_THINKING_TOKENS)
+        seed = None if seed is None else seed + _SEEDS_OF_A_DRAW
+        try:
+            again = await self._draw(messages, len(lost), sampling, more, seed, left)
+        except (PolicyError, BudgetError) as error:  # the first answers are still there
+            cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
+            usage = plus(draw.usage, error.usage or no_usage())
+            return replace(draw, usage=usage, errors=[*draw.errors, cause])
+        self._limits.thinking_tokens = max(more, self._limits.thinking_tokens)
+        return Draw(
+            [completion for completion in draw.completions if not completion.lost_to_thinking] + again.completions,
+            plus(draw.usage, again.usage),
+            draw.errors + again.errors,
+            lost,
+        )
+
+    async def _draw(  # noqa: PLR0917  # those of `draw`, and the tokens for reasoning
+        self,
+        messages: Sequence[BaseMessage],
+        n: int,
+        sampling: Sampling,
+        thinking_tokens: int,
+        seed: int | None,
+        most_requests: int | None,
+    ) -> Draw:
+        """`draw` with one token limit."""
+        sampling = replace(sampling, thinking_tokens=thinking_tokens)
         draw = Draw()
         completions: dict[int, Completion] = {}
         missing = list(range(n))  # places among the N: each has its seed, whichever request asks for it
@@ -214,6 +265,11 @@ class Sampler:
             address = str(getattr(self._client.model, "openai_api_base", None) or "")
             raise _no_completion(draw, address) from draw.errors[-1]
         return draw
+
+
+def _is_too_long(error: PolicyError) -> bool:
+    cause = error.__cause__
+    return isinstance(cause, Exception) and ProviderFailure.of(cause).is_too_long
 
 
 def as_sampler(policy: Policy | Sampler) -> Sampler:

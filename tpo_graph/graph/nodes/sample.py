@@ -114,7 +114,7 @@ def _nothing_usable(failures: Sequence[FailureRecord], usage: PhaseUsage) -> Pol
     counts = Counter(record["reason"] for record in records)
     reason = counts.most_common(1)[0][0]
     counted = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in counts.most_common())
-    quoted = next((record["detail"] for record in records if record["detail"]), "")
+    quoted = next((record["detail"] for record in reversed(records) if record["detail"]), "")
     return PolicyError(
         f"None of the {len(records)} completions that the policy returned can be used ({counted})"
         f"{f': {quoted}' if quoted else ''}".removesuffix(".")

@@ -76,7 +76,9 @@ def update_node(
                     )
                 else:
                     failures.append(completion_failure("update", request.step, completion, problem))
-            if pending or not fits_budget(request.settings, request.usage(used), 1):
+            # what was lost to reasoning has been asked for once more already
+            is_lost = draw.replaced and all(completion.lost_to_thinking for completion in draw.completions)
+            if pending or is_lost or not fits_budget(request.settings, request.usage(used), 1):
                 break
         return done | {"pending": pending, "usage": {"update": used}, "failures": failures}
 
