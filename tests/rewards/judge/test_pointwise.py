@@ -160,9 +160,9 @@ async def test_the_mean_is_of_the_verdicts_that_can_be_read():
         await JudgeReward(less, samples=3, max_concurrency=1).score(CONVERSATION, ["text"])
 
 
-@pytest.mark.parametrize(("times", "method"), [(1, "logprobs"), (2, "few_logprobs")])
+@pytest.mark.parametrize(("times", "method"), [(2, "logprobs"), (3, "few_logprobs")])
 async def test_one_garbled_answer_is_no_refusal(times, method):
-    """A proxy's page in place of JSON, once: the method is tried again; an error that stays is a refusal."""
+    """A proxy's page in place of JSON is asked for again; where it stays, the next method is tried."""
 
     class Garbled(ScriptedChatModel):
         logprobs: bool = False

@@ -19,6 +19,7 @@ from tpo_graph.policies.failures import ProviderFailure
 from tpo_graph.policies.http import loop_safe
 from tpo_graph.policies.load import load_policy
 from tpo_graph.policies.providers import completion_fields, knob_field, partial_completions, takes
+from tpo_graph.policies.retries import OwnLimits, send, without_retries
 from tpo_graph.rewards.base import ConcurrencyLimit, DetailedReward, gather
 from tpo_graph.rewards.judge.prompts import JudgePrompt, Method, load_judge_prompt
 from tpo_graph.rewards.judge.verdicts import NoVerdictError
@@ -76,7 +77,8 @@ class ChatModelJudge(DetailedReward):
                 f"The judge must be a LangChain chat model, not {type(model).__name__!r}.",
                 hint='load_policy("openai:gpt-4o-mini") makes one; what is bound to a model can be its own argument.',
             )
-        self._model = loop_safe(model)
+        model = loop_safe(model)
+        self._model, self._own = without_retries(model), OwnLimits.of(model)
         self._finding_out = ConcurrencyLimit(1)  # many at once would all be refused
         self._lock = threading.Lock()  # loops of several threads may share this
         self._total = no_usage()
@@ -133,8 +135,8 @@ class ChatModelJudge(DetailedReward):
                 may_differ = failure.kind in ("refused", "unsupported") or failure.is_unreadable
                 if self._temperature_field and failure.refused_knob({"temperature"}):
                     self._temperature_field = None
-                elif (failure.kind == "unsupported" or failure.is_unreadable) and method not in repeated:
-                    repeated.add(method)  # it may have been one answer that was cut or no JSON
+                elif failure.kind == "unsupported" and method not in repeated:
+                    repeated.add(method)  # it may have been this one answer
                 elif others and (_refuses(method, failure) or (not is_known and may_differ)):
                     methods, is_known = others, False
                 else:
@@ -205,11 +207,15 @@ class ChatModelJudge(DetailedReward):
         return shares
 
     async def _invoke(self, model: Any, messages: Sequence[BaseMessage], usage: PhaseUsage) -> Any:
-        """One request, counted whether or not it succeeds."""
-        async with self._limit.slot():
+        """One request, which counts each time that it is sent, whether or not it succeeds."""
+
+        def ask() -> Any:
             self._count(usage, requests=1)
+            return model.ainvoke(list(messages), {"tags": [TAG_NOSTREAM]})
+
+        async with self._limit.slot():
             try:
-                answer = await model.ainvoke(list(messages), {"tags": [TAG_NOSTREAM]})
+                answer = await send(ask, self._own)
             except Exception as error:  # each provider has its own
                 partial = partial_completions(error)
                 if partial is None:

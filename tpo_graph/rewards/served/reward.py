@@ -1,23 +1,23 @@
 """What all served reward models share: requests to a server, batches, order, and responses that can't be scored."""
 
-import asyncio
 import json
 import math
-import random
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import ClassVar, Generic
+from collections.abc import Callable, Sequence
+from typing import ClassVar, Generic, TypeVar
 
 from langchain_core.messages import BaseMessage
 
 from tpo_graph.errors import ConfigurationError, RewardError
 from tpo_graph.policies.failures import ProviderFailure
 from tpo_graph.policies.http import shared_http_client
+from tpo_graph.policies.retries import OwnLimits, send
 from tpo_graph.rewards.base import ConcurrencyLimit, DetailedReward, RunContext, Scoring, gather
 from tpo_graph.rewards.served.rendering import Input, Rendered
 from tpo_graph.types import JSON, JSONObject
 
-_LONGEST_WAIT = 20.0  # seconds between two attempts
+T = TypeVar("T")
+
 _SHOWN_CHARACTERS = 300  # of an answer, in messages
 
 
@@ -125,28 +125,35 @@ class ServedReward(DetailedReward, Generic[Input]):
 
     async def _ask(self, batch: Sequence[Input], **fields: JSON) -> list[float]:
         """The server's scores for a batch; `fields` are added to the request."""
-        answer = await self._endpoint.request("POST", self.path, self._body(batch) | fields)
+
+        def read(answer: JSON) -> list[float]:
+            scores = self._scores_in(answer, len(batch))
+            if all(map(math.isnan, scores)):
+                raise _NoNumberError(f"has no number for any of {len(batch)} texts", answer, self.server)
+            return scores
+
+        try:
+            return await self._endpoint.request("POST", self.path, self._body(batch) | fields, read=read)
+        except _NoNumberError:  # each time that it was asked
+            return [math.nan] * len(batch)
+
+    def _scores_in(self, answer: JSON, count: int) -> list[float]:
         try:
             values = self._values(answer)
         except (KeyError, IndexError, TypeError, AttributeError) as error:
-            raise self._unexpected(f"is not {self.answer_form}", answer) from error
-        if len(values) != len(batch):
-            raise self._unexpected(f"has {len(values)} scores for {len(batch)} texts", answer)
+            raise UnexpectedAnswerError(f"is not {self.answer_form}", answer, self.server) from error
+        if len(values) != count:
+            raise UnexpectedAnswerError(f"has {len(values)} scores for {count} texts", answer, self.server)
         scores: list[float] = []
         for value in values:
             if isinstance(value, list) and len(value) != 1:
-                raise self._unexpected(f"has {len(value)} outputs for a text; a reward is one number", answer)
+                what = f"has {len(value)} outputs for a text; a reward is one number"
+                raise UnexpectedAnswerError(what, answer, self.server, may_pass=False)
             score = value[0] if isinstance(value, list) else value
             if isinstance(score, bool) or not isinstance(score, int | float | None):
-                raise self._unexpected(f"has {score!r} where a score should be", answer)
+                raise UnexpectedAnswerError(f"has {score!r} where a score should be", answer, self.server)
             scores.append(math.nan if score is None else float(score))
         return scores
-
-    def _unexpected(self, what: str, answer: JSON) -> RewardError:
-        return RewardError(
-            f"The answer of the {self.server} server {what}: {_shown(json.dumps(answer))}.",
-            hint="Is it a server of that kind, and does it serve a reward model with one output?",
-        )
 
 
 class ServerError(RewardError):
@@ -161,6 +168,29 @@ class ServerError(RewardError):
         self.failure = failure
 
 
+class UnexpectedAnswerError(ServerError):
+    """An answer that was not an error, and holds no scores.
+
+    Args:
+        what: what is wrong with it, to follow "The answer of the server".
+        answer: the answer.
+        server: name of the server.
+        may_pass: whether another answer to the same request may be right.
+    """
+
+    def __init__(self, what: str, answer: JSON, server: str, *, may_pass: bool = True) -> None:
+        text = f"The answer of the {server} server {what}: {_shown(json.dumps(answer))}."
+        super().__init__(
+            text,
+            hint="Is it a server of that kind, and does it serve a reward model with one output?",
+            failure=ProviderFailure("transient", text, text, status=200, is_retryable=may_pass),
+        )
+
+
+class _NoNumberError(UnexpectedAnswerError):
+    pass
+
+
 class Endpoint:
     """Exchanges JSON with a server, from any event loop.
 
@@ -168,8 +198,9 @@ class Endpoint:
         url: address of the server, without the path of its API; a final `/v1` is dropped.
         server: its name in messages, as in "vLLM".
         api_key: sent as a bearer token; None sends none.
-        timeout: seconds that one request may take.
-        attempts: how often a request is sent at most, when no connection comes about or the server answers 429 or 5xx.
+        timeout: seconds that one request may take; a smaller `timeout` of the run counts as well.
+        attempts: how often a request is sent at most, when no connection comes about, the server answers 429 or 5xx, or
+            its answer can't be read; None for one more than the run's `max_retries`.
         retry_wait: seconds before the second attempt, spread at random around it; they double with each further one.
         max_concurrency: requests in flight at a time, in each event loop.
 
@@ -184,7 +215,7 @@ class Endpoint:
         server: str,
         api_key: str | None = None,
         timeout: float = 120.0,
-        attempts: int = 4,
+        attempts: int | None = None,
         retry_wait: float = 0.25,
         max_concurrency: int = 16,
     ) -> None:
@@ -202,65 +233,67 @@ class Endpoint:
             raise ConfigurationError(f"timeout={timeout}: a number of seconds above 0 is needed.")
         if not (retry_wait >= 0 and math.isfinite(retry_wait)):
             raise ConfigurationError(f"retry_wait={retry_wait}: a number of seconds from 0 up is needed.")
-        if attempts < 1:
+        if attempts is not None and attempts < 1:
             raise ConfigurationError(f"attempts={attempts}: at least 1 is needed.")
         self._url = url.rstrip("/").removesuffix("/v1")
         self._server = server
         self._headers = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
-        self._timeout = timeout
-        self._attempts = attempts
-        self._retry_wait = retry_wait
+        self._own = OwnLimits(
+            timeout=timeout,
+            max_retries=None if attempts is None else attempts - 1,
+            first_wait=2 * retry_wait,
+            # the server is at work on it, and a second copy would make it slower still
+            retries_timeouts=False,
+        )
         self._limit = ConcurrencyLimit(max_concurrency)
 
-    async def request(self, method: str, path: str, body: JSONObject | None = None) -> JSON:
+    async def request(
+        self,
+        method: str,
+        path: str,
+        body: JSONObject | None = None,
+        *,
+        read: Callable[[JSON], T] = lambda answer: answer,
+    ) -> T:
         """Exchange JSON, with further attempts after passing faults.
 
         Args:
             method: GET or POST.
             path: behind the server's address.
             body: of a POST.
-
-        Returns:
-            The JSON of the answer.
+            read: makes the result of the JSON; may raise `UnexpectedAnswerError`.
 
         Raises:
-            RewardError: no answer, a status of 400 or more, or no JSON, at the last attempt.
+            RewardError: no answer, a status of 400 or more, or an answer that can't be read, at the last attempt.
+            BudgetError: the run's `budget_seconds` are over.
         """
-        attempt = 1
-        while True:
-            try:
-                return await self._request_once(method, self._url + path, body)
-            except ServerError as error:
-                # one that timed out is not sent again: the server is at work on it, and a second copy would make it
-                # slower still
-                if error.failure.kind == "timeout" or not error.failure.is_retryable or attempt == self._attempts:
-                    raise
-                wait = max(
-                    random.uniform(0, 2) * self._retry_wait * 2 ** (attempt - 1), error.failure.retry_after or 0.0
-                )
-            await asyncio.sleep(min(wait, _LONGEST_WAIT))
-            attempt += 1
-
-    async def _request_once(self, method: str, url: str, body: JSONObject | None) -> JSON:
-        import httpx2
-
+        url = self._url + path
         async with self._limit.slot():
             try:
-                response = await shared_http_client().request(
-                    method, url, json=body, headers=self._headers, timeout=self._timeout
-                )
-            except httpx2.HTTPError as error:
+                return await send(lambda: self._request_once(method, url, body, read), self._own)
+            except TimeoutError as error:
                 raise self._error(url, ProviderFailure.of(error)) from error
+
+    async def _request_once(self, method: str, url: str, body: JSONObject | None, read: Callable[[JSON], T]) -> T:
+        import httpx2
+
+        try:
+            # `send` ends it
+            response = await shared_http_client().request(method, url, json=body, headers=self._headers, timeout=None)
+        except httpx2.HTTPError as error:
+            raise self._error(url, ProviderFailure.of(error)) from error
         if response.status_code >= 400:
             raise self._error(url, ProviderFailure.of_response(response.status_code, response.text, response.headers))
         try:
-            return response.json()
+            answer = response.json()
         except ValueError as error:
-            raise RewardError(
+            raise ServerError(
                 f"The {self._server} server at {url} answered with something that is not JSON: "
                 f"{_shown(response.text)!r}.",
                 hint="Is there a proxy or another server at that address?",
+                failure=ProviderFailure.of(error),
             ) from error
+        return read(answer)
 
     def _error(self, url: str, failure: ProviderFailure) -> ServerError:
         server = f"The {self._server} server at {url}"
@@ -268,7 +301,7 @@ class Endpoint:
             case "unreachable":
                 text, hint = f"No {self._server} server answers at {url}", "Is it running, and are host and port right?"
             case "timeout":
-                text = f"{server} did not answer within {self._timeout:g} s"
+                text = f"{server} did not answer in time"
                 hint = "Raise timeout=, or lower batch_size= or max_concurrency=."
             case "key":
                 text, hint = f"{server} does not accept the API key", "Pass api_key=..."

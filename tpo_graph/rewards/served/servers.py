@@ -11,7 +11,7 @@ from tpo_graph.errors import ConfigurationError, RewardError
 from tpo_graph.prompts.template import last_query
 from tpo_graph.rewards.local.encoding import ChatTurn, chat_turns
 from tpo_graph.rewards.served.rendering import Rendered, Renderer
-from tpo_graph.rewards.served.reward import Endpoint, ServedReward
+from tpo_graph.rewards.served.reward import Endpoint, ServedReward, UnexpectedAnswerError
 from tpo_graph.types import JSON, JSONObject, Options
 
 ActivationField: TypeAlias = Literal["use_activation", "activation"]
@@ -304,7 +304,8 @@ class NIMReward(ServedReward[list[ChatTurn]]):
         if attribute in scores:
             return [scores[attribute]]
         why = "no attribute was chosen" if attribute is None else f"{attribute!r} is not one of them"
-        raise self._unexpected(f"has scores for {', '.join(scores)}, and {why} (attribute=)", answer)
+        what = f"has scores for {', '.join(scores)}, and {why} (attribute=)"
+        raise UnexpectedAnswerError(what, answer, self.server, may_pass=False)
 
 
 def _scores_in_content(choice: JSONObject) -> dict[str, float]:
