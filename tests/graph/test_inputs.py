@@ -165,7 +165,7 @@ def test_a_providers_message_and_a_persons_critique_are_repaired_too():
     graph.invoke(Command(resume={"critique": f"{NUL} mine"}), thread, context={"n": 2, "depth": 1})
     state = graph.get_state(thread).values
     assert state["choices"][0]["critique"] == "a\ufffdb mine"
-    assert [record["detail"] for record in state["failures"]] == ["The policy failed: ValueError: a\ufffdba\ufffdb."]
+    assert ["a\ufffdba\ufffdb" in record["detail"] for record in state["failures"]] == [True]
 
 
 def test_an_image_without_text_is_something_to_answer():

@@ -172,10 +172,11 @@ class PhaseRequest:
         if self.phase == "sample":
             return values
         limit, tokenize = settings.max_shown_tokens, self.sampler.tokenize
-        values["best"] = cut_to_tokens(state["best"]["text"], limit, tokenize)
+        guard = self.prompts.sections.guard
+        values["best"] = guard(cut_to_tokens(state["best"]["text"], limit, tokenize))
         if settings.mode != "revision":
-            values["worst"] = cut_to_tokens(state["worst"]["text"], limit, tokenize)
-        values["loss"], values["gradient"] = state.get("loss", ""), state.get("gradient", "")
+            values["worst"] = guard(cut_to_tokens(state["worst"]["text"], limit, tokenize))
+        values["loss"], values["gradient"] = guard(state.get("loss", "")), guard(state.get("gradient", ""))
         if "loss_prompt" in used and (loss := self._named("loss")) is not None:
             values["loss_prompt"] = loss.user.render(values)
         return values

@@ -9,6 +9,7 @@ and a `[sampling]` table.
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar, get_args
@@ -17,7 +18,7 @@ from langchain_core.messages import BaseMessage, HumanMessage, SystemMessage
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tpo_graph.errors import PromptError
-from tpo_graph.prompts.template import ConversationFormat, Syntax, Template
+from tpo_graph.prompts.template import ConversationFormat, Sections, Syntax, Template
 from tpo_graph.settings import PolicyPhase, TPOSettings, read_toml
 from tpo_graph.types import Mode
 
@@ -209,6 +210,12 @@ class PromptPack:
                     hint="Put $preference into its loss, gradient and update prompts, or use another pack.",
                 )
 
+    @cached_property
+    def sections(self) -> Sections:
+        """The sections of all prompts: a text is shown alike in each, so that requests share what they begin with."""
+        prompts = [part for prompt in self.prompts.values() for part in (prompt.user, prompt.system) if part]
+        return Sections([*prompts, self.preference, self.conversation.single, self.conversation.turn])
+
     def render(self, prompt: PhasePrompt, values: Mapping[str, str]) -> list[BaseMessage]:
         """The messages of one request.
 
@@ -227,10 +234,11 @@ class PromptPack:
             query: text of its last user message.
             preference: what the answer is to satisfy; "" for nothing in particular.
         """
+        guard = self.sections.guard
         return {
-            "query": query,
-            "conversation": self.conversation.render(conversation),
-            "preference": self.preference.render({"preference": preference}) if preference else "",
+            "query": guard(query),
+            "conversation": self.conversation.render(conversation, guard),
+            "preference": self.preference.render({"preference": guard(preference)}) if preference else "",
         }
 
 

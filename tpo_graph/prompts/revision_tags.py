@@ -109,12 +109,16 @@ def _any_spelling(tag: str) -> str:
     if not (xml := _XML_TAG.fullmatch(tag)):
         return re.escape(tag)
     slash, name = xml.groups()
-    words = r"\\?[-_ ]".join(map(re.escape, re.split("[-_]", name)))
     return (
         r"(?i:(?:\\?<|&(?:lt|#60|#x3c);)\s*+"
-        rf"{slash}\s*+{words}(?:\s[^<>&\n]*+)?+\s*+"
+        rf"{slash}\s*+{spelled_name(name)}(?:\s[^<>&\n]*+)?+\s*+"
         r"\\?(?:>|&(?:gt|#62|#x3e);))"
     )
+
+
+def spelled_name(name: str) -> str:
+    """A regular expression for the name of a tag with `-`, a space or an escaped `_` for `_`."""
+    return r"\\?[-_ ]".join(map(re.escape, re.split("[-_]", name)))
 
 
 def _last_block(

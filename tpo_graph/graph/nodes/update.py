@@ -99,7 +99,7 @@ def _revision(completion: Completion, request: PhaseRequest, messages: list[Base
         truncated=completion.truncated,
         keep_truncated=request.settings.keep_truncated,
     )
-    text, problem = found.text, found.problem
+    text, problem = request.prompts.sections.restore(found.text), found.problem
     if problem == "not_closed" and completion.truncated:
         problem = "truncated"
     if problem is None and not request.settings.keep_thinking:

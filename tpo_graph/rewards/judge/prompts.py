@@ -14,7 +14,7 @@ from typing import Literal, TypeAlias, get_args
 from langchain_core.messages import BaseMessage, HumanMessage, SystemMessage
 
 from tpo_graph.errors import ConfigurationError
-from tpo_graph.prompts.template import ROLES, ConversationFormat, Template
+from tpo_graph.prompts.template import ROLES, ConversationFormat, Sections, Template
 from tpo_graph.rewards.judge.verdicts import ReadVerdict, VerdictReader, number
 from tpo_graph.settings import read_toml
 from tpo_graph.types import JSON
@@ -52,7 +52,7 @@ class JudgePrompt:
     """A judge's prompt: `$name` or `{{name}}` stands for a variable, `$$` for a dollar sign.
 
     Pointwise prompts may use `rubric conversation mark response`, pairwise ones `rubric conversation mark first
-    second`. `mark` is a number that none of the responses contains.
+    second`. `mark` is a number that none of these texts contains. None of them can end a section between tags either.
 
     Attributes:
         system: the system message; "" sends none.
@@ -112,12 +112,16 @@ class JudgePrompt:
         """
         responses = [values[name] for name in ("response", "first", "second") if name in values]
         mark = hashlib.sha256("\0".join(responses).encode("utf-8", errors="surrogatepass")).hexdigest()
-        while any(mark[:12] in response for response in responses):
+        while any(mark[:12] in text for text in values.values()):
             mark = hashlib.sha256(mark.encode()).hexdigest()
-        values = {**values, "mark": mark[:12]}
         system, user = self._templates
+        values = {name: self._sections.guard(text) for name, text in values.items()} | {"mark": mark[:12]}
         messages: list[BaseMessage] = [SystemMessage(system.render(values))] if self.system else []
         return [*messages, HumanMessage(user.render(values))]
+
+    @cached_property
+    def _sections(self) -> Sections:
+        return Sections(self._templates)
 
     @cached_property
     def _templates(self) -> tuple[Template, Template]:
