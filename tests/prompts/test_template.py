@@ -132,7 +132,7 @@ FORMAT = ConversationFormat(
         ([AIMessage("")], "<A>"),
         ([AIMessage("b")], "<A>b"),
         ([HumanMessage([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}])], "Q: ab"),
-        ([ChatMessage("x", role="judge"), HumanMessage("a")], "<chat>x|<U>a"),
+        ([ChatMessage("x", role="judge"), HumanMessage("a")], "<judge>x|<U>a"),
     ],
 )
 def test_a_conversation_is_written_in_the_packs_format(messages, text):

@@ -185,7 +185,9 @@ class ConversationFormat:
                 # each call on a line of its own, as in `weather({"city": "Turku"})`
                 for call in message.tool_calls:
                     lines.append(f"{call['name']}({json.dumps(call['args'], ensure_ascii=False, default=str)})")
-            turns.append(self.turn.render({"role": self.roles.get(role, guard(role)), "content": guard("\n".join(lines))}))
+            turns.append(
+                self.turn.render({"role": self.roles.get(role, guard(role)), "content": guard("\n".join(lines))})
+            )
         return self.separator.join(turns)
 
 
