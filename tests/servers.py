@@ -61,6 +61,7 @@ class ChatServer:
             server's words, or return "fewer".
         refuses_with: the status of a refusal.
         refused_knobs: request fields that it answers with 400, naming the field.
+        refused_roles: roles of messages that its template does not have.
         finish_reason: of every completion, or by its text.
         tells_usage: whether it reports usage; a word counts as a token.
         counts_first_alone: whether its count of completion tokens leaves out all but the first, as llama.cpp's does.
@@ -83,6 +84,7 @@ class ChatServer:
     beyond_most_n: Literal["refuse", "llama.cpp", "fewer"] = "refuse"
     refuses_with: int = 400
     refused_knobs: Sequence[str] = ()
+    refused_roles: Sequence[str] = ()
     finish_reason: str | Callable[[str | None], str] = "stop"
     tells_usage: bool = True
     counts_first_alone: bool = False
@@ -176,6 +178,9 @@ class ChatServer:
         for knob in self.refused_knobs:
             if knob in request.body:
                 return self._error(400, f"Unsupported parameter: '{knob}' is not supported with this model.")
+        for message in request.body["messages"]:
+            if message["role"] in self.refused_roles:
+                return self._error(self.refuses_with, f"{message['role'].title()} role not supported")
         n = request.n
         if self.most_n is not None and n > self.most_n:
             if self.beyond_most_n == "refuse":

@@ -12,7 +12,7 @@ from tpo_graph.graph.request import PromptedModel
 def test_d2_n5_is_seven_requests_with_the_papers_settings(chat_server, chat_openai):
     server = chat_server()
     create_tpo_graph(chat_openai(server), number_reward()).invoke({"query": "q"})
-    shared = {"model": "scripted", "temperature": 0.7, "max_completion_tokens": 2048, "stream": False}
+    shared = {"model": "scripted", "temperature": 0.7, "max_tokens": 2048, "stream": False}
     top_p = {"sample": 0.95, "loss": 0.99, "gradient": 0.99, "update": 0.95}
     phases = []
     for body in server.bodies:
@@ -214,7 +214,7 @@ def test_stop_texts_of_the_settings_are_sent(chat_server, chat_openai):
     sample, loss, gradient, _ = server.bodies
     assert sample["stop"] == ["END", "\n\n\n"]
     assert "stop" not in loss
-    assert loss["max_completion_tokens"] == 99
+    assert loss["max_tokens"] == 99
     assert "temperature" not in gradient
 
 

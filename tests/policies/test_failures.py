@@ -151,7 +151,7 @@ DETAIL = (
         ('{"Message": "of AWS"}', "of AWS", None),
         ("plain\n text", "plain text", None),
         ("<html>\nBad gateway</html>", "Bad gateway", None),
-        ("<!DOCTYPE html><head><title>\n504 Gateway &amp; Co</title></head><body>x</body>", "504 Gateway & Co", None),
+        ("<!DOCTYPE html><head><title>\n504 Gateway &amp; Co</title></head><body>x</body>", "504 Gateway & Co x", None),
         ("[" * 5000, "[" * 4000, None),
         ('{"odd": 1}', '{"odd": 1}', None),
         ("null", "", None),

@@ -4,11 +4,13 @@ import asyncio
 
 import pytest
 from langchain_core.language_models import BaseChatModel, FakeListChatModel
-from langchain_core.messages import AIMessage, HumanMessage
+from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
+from langchain_openai import ChatOpenAI
 from pydantic import Field, create_model
 
 from tpo_graph.errors import ConfigurationError, PolicyError, TPOError
+from tpo_graph.policies.providers import knob_fields, limit_names
 from tpo_graph.policies.sampling import Sampler
 from tpo_graph.settings import Sampling
 from tpo_graph.testing import ScriptedChatModel
@@ -225,9 +227,10 @@ def limited_model(field):
 @pytest.mark.parametrize(
     ("refused", "left"),
     [
-        (["top_p"], {"temperature", "max_completion_tokens"}),
-        (["temperature", "top_p"], {"max_completion_tokens"}),
-        (["max_completion_tokens"], {"temperature", "top_p"}),
+        (["top_p"], {"temperature", "max_tokens"}),
+        (["temperature", "top_p"], {"max_tokens"}),
+        (["max_tokens"], {"temperature", "top_p", "max_completion_tokens"}),
+        (["max_tokens", "max_completion_tokens"], {"temperature", "top_p"}),
     ],
 )
 async def test_a_default_knob_that_the_provider_refuses_is_left_out_from_then_on(start, chat_openai, refused, left):
@@ -238,8 +241,80 @@ async def test_a_default_knob_that_the_provider_refuses_is_left_out_from_then_on
     assert draw.usage["requests"] == len(server.requests) == 1 + len(refused)
     await sampler.draw(ASK, 3, PAPER)
     assert len(server.requests) == 2 + len(refused)
-    assert {"temperature", "top_p", "max_completion_tokens"} & server.bodies[-1].keys() == left
+    assert {"temperature", "top_p", "max_tokens", "max_completion_tokens"} & server.bodies[-1].keys() == left
     assert server.asked_n[-1] == 3
+
+
+async def test_a_token_limit_that_a_person_set_has_another_name_and_is_not_dropped(start, chat_openai):
+    sampling = Sampling(max_new_tokens=50, explicit=frozenset({"max_new_tokens"}))
+    server = start(refused_knobs=["max_tokens"])
+    await Sampler(chat_openai(server)).draw(ASK, 1, sampling)
+    assert [body.get("max_completion_tokens") for body in server.bodies] == [None, 50]
+    with pytest.raises(PolicyError, match="max_completion_tokens"):
+        await Sampler(chat_openai(start(refused_knobs=["max_tokens", "max_completion_tokens"]))).draw(ASK, 1, sampling)
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        lambda model: model,
+        lambda model: model.model_copy(update={"extra_body": {"ttl": 5}}),
+        lambda model: model.bind(extra_body={"ttl": 5}),
+        lambda model: model.with_retry(),
+    ],
+)
+async def test_a_server_given_by_its_address_gets_the_name_that_every_server_knows(start, chat_openai, policy):
+    server = start()
+    await Sampler(policy(chat_openai(server))).draw(ASK, 1, PAPER)
+    body = server.bodies[0]
+    assert (body["max_tokens"], body.get("ttl") in (None, 5), "max_completion_tokens" in body) == (2048, True, False)
+
+
+@pytest.mark.parametrize("own", [{"max_tokens": 99}, {"extra_body": {"max_tokens": 99}}])
+async def test_the_models_own_token_limit_reaches_the_server_too(start, chat_openai, own):
+    server = start()
+    await Sampler(chat_openai(server, **own)).draw(ASK, 1, Sampling())
+    assert (server.bodies[0]["max_tokens"], "max_completion_tokens" in server.bodies[0]) == (99, False)
+
+
+def test_openai_itself_gets_the_name_that_its_newer_models_know():
+    model = ChatOpenAI(model="o3", api_key="k")
+    assert knob_fields(model, {"max_new_tokens": 5}, frozenset()) == {"max_tokens": 5}
+    assert limit_names(model) == ("max_completion_tokens", "max_tokens")
+    renamed = knob_fields(model, {"max_new_tokens": 5}, frozenset(), {"max_completion_tokens"})
+    assert renamed == {"max_tokens": None, "extra_body": {"max_tokens": 5}}
+
+
+@pytest.mark.parametrize("status", [400, 500])
+async def test_a_template_without_a_system_role_gets_the_text_in_the_first_message(start, chat_openai, status):
+    server = start(refused_roles=["system"], refuses_with=status)
+    sampler = Sampler(chat_openai(server))
+    for _ in range(2):
+        draw = await sampler.draw([SystemMessage("Be kind."), *ASK], 3, PAPER)
+        assert len(draw.completions) == 3
+    assert server.bodies[-1]["messages"] == [{"role": "user", "content": "Be kind.\n\nhello there"}]
+    assert server.asked_n == [3, 3, 3]
+
+
+async def test_a_larger_number_is_tried_again_later(start, chat_openai):
+    server = start(most_n=1)
+    sampler = Sampler(chat_openai(server))
+    await sampler.draw(ASK, 5, PAPER)
+    server.most_n = None
+    for _ in range(22):
+        assert len((await sampler.draw(ASK, 5, PAPER)).completions) == 5
+    assert server.asked_n == [5] + [1] * 100 + [5] * 3
+
+
+@pytest.mark.parametrize("fault", ["malformed", "null choices", "no choices", "500", "429", "drop"])
+async def test_nothing_is_learned_from_what_passes(start, chat_openai, fault):
+    server = start(faults=[fault] * 3)
+    sampler = Sampler(chat_openai(server))
+    for _ in range(3):
+        with pytest.raises(PolicyError):
+            await sampler.draw(ASK, 5, PAPER)
+    await sampler.draw(ASK, 5, PAPER)
+    assert server.asked_n == [5] * 4
 
 
 async def test_a_refused_knob_that_a_person_set_is_an_error_with_a_hint(start, chat_openai):

@@ -1,6 +1,7 @@
 """One request for several completions of a chat model: how it is sent, and how its answer is read."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 from langchain_core.language_models import BaseChatModel
@@ -20,6 +21,7 @@ from tpo_graph.policies.providers import (
     completion_fields,
     has_retries,
     knob_fields,
+    limit_names,
     models_inside,
     partial_completions,
     token_limit,
@@ -43,6 +45,7 @@ class CompletionClient:
     Attributes:
         policy: the same, with HTTP clients that can be used from one event loop after another.
         model: the chat model; None where there is more than one, or a wrapper that has to be invoked as a whole.
+        limit_names: the names that the token limit may have in its requests, where there are several.
     """
 
     def __init__(self, policy: Policy) -> None:
@@ -50,11 +53,16 @@ class CompletionClient:
         inner, self._arguments, config = unbind(self.policy)
         # a policy with retries or fallbacks is invoked as a whole, and then adds its config by itself
         self.model = inner if isinstance(inner, BaseChatModel) else None
+        self.limit_names = limit_names(self.model)
+        if self.limit_names and self.model is not None:  # what is bound beats fields, which may have another name
+            own = {"max_tokens": "max_tokens", "max_completion_tokens": "max_tokens", "extra_body": "extra_body"}
+            bound = {field: self._arguments.pop(name) for name, field in own.items() if name in self._arguments}
+            self.model = self.model.model_copy(update=bound) if bound else self.model
         self._once = None if self.model is None else without_retries(self.model)
         self._own = OwnLimits() if self.model is None else OwnLimits.of(self.model)
         self._config: RunnableConfig = config if self.model is not None else {}
         # LangChain describes a model to callbacks once an instance, so the copies are kept
-        self._copies: BoundedCache[tuple[tuple[str, Options], ...], BaseChatModel] = BoundedCache(_MOST_COPIES)
+        self._copies: BoundedCache[str, BaseChatModel] = BoundedCache(_MOST_COPIES)
 
     async def complete(
         self,
@@ -65,6 +73,7 @@ class CompletionClient:
         usage: PhaseUsage,
         *,
         most_requests: int | None = None,
+        refused: AbstractSet[str] = frozenset(),
     ) -> list[Completion]:
         """One request for `n` completions, sent again where that may help.
 
@@ -75,6 +84,7 @@ class CompletionClient:
             sampling: the stop texts, which knobs a person has set, and what is done about reasoning.
             usage: what the request costs is added to it; each time that it is sent counts.
             most_requests: it is not sent again once `usage` has so many; None for no limit.
+            refused: names of the token limit that the provider refused.
 
         Raises:
             Exception: whatever the policy's client raises.
@@ -93,7 +103,7 @@ class CompletionClient:
             values, explicit = knobs, sampling.explicit
             if sampling.thinking_tokens and (most := limit(model)):
                 values, explicit = {**knobs, "max_new_tokens": most}, explicit | {"max_new_tokens"}
-            return knob_fields(model, values, explicit) | completion_fields(model, n)
+            return knob_fields(model, values, explicit, refused) | completion_fields(model, n)
 
         def may_repeat() -> bool:
             return most_requests is None or usage["requests"] < most_requests
@@ -108,7 +118,7 @@ class CompletionClient:
             generations = _generations(LLMResult(generations=[[ChatGeneration(message=message)]]), usage)
         else:
             own = fields(self._once)
-            key = tuple(own.items())
+            key = str(own)
             model = self._copies.get(key) or self._copies.setdefault(key, self._once.model_copy(update=own))
 
             async def ask() -> list[ChatGeneration]:

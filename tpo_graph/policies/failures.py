@@ -42,6 +42,10 @@ _KNOB_WORDS: Mapping[str, re.Pattern[str]] = {
     "max_new_tokens": re.compile(r"\b(max_?(completion_?|output_?|new_?)?tokens|num_predict)\b", re.IGNORECASE),
     "seed": re.compile(r"\bseed\b", re.IGNORECASE),
 }
+_UNKNOWN_FIELD = re.compile(
+    r"(not|n't|un)[ -]?(support|permit|allow|recogni[sz]|expect)|unknown|\bextra\b|additional propert|\binstead\b",
+    re.IGNORECASE,
+)
 # how providers call the number of completions; the \n of a quoted text does not count
 _N_WORDS = re.compile(r"(?<!\\)\bn\b|\bcandidate_?count\b|\bmultiple (candidates|completions|choices)\b", re.IGNORECASE)
 _ONE_ALONE = re.compile(r"\bmultiple (candidates|completions|choices)\b", re.IGNORECASE)
@@ -237,6 +241,11 @@ class ProviderFailure:
         text = self.param or self.message  # a message may also repeat the request
         return next((knob for knob, word in _KNOB_WORDS.items() if knob in knobs and word.search(text)), None)
 
+    def refuses_field(self, field: str) -> bool:
+        """Whether the provider says that it does not know a field of the request, or not in this form."""
+        is_named = self.param == field or (not self.param and _has_word(self.message, field))
+        return self.status in (400, 422) and is_named and _UNKNOWN_FIELD.search(self.message) is not None
+
     @property
     def is_too_long(self) -> bool:
         """Whether the prompt and the token limit are more than the provider takes."""
@@ -316,12 +325,12 @@ def _kind_of_errors(chain: list[BaseException]) -> FailureKind:
 
 
 def _chain(error: BaseException) -> list[BaseException]:
-    """The error and its causes, as Python shows them."""
+    """The error and its causes."""
     chain: list[BaseException] = []
     cause: BaseException | None = error
     while cause is not None and not any(cause is other for other in chain):
         chain.append(cause)
-        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+        cause = cause.__cause__ or cause.__context__  # httpx hides the error of the socket, which says most
     return chain
 
 
@@ -409,12 +418,8 @@ def _words_in(body: JSON, field: str = "", depth: int = 8) -> Iterator[tuple[str
 
 
 def _html_text(page: str) -> str:
-    """The title of a page, else its text."""
-    title = re.search(r"<title[^>]*>([^<]*[^<\s][^<]*)", page, re.IGNORECASE)
-    text = (
-        title[1] if title else re.sub(r"<(script|style)\b.*?</\1>|<[^>]*>", " ", page, flags=re.IGNORECASE | re.DOTALL)
-    )
-    return html.unescape(text)
+    """What a page shows."""
+    return html.unescape(re.sub(r"<(script|style)\b.*?</\1>|<[^>]*>", " ", page, flags=re.IGNORECASE | re.DOTALL))
 
 
 def _names_n(message: str) -> bool:

@@ -74,6 +74,7 @@ def is_openai_compatible(policy: object) -> bool:
     return module is not None and bool(models) and all(isinstance(model, module.BaseChatOpenAI) for model in models)
 
 
+_LIMIT_NAMES = ("max_tokens", "max_completion_tokens")
 # the first of these that a model has as a field takes the knob
 _KNOB_FIELDS: Mapping[str, tuple[str, ...]] = {
     "temperature": ("temperature",),
@@ -99,7 +100,48 @@ def takes_knob(policy: Policy, knob: str) -> bool:
     return bool(models) and all(knob_field(model, knob) is not None for model in models)
 
 
-def knob_fields(model: BaseChatModel, knobs: Mapping[str, float], explicit: AbstractSet[str]) -> dict[str, Options]:
+def limit_names(model: object) -> tuple[str, ...]:
+    """The names that the token limit may have in a request of one of langchain-openai's models, the likeliest first.
+
+    OpenAI's newer models know `max_completion_tokens` alone. Most other servers know `max_tokens`; some of them
+    refuse the other name, and some ignore it.
+    """
+    if not isinstance(model, BaseChatModel) or not is_openai_compatible(model):
+        return ()
+    client: Any = getattr(model, "root_async_client", None)
+    is_openai = client is not None and client.base_url.host.endswith(("openai.com", "azure.com"))
+    return _LIMIT_NAMES[::-1] if is_openai and _own_limit_name(model) != _LIMIT_NAMES[0] else _LIMIT_NAMES
+
+
+def rename_limit(
+    model: BaseChatModel, fields: dict[str, Options], refused: AbstractSet[str] = frozenset()
+) -> dict[str, Options]:
+    """The fields with the token limit, be it the model's own, under the name that its server knows.
+
+    Args:
+        model: a chat model.
+        fields: those that will be set on a copy of it.
+        refused: names that its server refused.
+    """
+    name = next((name for name in limit_names(model) if name not in refused), None)
+    limit = fields.get("max_tokens", getattr(model, "max_tokens", None))
+    extra = {**(getattr(model, "extra_body", None) or {})}
+    if name is None or limit is None or name == _own_limit_name(model) or not extra.keys().isdisjoint(_LIMIT_NAMES):
+        return fields
+    return {**fields, "max_tokens": None, "extra_body": {**extra, name: limit}}
+
+
+def _own_limit_name(model: BaseChatModel) -> str:
+    """The name under which one of langchain-openai's models sends its token limit."""
+    return type(model).model_fields["max_tokens"].alias or "max_tokens"
+
+
+def knob_fields(
+    model: BaseChatModel,
+    knobs: Mapping[str, float],
+    explicit: AbstractSet[str],
+    refused: AbstractSet[str] = frozenset(),
+) -> dict[str, Options]:
     """The model's fields for sampling knobs.
 
     Args:
@@ -107,6 +149,7 @@ def knob_fields(model: BaseChatModel, knobs: Mapping[str, float], explicit: Abst
         knobs: values by the settings' names: `temperature`, `top_p`, `max_new_tokens` and `seed`.
         explicit: those that a person has set. Of the others, one is left out where the model has no field for it, and
             the token limit where the model has a limit of its own.
+        refused: names of the token limit that the model's server refused.
 
     Raises:
         ConfigurationError: the model has no field for a knob that a person has set.
@@ -122,7 +165,7 @@ def knob_fields(model: BaseChatModel, knobs: Mapping[str, float], explicit: Abst
                 )
         elif knob != "max_new_tokens" or knob in explicit or not getattr(model, field, None):
             fields[field] = value
-    return fields
+    return rename_limit(model, fields, refused)
 
 
 def token_limit(model: BaseChatModel, knobs: Mapping[str, float], explicit: AbstractSet[str]) -> int | None:

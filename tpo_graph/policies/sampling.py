@@ -1,14 +1,12 @@
 """N completions from any LangChain chat model, for the price of one request where the provider can.
 
-What a provider takes is found out as it is used, and remembered: how many completions a request may ask for,
-which sampling knobs it refuses, and how many tokens the model's reasoning takes.
+What a provider takes is found out as it is used, and remembered in its `ProviderLimits`.
 """
 
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
 
 from langchain_core.messages import BaseMessage
 from langchain_core.runnables import Runnable
@@ -17,6 +15,7 @@ from tpo_graph.accounting import Stopwatch, no_usage, plus
 from tpo_graph.errors import BudgetError, ConfigurationError, PolicyError
 from tpo_graph.policies.completions import CompletionClient
 from tpo_graph.policies.failures import ProviderFailure, policy_failed
+from tpo_graph.policies.limits import SYSTEM_ROLE, ProviderLimits, Refusal, fold_system, refused_part
 from tpo_graph.policies.providers import Policy, takes
 from tpo_graph.policies.reading import Completion
 from tpo_graph.settings import Sampling
@@ -48,47 +47,6 @@ class Draw:
     replaced: list[Completion] = field(default_factory=list)
 
 
-class Refusal(NamedTuple):
-    """A refused request for several completions, maybe refused for their number."""
-
-    asked: int  # how many it asked for
-    smaller: int  # how many to ask for next
-    is_sure: bool  # the error is about their number
-
-
-class ProviderLimits:
-    """What was found out about one provider.
-
-    Args:
-        most_completions: that a request may ask for; None while no limit is known.
-    """
-
-    def __init__(self, most_completions: int | None) -> None:
-        self.most_completions = most_completions
-        self.refused_knobs: set[str] = set()
-        self.warnings: set[str] = set()
-        self.thinking_tokens = 0  # what token limits need beside those of the answer
-        self._doubtful = 0  # refused once without a word about the number, while fewer were taken
-
-    def learn(self, asked: int, returned: int, refusal: Refusal | None) -> None:
-        """Learn from a request that was answered.
-
-        A limit is remembered when fewer completions were returned, when the refusal before was about the number, or
-        when the same number was refused before: any other refusal may have been about this one text.
-
-        Args:
-            asked: completions that the request asked for.
-            returned: those that the answer has.
-            refusal: the refusal because of which it asked for fewer.
-        """
-        if returned < asked or (refusal and (refusal.is_sure or refusal.asked == self._doubtful)):
-            self.most_completions = min(self.most_completions or returned, returned)
-        elif refusal:
-            self._doubtful = refusal.asked
-        elif asked >= self._doubtful:
-            self._doubtful = 0
-
-
 class Sampler:
     """Draws completions from one policy, and remembers what its provider takes.
 
@@ -108,7 +66,7 @@ class Sampler:
             )
         self._client = CompletionClient(policy)
         takes_n = self._client.model is not None and takes(self._client.model, "n")
-        own_limits = ProviderLimits(None if takes_n else 1)
+        own_limits = ProviderLimits(takes_n)
         self._limits: ProviderLimits = like._limits if like is not None else own_limits
 
     @property
@@ -207,7 +165,7 @@ class Sampler:
         draw = Draw()
         completions: dict[int, Completion] = {}
         missing = list(range(n))  # places among the N: each has its seed, whichever request asks for it
-        most = self._limits.most_completions
+        most = self._limits.most_to_ask_for(n)
         refusal: Refusal | None = None
         with Stopwatch() as watch:
             while missing:
@@ -216,19 +174,22 @@ class Sampler:
                     break
                 # after a refusal, one request shows whether n was the reason
                 pieces = _split(missing, most)[: 1 if refusal else max(1, left)]
+                refused = frozenset(self._limits.refused)
                 knobs = {
                     knob: value
                     for knob in _KNOBS
-                    if (value := getattr(sampling, knob)) is not None and knob not in self._limits.refused_knobs
+                    if (value := getattr(sampling, knob)) is not None and knob not in refused
                 }
+                shown = fold_system(messages) if SYSTEM_ROLE in refused else messages
                 requests = [
                     self._client.complete(
-                        messages,
+                        shown,
                         len(piece),
                         knobs if seed is None else knobs | {"seed": (seed + piece[0]) % _MOST_SEEDS},
                         sampling,
                         draw.usage,
                         most_requests=most_requests,
+                        refused=refused,
                     )
                     for piece in pieces
                 ]
@@ -245,9 +206,15 @@ class Sampler:
                         raise outcome
                     else:
                         failure = ProviderFailure.of(outcome)
-                        knob = failure.refused_knob(knobs.keys() - sampling.explicit)
-                        if knob is not None:
-                            self._limits.refused_knobs.add(knob)
+                        part = refused_part(
+                            failure,
+                            refused,
+                            knobs=knobs.keys() - sampling.explicit,
+                            limit_names=self._client.limit_names,
+                            messages=messages,
+                        )
+                        if part is not None:
+                            self._limits.refused.add(part)
                         elif len(piece) > 1 and failure.may_refuse_n:
                             asked = len(piece)
                             refusals.append(Refusal(asked, failure.smaller_n(asked), failure.names_n(asked)))
@@ -258,7 +225,7 @@ class Sampler:
                     missing = [place for place in missing if place not in done]
                 if refusals:
                     refusal = min(refusals, key=lambda refusal: refusal.smaller)
-                    most = refusal.smaller
+                    most = min(refusal.smaller, self._limits.most_completions or refusal.smaller)
         draw.completions = [completions[place] for place in sorted(completions)]
         draw.usage["seconds"] = watch.seconds
         if not draw.completions:
