@@ -1,12 +1,15 @@
 """The knobs: defaults of the paper, where values come from, and what a wrong one says."""
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
+import tpo_graph
 from tpo_graph import ConfigurationError, TPOSettings
-from tpo_graph.settings import Sampling
+from tpo_graph.settings import OTHER_VARIABLES, Sampling
 
 NAMES = {
     *("n", "depth", "mode", "preference", "seed", "tolerance", "patience", "target_reward"),
@@ -59,6 +62,24 @@ def test_explicit_beats_environment_beats_file_beats_default(tmp_path, monkeypat
 def test_values_of_the_environment(monkeypatch, name, text, value):
     monkeypatch.setenv(name, text)
     assert getattr(TPOSettings.load(), name.lower().removeprefix("tpo_")) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("TPO_DEPHT", " Is TPO_DEPTH meant?"), ("TPO_POLCY", " Is TPO_POLICY meant?"), ("TPO_XYZZY", "")]
+)
+def test_a_variable_that_is_no_setting_is_warned_of_once(monkeypatch, caplog, name, said):
+    monkeypatch.setenv(name, "3")
+    monkeypatch.setenv("TPO_SECOND_REWARD", "local")
+    for _ in range(2):
+        assert TPOSettings.load() == TPOSettings()
+    assert caplog.messages == [f"The variable {name} is no setting and is ignored.{said}"]
+
+
+def test_every_variable_that_the_package_reads_is_known():
+    sources = [path.read_text(encoding="utf-8") for path in Path(tpo_graph.__file__).parent.rglob("*.py")]
+    read = {name for source in sources for name in re.findall(r"""["'](TPO_[A-Z_]*[A-Z])["']""", source)}
+    settings = {f"TPO_{name.upper()}" for name in TPOSettings.model_fields}
+    assert read - settings == OTHER_VARIABLES
 
 
 def test_building_an_object_reads_no_environment(monkeypatch):

@@ -23,7 +23,7 @@ from tpo_graph.errors import (
 
 if TYPE_CHECKING:
     from tpo_graph.graph.build import build_tpo_graph, create_tpo_graph
-    from tpo_graph.graph.state import TPOState
+    from tpo_graph.graph.state import TPOState, is_finished
     from tpo_graph.langchain.chat_model import ChatTPO
     from tpo_graph.langchain.middleware import TPOMiddleware
     from tpo_graph.policies.load import load_policy
@@ -52,6 +52,7 @@ __all__ = [
     "TPOState",
     "build_tpo_graph",
     "create_tpo_graph",
+    "is_finished",
     "load_policy",
     "load_reward",
 ]
@@ -67,6 +68,7 @@ _LAZY = {
     "TPOState": "tpo_graph.graph.state",
     "build_tpo_graph": "tpo_graph.graph.build",
     "create_tpo_graph": "tpo_graph.graph.build",
+    "is_finished": "tpo_graph.graph.state",
     "load_policy": "tpo_graph.policies.load",
     "load_reward": "tpo_graph.rewards.load",
 }

@@ -17,7 +17,7 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.runnables import Runnable
 
 from tpo_graph.errors import ConfigurationError
-from tpo_graph.graph.build import TPOGraph, make_nodes, replace_nodes, wire
+from tpo_graph.graph.build import TPOGraph, make_nodes, refuse_settings, replace_nodes, wire
 from tpo_graph.graph.request import pack_for
 from tpo_graph.policies.load import load_policy
 from tpo_graph.policies.providers import Policy, models_inside
@@ -178,9 +178,10 @@ class LoadedParts:
             **compile_options: go to `StateGraph.compile`, as in `checkpointer=InMemorySaver()`.
 
         Raises:
-            ConfigurationError: a replacement has the name of no node.
+            ConfigurationError: a replacement has the name of no node, or an option is a setting of a run.
             PromptError: the prompt pack can't run the mode.
         """
+        refuse_settings(compile_options)
         graph = wire(self.make_nodes(), context_schema=TPOSettings)
         return graph.compile(**{"name": "tpo", **compile_options})
 

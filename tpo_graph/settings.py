@@ -4,7 +4,10 @@ A setting has one name everywhere: in Python, as a CLI flag (`--budget-requests`
 (`TPO_BUDGET_REQUESTS`), in TOML and in LangGraph Studio.
 """
 
+import difflib
 import json
+import logging
+import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,6 +20,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from tpo_graph._storable import storable_text
 from tpo_graph.errors import ConfigurationError, TPOError
 from tpo_graph.types import JSONObject, Mode, Options
+
+_log = logging.getLogger(__name__)
 
 PolicyPhase: TypeAlias = Literal["sample", "loss", "gradient", "update"]
 """The phases in which the policy (or the critic) is asked."""
@@ -245,6 +250,8 @@ class TPOSettings(BaseModel):
     def load(cls, path: str | Path | None = None, **explicit: Options) -> Self:
         """Settings from all sources: `explicit` beats `TPO_*` variables, which beat the TOML file.
 
+        A `TPO_*` variable that the package does not know is logged as a warning, once.
+
         Args:
             path: a TOML file with settings at its top level; None reads none.
             **explicit: settings by name.
@@ -254,6 +261,9 @@ class TPOSettings(BaseModel):
         """
         merged: dict[str, Any] = {} if path is None else read_toml(Path(path), title="Settings file")
         merged |= _environment()().model_dump(exclude_unset=True)
+        for name in os.environ:
+            if name.upper().startswith("TPO_"):
+                _warn_of_variable(name.upper())
         return cls(**(merged | explicit))
 
     def overridden_by(self, context: "TPOSettings | Mapping[str, Any] | None") -> "TPOSettings":
@@ -287,6 +297,25 @@ class TPOSettings(BaseModel):
             # a revision is what stands in its tags, and reasoning may name them
             keep_thinking=self.keep_thinking and phase == "sample",
         )
+
+
+class ContextOnly(TPOSettings):
+    """A context to which nothing is added from the config of a graph around the run."""
+
+
+OTHER_VARIABLES = frozenset(
+    f"TPO_{name}"
+    for name in ("API_KEY", "CRITIC", "POLICY", "POLICY_API_KEY", "PROMPTS", "REWARD", "SECOND_REWARD", "VARIANT")
+)
+"""Variables of the package that are no settings: what the command, the server and Studio are made of, and keys."""
+
+
+@cache
+def _warn_of_variable(name: str) -> None:
+    known = [*OTHER_VARIABLES, *(f"TPO_{setting.upper()}" for setting in TPOSettings.model_fields)]
+    if name not in known:
+        close = difflib.get_close_matches(name, known, 1)
+        _log.warning(f"The variable {name} is no setting and is ignored.{f' Is {close[0]} meant?' if close else ''}")
 
 
 @cache

@@ -197,6 +197,45 @@ def test_the_context_of_one_call_does_not_stay():
     assert len(graph.invoke({"query": "q"})["cache"]) == 15
 
 
+@pytest.mark.parametrize("config", [{"n": 2}, {"configurable": {"n": 2, "thread_id": "1"}}])
+@pytest.mark.parametrize(("context", "n"), [(None, 2), ({"depth": 1}, 2), ({"n": 3, "depth": 1}, 3)])
+async def test_settings_in_the_config_count_and_those_of_the_context_come_first(config, context, n):
+    settings = TPOSettings(n=4, depth=1)
+    graph = create_tpo_graph(scripted_policy(), number_reward(), settings=settings)
+    assert len(graph.invoke({"query": "q"}, config, context=context)["cache"]) == 2 * n
+    assert len((await graph.ainvoke({"query": "q"}, config, context=context))["cache"]) == 2 * n
+
+
+def test_a_bad_setting_in_the_config_is_refused_before_anything_is_paid_for():
+    policy = scripted_policy()
+    with pytest.raises(ConfigurationError, match="n=0"):
+        create_tpo_graph(policy, number_reward()).invoke({"query": "q"}, {"configurable": {"n": 0}})
+    assert policy.requests == []
+
+
+def test_a_setting_among_the_options_of_the_graph_is_an_error_that_says_where_it_goes():
+    with pytest.raises(ConfigurationError, match="not options of the graph: n=3, mode='bon'") as caught:
+        create_tpo_graph("openai:not-loaded", "nor-this", n=3, mode="bon")
+    assert "settings=TPOSettings(n=3, mode='bon')" in caught.value.hint
+    assert "context={'n': 3, 'mode': 'bon'}" in caught.value.hint
+
+
+def test_models_are_taken_by_name(chat_server):
+    server, critic = chat_server(), chat_server()
+    names = [f"server:{each.url}#scripted" for each in (server, critic)]
+    graph = create_tpo_graph(names[0], "length:1-9 words", critic=names[1], settings=TPOSettings(n=2, depth=1))
+    assert graph.invoke({"query": "q"})["stop_reason"] == "target"
+    graph = create_tpo_graph(names[0], number_reward(), critic=names[1], settings=TPOSettings(n=2, depth=1))
+    assert graph.invoke({"query": "q"})["stop_reason"] == "depth"
+    assert (len(server.requests), len(critic.requests)) == (3, 2)
+
+
+def test_the_name_of_a_variant_is_not_taken_for_nodes():
+    with pytest.raises(ConfigurationError, match="nodes='fused-critique' is a name") as caught:
+        create_tpo_graph(scripted_policy(), number_reward(), nodes="fused-critique")
+    assert "nodes=fused_critique(policy)" in caught.value.hint
+
+
 def test_settings_of_the_environment_are_the_defaults_of_a_graph(monkeypatch):
     monkeypatch.setenv("TPO_N", "2")
     assert (
@@ -263,7 +302,7 @@ def test_reward_models_see_the_conversation_only_as_messages():
     assert run({"query": "q"}, reward=Reward(lambda text: float(text.split()[-1])))["stop_reason"] == "depth"
 
 
-@pytest.mark.parametrize(("policy", "reward"), [("gpt-4o", None), (None, object()), (None, "rewards"), (7, None)])
+@pytest.mark.parametrize(("policy", "reward"), [("gpt-4o", None), (None, object()), (None, "locl"), (7, None)])
 def test_a_policy_or_reward_model_of_the_wrong_kind_is_refused_at_build(policy, reward):
     with pytest.raises(ConfigurationError) as caught:
         create_tpo_graph(policy or scripted_policy(), reward or number_reward())

@@ -9,7 +9,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
 from tests.tpo_script import number_reward, phases_asked, scripted_policy
-from tpo_graph import PolicyError, RewardError, create_tpo_graph
+from tpo_graph import PolicyError, RewardError, TPOSettings, create_tpo_graph, is_finished
 
 THREAD = {"configurable": {"thread_id": "1"}}
 
@@ -56,6 +56,35 @@ def test_a_message_sent_in_the_thread_is_added_to_the_conversation():
     graph.invoke({"messages": [("system", "s"), ("user", "first")]}, THREAD, context={"mode": "bon"})
     graph.invoke({"messages": [("user", "second")]}, THREAD, context={"mode": "bon"})
     assert [message.type for message in policy.requests[5]] == ["system", "human", "ai", "human"]
+
+
+class DyingSaver(InMemorySaver):
+    """Keeps what the nodes wrote, and fails at its checkpoint with the number `last`, as a killed process would."""
+
+    last = 0
+
+    def put(self, *arguments):
+        self.last -= 1
+        if self.last < 0:
+            raise OSError("killed")
+        return super().put(*arguments)
+
+
+@pytest.mark.parametrize("last", range(1, 9))
+def test_a_run_is_not_finished_where_nothing_is_next_and_there_is_no_stop_reason(last):
+    saver = DyingSaver()
+    graph = create_tpo_graph(scripted_policy(), number_reward(), checkpointer=saver, settings=TPOSettings(n=2, depth=1))
+    assert not is_finished(graph.get_state(THREAD))
+    for _ in range(2):  # the second run finds the stop reason of the first in its thread
+        saver.last = last
+        with pytest.raises(OSError, match="killed"):
+            graph.invoke({"query": "q"}, THREAD)
+        state = graph.get_state(THREAD)
+        assert (state.next, is_finished(state)) == ((), False)
+        saver.last = 100
+        result = graph.invoke(None, THREAD)
+        assert result["stop_reason"] == "depth"
+        assert is_finished(result) and is_finished(graph.get_state(THREAD))
 
 
 def test_other_threads_are_not_touched():

@@ -111,7 +111,13 @@ def test_settings_in_a_context_of_the_parents_own_count():
     assert len(policy.requests) == 2
 
 
-def test_a_chat_model_never_reads_the_context_of_the_graph_around_it():
+def test_settings_in_the_parents_config_count():
+    policy = scripted_policy()
+    parent(inner(policy)).invoke(ASKED, {"configurable": {"n": 2, "mode": "bon"}})
+    assert len(policy.requests) == 2
+
+
+def test_a_chat_model_never_reads_the_context_or_the_config_of_the_graph_around_it():
     class WithSettings(TypedDict, total=False):
         n: int
         mode: str
@@ -122,7 +128,8 @@ def test_a_chat_model_never_reads_the_context_of_the_graph_around_it():
     def ask(state):
         return {"messages": [model.invoke(state["messages"])]}
 
-    parent(ask, context_schema=WithSettings).invoke(ASKED, context={"n": 2, "mode": "tpo"})
+    config = {"configurable": {"mode": "fast", "sample_temperature": 9}}
+    parent(ask, context_schema=WithSettings).invoke(ASKED, config, context={"n": 2, "mode": "tpo"})
     assert len(policy.requests) == 4
 
 

@@ -17,11 +17,13 @@ from tpo_graph.graph.nodes.update import update_node
 from tpo_graph.graph.request import pack_for
 from tpo_graph.graph.returns import checked_node
 from tpo_graph.graph.state import TPOInput, TPOState
+from tpo_graph.policies.load import load_policy
 from tpo_graph.policies.providers import Policy
 from tpo_graph.policies.sampling import Sampler, as_sampler
 from tpo_graph.prompts.pack import PromptPack
 from tpo_graph.rewards.base import RewardModel
 from tpo_graph.rewards.functions import RewardFunction, as_reward_model
+from tpo_graph.rewards.load import load_reward
 from tpo_graph.settings import TPOSettings
 from tpo_graph.types import Node, Options
 
@@ -48,10 +50,10 @@ TPOGraph: TypeAlias = CompiledStateGraph[TPOState, TPOSettings, TPOInput, TPOSta
 
 
 def build_tpo_graph(
-    policy: Policy,
-    reward_model: RewardModel | RewardFunction,
+    policy: Policy | str,
+    reward_model: RewardModel | RewardFunction | str,
     *,
-    critic: Policy | None = None,
+    critic: Policy | str | None = None,
     prompts: PromptPack | str | Path | None = None,
     nodes: Mapping[str, Node] | None = None,
     settings: TPOSettings | None = None,
@@ -65,9 +67,10 @@ def build_tpo_graph(
         ['gradient', 'loss', 'sample', 'score', 'select', 'update']
 
     Args:
-        policy: the model that answers and revises (M in the paper).
-        reward_model: scores every candidate (R in the paper); a function too, as `FunctionReward` takes it.
-        critic: writes loss and gradient; the policy when None.
+        policy: the model that answers and revises (M in the paper), or a name that `load_policy` takes.
+        reward_model: scores every candidate (R in the paper); a function too, as `FunctionReward` takes it, or a name
+            that `load_reward` takes.
+        critic: writes loss and gradient, a model or a name; the policy when None.
         prompts: a pack, its name or its folder; None takes the one that suits the policy.
         nodes: replacements by name, as in `{"loss": my_node}`: async or sync functions of
             `(state, runtime) -> partial state`, objects that are called like them, or any Runnable.
@@ -75,8 +78,8 @@ def build_tpo_graph(
             names.
 
     Raises:
-        ConfigurationError: the policy is not a chat model, the reward model is none, or a name in `nodes` is not
-            a node.
+        ConfigurationError: the policy is not a chat model, the reward model is none, a model can't be loaded,
+            or a name in `nodes` is not a node.
         PromptError: the pack is incomplete or can't run the mode.
     """
     defaults = make_nodes(policy, reward_model, critic=critic, prompts=prompts, settings=settings)
@@ -84,10 +87,10 @@ def build_tpo_graph(
 
 
 def make_nodes(
-    policy: Policy | Sampler,
-    reward_model: RewardModel | RewardFunction,
+    policy: Policy | Sampler | str,
+    reward_model: RewardModel | RewardFunction | str,
     *,
-    critic: Policy | Sampler | None = None,
+    critic: Policy | Sampler | str | None = None,
     prompts: PromptPack | str | Path | None = None,
     settings: TPOSettings | None = None,
 ) -> dict[str, Node]:
@@ -100,9 +103,10 @@ def make_nodes(
         ['sample', 'score', 'select', 'loss', 'gradient', 'update']
 
     Args:
-        policy: the model that answers and revises, or a `Sampler` of it.
-        reward_model: scores every candidate.
-        critic: writes loss and gradient; the policy when None.
+        policy: the model that answers and revises, by itself, as a `Sampler` of it, or by a name that `load_policy`
+            takes.
+        reward_model: scores every candidate; a function too, or a name that `load_reward` takes.
+        critic: writes loss and gradient, given like the policy; the policy when None.
         prompts: a pack, its name or its folder; None takes the one that suits the policy.
         settings: defaults for every run; None reads the `TPO_*` variables.
 
@@ -111,14 +115,19 @@ def make_nodes(
         it from sync code as well.
 
     Raises:
-        ConfigurationError: the policy is not a chat model, or the reward model is none.
+        ConfigurationError: the policy is not a chat model, the reward model is none, or a model can't be loaded.
         PromptError: the pack is incomplete or can't run the mode.
     """
     settings = TPOSettings.load() if settings is None else settings
-    reward_model = as_reward_model(reward_model)
+    if not isinstance(reward_model, str):
+        reward_model = as_reward_model(reward_model)  # before a policy is loaded
     # policy and critic share what their provider is found to take
-    actor = as_sampler(policy)
-    judge = actor if critic is None or critic is policy else as_sampler(critic)
+    actor = as_sampler(load_policy(policy) if isinstance(policy, str) else policy)
+    if critic is None or critic is policy or (isinstance(critic, str) and critic == policy):
+        judge = actor
+    else:
+        judge = as_sampler(load_policy(critic) if isinstance(critic, str) else critic)
+    reward_model = load_reward(reward_model) if isinstance(reward_model, str) else reward_model
     pack = pack_for(prompts, actor.policy)
     pack.check(settings)
     return {
@@ -137,6 +146,11 @@ def replace_nodes(nodes: Mapping[str, Node], replacements: Mapping[str, Node] | 
     Raises:
         ConfigurationError: a replacement has the name of no node.
     """
+    if isinstance(replacements, str):
+        raise ConfigurationError(
+            f"nodes={replacements!r} is a name; nodes by name are needed here.",
+            hint='`tpo_graph.variants` has sets of them: nodes=fused_critique(policy). Yours: {"loss": my_node}.',
+        )
     for name in replacements or {}:
         if name not in nodes:
             raise ConfigurationError(f"Unknown node {name!r}; allowed: {', '.join(nodes)}.")
@@ -165,10 +179,10 @@ def wire(nodes: Mapping[str, Node], *, context_schema: type[Settings]) -> StateG
 
 
 def create_tpo_graph(
-    policy: Policy,
-    reward_model: RewardModel | RewardFunction,
+    policy: Policy | str,
+    reward_model: RewardModel | RewardFunction | str,
     *,
-    critic: Policy | None = None,
+    critic: Policy | str | None = None,
     prompts: PromptPack | str | Path | None = None,
     nodes: Mapping[str, Node] | None = None,
     settings: TPOSettings | None = None,
@@ -195,20 +209,22 @@ def create_tpo_graph(
             return {"messages": result["messages"][-1:]}
 
     Args:
-        policy: the model that answers and revises (M in the paper).
-        reward_model: scores every candidate (R in the paper); a function too, as `FunctionReward` takes it.
-        critic: writes loss and gradient; the policy when None.
+        policy: the model that answers and revises (M in the paper), or a name that `load_policy` takes.
+        reward_model: scores every candidate (R in the paper); a function too, as `FunctionReward` takes it, or a name
+            that `load_reward` takes.
+        critic: writes loss and gradient, a model or a name; the policy when None.
         prompts: a pack, its name or its folder; None takes the one that suits the policy.
         nodes: replacements by name, as for `build_tpo_graph`.
         settings: defaults for every run; None reads the `TPO_*` variables. A call's `context` overrides what it
             names.
-        **compile_options: go to `StateGraph.compile`, as in `checkpointer=InMemorySaver()`.
+        **compile_options: go to `StateGraph.compile`, as in `checkpointer=InMemorySaver()`; settings do not.
 
     Raises:
-        ConfigurationError: the policy is not a chat model, the reward model is none, or a name in `nodes` is not
-            a node.
+        ConfigurationError: the policy is not a chat model, the reward model is none, a model can't be loaded,
+            or a name in `nodes` is not a node.
         PromptError: the pack is incomplete or can't run the mode.
     """
+    refuse_settings(compile_options)
     graph = build_tpo_graph(
         policy,
         reward_model,
@@ -218,3 +234,17 @@ def create_tpo_graph(
         settings=settings,
     )
     return graph.compile(**{"name": "tpo", **compile_options})
+
+
+def refuse_settings(options: Mapping[str, Options]) -> None:
+    """Refuse settings of a run among the options of `StateGraph.compile`.
+
+    Raises:
+        ConfigurationError: there are some.
+    """
+    if settings := {name: value for name, value in options.items() if name in TPOSettings.model_fields}:
+        named = ", ".join(f"{name}={value!r}" for name, value in settings.items())
+        raise ConfigurationError(
+            f"Settings of a run are not options of the graph: {named}.",
+            hint=f"For every run: settings=TPOSettings({named}). For one: graph.invoke(..., context={settings}).",
+        )

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from langchain_core.messages import BaseMessage
+from langgraph.config import get_config
 from langgraph.runtime import Runtime
 
 from tpo_graph._storable import storable_text
@@ -18,7 +19,7 @@ from tpo_graph.policies.sampling import Draw, Sampler, as_sampler
 from tpo_graph.prompts.pack import PhasePrompt, PromptPack
 from tpo_graph.prompts.template import cut_to_tokens, last_query
 from tpo_graph.selection import fits_budget, is_tie
-from tpo_graph.settings import PolicyPhase, TPOSettings
+from tpo_graph.settings import ContextOnly, PolicyPhase, TPOSettings
 from tpo_graph.types import FailureReason, FailureRecord, Phase, PhaseUsage, PreferencePair, Usage
 
 _SEEDS_PER_ATTEMPT = 2_000  # N is 1024 at most, and each phase asks twice at most
@@ -237,12 +238,23 @@ def failed_draw(request: PhaseRequest, error: PolicyError | BudgetError) -> Fail
 
 
 def effective_settings(defaults: TPOSettings, runtime: Runtime[TPOSettings] | None) -> TPOSettings:
-    """The settings of this call: those given at build, with what its context names in their place.
+    """The settings of this call: those given at build, with what its config and its context name in their place.
+
+    The context comes before the `configurable` of the config, where LangChain also puts keys that a config does not
+    have: `{"configurable": {"n": 4}}` and `{"n": 4}` both mean n=4.
 
     As a node of another graph, this one sees that graph's context: of a mapping only the names that are settings
     count, and a context of any other type is ignored.
     """
     context: object = runtime.context if runtime is not None else None
+    if runtime is not None and not isinstance(context, ContextOnly):
+        try:
+            configurable = get_config().get("configurable", {})
+        except RuntimeError:  # the node is used alone
+            configurable = {}
+        defaults = defaults.overridden_by(
+            {name: configurable[name] for name in TPOSettings.model_fields if name in configurable}
+        )
     if isinstance(context, TPOSettings):
         return defaults.overridden_by(context)
     if isinstance(context, Mapping):

@@ -1,11 +1,12 @@
 """The state of a run: plain values, each with one writer, and the reducers that keep what is appended."""
 
-from collections.abc import Sequence
-from typing import Annotated, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, TypeVar
 
 from langchain_core.messages import AnyMessage
 from langgraph.channels import DeltaChannel, EphemeralValue
 from langgraph.graph.message import Messages, add_messages
+from langgraph.types import StateSnapshot
 from typing_extensions import TypedDict
 
 from tpo_graph._storable import storable
@@ -95,3 +96,33 @@ class TPOState(TypedDict, total=False):
     warnings: list[OveroptimizationWarning]
     stop_reason: StopReason | None
     answer: str
+
+
+def is_finished(state: StateSnapshot | Mapping[str, Any]) -> bool:
+    """Whether a run has ended, so that there is nothing to resume.
+
+    `next` of a snapshot does not say it: after a process was killed it may be empty although the run goes on with
+    `graph.invoke(None, config)`.
+
+    Example:
+        >>> from langgraph.checkpoint.memory import InMemorySaver
+        >>> from tpo_graph import create_tpo_graph
+        >>> from tpo_graph.testing import ScriptedChatModel, TableReward
+        >>> policy, reward = ScriptedChatModel(["hello"]), TableReward({"hello": 1.0})
+        >>> graph = create_tpo_graph(policy, reward, checkpointer=InMemorySaver(), interrupt_before=["score"])
+        >>> thread = {"configurable": {"thread_id": "1"}}
+        >>> _ = graph.invoke({"query": "hi"}, thread, context={"n": 1, "mode": "bon"})
+        >>> is_finished(graph.get_state(thread))
+        False
+        >>> _ = graph.invoke(None, thread, context={"n": 1, "mode": "bon"})
+        >>> is_finished(graph.get_state(thread))
+        True
+
+    Args:
+        state: what `graph.get_state(config)` returns, or the values of a state. Of a thread that is used again, values
+            alone may be those of the run before.
+    """
+    if isinstance(state, StateSnapshot):
+        # tasks that are done and not yet part of a checkpoint are in `tasks` and not in `next`
+        return not state.tasks and is_finished(state.values)
+    return state.get("stop_reason") is not None

@@ -30,7 +30,7 @@ from tpo_graph.policies.providers import Policy, change_models, has_retries, kno
 from tpo_graph.policies.retries import OwnLimits, limited, send, without_retries
 from tpo_graph.policies.sampling import Sampler
 from tpo_graph.run_parts import LoadedParts, RunParts, policy_name
-from tpo_graph.settings import TPOSettings
+from tpo_graph.settings import ContextOnly, TPOSettings
 from tpo_graph.types import Options, PartialState, Phase, StepRecord, StopReason
 
 STEP_EVENT = "tpo_step"
@@ -175,8 +175,9 @@ async def _run(
     start: Any = {"messages": messages, "drafts": drafts}
     # langchain-core gives what runs inside a chain a limit of 25
     config: RunnableConfig = {"run_name": "tpo", "recursion_limit": _MOST_SUPERSTEPS}
-    # the context is never empty, or the run would get that of the graph around this model
-    states: AsyncIterator[Any] = graph.astream(start, config, context=settings, stream_mode="values")
+    # or the run would get the context and the config of the graph around this model
+    context = ContextOnly(**settings.model_dump(exclude_unset=True))
+    states: AsyncIterator[Any] = graph.astream(start, config, context=context, stream_mode="values")
     state: PartialState = {}
     reported = 0
     try:
