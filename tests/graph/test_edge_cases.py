@@ -20,7 +20,9 @@ HOSTILE = [
 
 
 def run(policy, reward=None, query="q", **settings):
-    return create_tpo_graph(policy, reward or number_reward()).invoke({"query": query}, context=settings)
+    return create_tpo_graph(policy, reward or number_reward()).invoke(
+        {"query": query}, context={"max_retries": 0} | settings
+    )
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=range(5))

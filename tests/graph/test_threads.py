@@ -15,7 +15,8 @@ THREAD = {"configurable": {"thread_id": "1"}}
 
 
 def saved_graph(policy, reward=None, **options):
-    return create_tpo_graph(policy, reward or number_reward(), checkpointer=InMemorySaver(), **options)
+    options = {"settings": TPOSettings(max_retries=0), "checkpointer": InMemorySaver(), **options}
+    return create_tpo_graph(policy, reward or number_reward(), **options)
 
 
 def is_plain(value) -> bool:

@@ -184,7 +184,8 @@ def test_a_draft_survives_a_failing_run(kind):
 
 
 def test_a_draft_is_revised_when_nothing_can_be_drawn_beside_it():
-    model = ChatTPO(policy=scripted_policy(sample=ValueError("busy")), reward=number_reward(), n=2, depth=1)
+    policy = scripted_policy(sample=ValueError("busy"))
+    model = ChatTPO(policy=policy, reward=number_reward(), n=2, depth=1, max_retries=0)
     answer = model.invoke("q", draft=AIMessage("mine 1"))
     assert (answer.text, answer.response_metadata["tpo"]["stop_reason"]) == ("rev 4", "depth")
 

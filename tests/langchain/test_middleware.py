@@ -187,7 +187,7 @@ def test_the_name_of_the_agent_stays_on_its_message():
 
 def test_a_failing_run_leaves_the_draft():
     policy = tool_policy("draft 9", *[ValueError("busy")] * 3)
-    state = agent(policy, options={"n": 2}).invoke(ASKED)
+    state = agent(policy, options={"n": 2, "max_retries": 0}).invoke(ASKED)
     assert (state["messages"][-1].text, state["tpo"]["stop_reason"]) == ("draft 9", "policy_failed")
 
 

@@ -10,8 +10,12 @@ import pytest
 from langchain_core.messages import HumanMessage
 from langchain_openai import ChatOpenAI
 
+from tpo_graph import TPOSettings
 from tpo_graph.policies.http import loop_safe, shared_http_client
-from tpo_graph.testing import ScriptedChatModel
+from tpo_graph.policies.retries import limited
+from tpo_graph.policies.sampling import Sampler
+from tpo_graph.settings import Sampling
+from tpo_graph.testing import FaultServer, ScriptedChatModel
 
 ASK = [HumanMessage("hi")]
 
@@ -115,6 +119,16 @@ async def test_a_client_that_a_person_has_set_is_left_alone(chat_server, chat_op
         model = loop_safe(chat_openai(chat_server(), http_async_client=mine))
         assert model.http_async_client is mine
         assert (await model.ainvoke(ASK)).content == "cand 0"
+
+
+async def test_connections_that_the_server_closes_when_idle_cost_no_request_its_answer():
+    with FaultServer(lambda request, number: "fine", keep_alive=0.05) as server:
+        sampler = Sampler(ChatOpenAI(model="any", base_url=server.url, api_key="any"))
+        for pause in range(15):
+            with limited(TPOSettings(max_retries=0)):
+                draws = await asyncio.gather(*(sampler.draw(ASK, 1, Sampling()) for _ in range(8)))
+            assert [draw.completions[0].text for draw in draws] == ["fine"] * 8
+            await asyncio.sleep(0.048 + pause % 5 * 0.001)
 
 
 def test_other_chat_models_are_left_alone():

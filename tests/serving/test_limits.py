@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 
 import httpx
@@ -9,7 +10,7 @@ import openai
 import pytest
 
 from tests.tpo_script import number_reward, scripted_policy
-from tpo_graph import ConfigurationError
+from tpo_graph import ConfigurationError, TPOSettings
 from tpo_graph.serving import Limits, create_app
 from tpo_graph.serving.chat import cancel_on
 from tpo_graph.serving.limits import SharedEvent
@@ -61,6 +62,16 @@ def test_more_requests_than_slots_are_refused_and_openais_client_comes_back(serv
     patient = running.client.with_options(max_retries=3)
     assert patient.chat.completions.create(**BODY).choices[0].message.content.startswith("cand")
     first.join()
+
+
+def test_requests_that_hang_end_and_leave_their_slots_to_others(serve, chat_server, chat_openai):
+    behind = chat_server(faults=["hang"] * 4)
+    running = serve(chat_openai(behind), limits=Limits(max_concurrency=4), settings=TPOSettings(timeout=0.3))
+    with ThreadPoolExecutor(4) as pool:
+        statuses = [response.status_code for response in pool.map(lambda _: running.post(BODY), range(4))]
+    assert statuses == [502] * 4
+    assert running.slots.taken == 0
+    assert running.post(BODY).status_code == 200
 
 
 def test_who_has_an_answer_may_ask_again_at_once(serve):
