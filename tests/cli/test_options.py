@@ -62,12 +62,12 @@ def test_what_is_not_given_is_the_default(bon):
 
 def test_flag_before_variable_before_file(bon, monkeypatch, tmp_path):
     file = tmp_path / "tpo.toml"
-    file.write_text('n = 2\ndepth = 7\nseed = 5\nsample_stop = ["a"]\n')
+    file.write_text('n = 2\ndepth = 7\nseed = 5\nsample_stop = ["END"]\n')
     monkeypatch.setenv("TPO_N", "3")
     monkeypatch.setenv("TPO_DEPTH", "8")
     monkeypatch.setenv("TPO_KEEP_TRUNCATED", "true")
     used = bon("--config", str(file), "--n", "4", "--no-keep-truncated")
-    assert (used["n"], used["depth"], used["seed"], used["sample_stop"]) == (4, 8, 5, ["a"])
+    assert (used["n"], used["depth"], used["seed"], used["sample_stop"]) == (4, 8, 5, ["END"])
     assert used["keep_truncated"] is False
 
 

@@ -448,7 +448,7 @@ async def test_some_of_n_failing_is_no_failure(start, chat_openai):
     server = start(most_n=1)
     sampler = Sampler(chat_openai(server))
     await sampler.draw(ASK, 2, PAPER)
-    server.faults = ["500", None, "429"]
+    server.script = ["500", None, "429"]
     draw = await sampler.draw(ASK, 5, PAPER)
     assert (len(draw.completions), len(draw.errors), draw.usage["requests"]) == (3, 2, 5)
 

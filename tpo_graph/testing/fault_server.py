@@ -61,10 +61,10 @@ class FaultServer:
         role_refusal: the answer to another role.
         alternating: whether user and assistant must take turns, as many templates want it.
         most_n: completions that a request may ask for.
-        beyond_most_n: the answer to a request for more; `fewer` gives `most_n`.
+        beyond_most_n: the answer to a request for more: your own, `llama.cpp`'s words, or `fewer`, which is `most_n`.
         refused_fields: fields that it does not take, with the answer to each; of a plain sequence, OpenAI's words.
         ignored_fields: fields that it takes and does not heed, as Ollama does `max_completion_tokens`.
-        models: the models that it has; others are 404. None takes any name, and lists `any`.
+        models: what it says that it serves; it takes any name.
         api_key: what a request must bear.
         finish_reason: of every whole completion, or by its text.
         usage: whether it reports tokens.
@@ -89,10 +89,10 @@ class FaultServer:
     role_refusal: ErrorAnswer = _NO_SYSTEM_ROLE
     alternating: bool = False
     most_n: int | None = None
-    beyond_most_n: ErrorAnswer | Literal["fewer"] = _ONE_AT_A_TIME
+    beyond_most_n: ErrorAnswer | Literal["llama.cpp", "fewer"] = _ONE_AT_A_TIME
     refused_fields: Mapping[str, ErrorAnswer] | Sequence[str] = ()
     ignored_fields: Sequence[str] = ()
-    models: Sequence[str] | None = None
+    models: Sequence[str] = ("any",)
     api_key: str | None = None
     finish_reason: str | Callable[[str | None], str] = "stop"
     usage: bool = True
@@ -168,8 +168,7 @@ class FaultServer:
 
         async def serve() -> None:
             app = web.Application(client_max_size=_BYTES_AT_MOST)
-            app.router.add_post("/v1/chat/completions", self._chat)
-            app.router.add_get("/v1/models", self._list_models)
+            app.add_routes(self._routes())
             runner = web.AppRunner(
                 app, access_log=None, handler_cancellation=True, keepalive_timeout=self.keep_alive, shutdown_timeout=0
             )
@@ -184,11 +183,16 @@ class FaultServer:
             self._loop.close()
             self._socket.close()
 
+    def _routes(self) -> "list[web.RouteDef]":
+        from aiohttp import web
+
+        return [web.post("/v1/chat/completions", self._chat), web.get("/v1/models", self._list_models)]
+
     async def _list_models(self, _: "web.Request") -> "web.Response":
         from aiohttp import web
 
-        names = ("any",) if self.models is None else self.models
-        return web.json_response({"object": "list", "data": [{"id": name, "object": "model"} for name in names]})
+        models = [{"id": name, "object": "model"} for name in self.models]
+        return web.json_response({"object": "list", "data": models})
 
     async def _chat(self, http: "web.Request") -> "web.StreamResponse":
         raw = await http.read()
@@ -269,8 +273,6 @@ class FaultServer:
         body = request.body
         if self.api_key is not None and request.headers.get("authorization") != f"Bearer {self.api_key}":
             yield ErrorAnswer(401)
-        if self.models is not None and body.get("model") not in self.models:
-            yield ErrorAnswer(404, f"The model {body.get('model')!r} does not exist", param="model")
         for name in self.refused_fields:
             if body.get(name) is not None:
                 words = f"Unsupported parameter: '{name}' is not supported with this model."
@@ -285,7 +287,8 @@ class FaultServer:
         if self.strict and (problem := objection(body)):
             yield problem
         if self.most_n is not None and request.n > self.most_n and self.beyond_most_n != "fewer":
-            yield self.beyond_most_n
+            words = f"Value must be between 1 <= value <= {self.most_n}, but got {request.n}"
+            yield ErrorAnswer(400, words) if self.beyond_most_n == "llama.cpp" else self.beyond_most_n
 
     def _next_fault(self, request: ServedRequest) -> Fault | None:
         fault: Fault | None = None
