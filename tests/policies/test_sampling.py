@@ -73,10 +73,10 @@ async def test_a_cap_is_used_as_far_as_the_server_allows(start, chat_openai):
 async def test_a_cap_found_while_another_draw_is_under_way_is_not_forgotten(start, chat_openai):
     server = start(most_n=2)
     sampler = Sampler(chat_openai(server))
-    server.seconds = 0.3
+    server.first_token = 0.3
     single = asyncio.create_task(sampler.draw(ASK, 1, PAPER))
     await asyncio.to_thread(server.asked.wait, 10)
-    server.seconds = 0.0
+    server.first_token = 0.0
     await sampler.draw(ASK, 4, PAPER)
     await single
     refusals = server.statuses.count(400)
@@ -264,7 +264,7 @@ async def test_a_token_limit_that_a_person_set_has_another_name_and_is_not_dropp
     ],
 )
 async def test_a_server_given_by_its_address_gets_the_name_that_every_server_knows(start, chat_openai, policy):
-    server = start()
+    server = start(strict=False)
     await Sampler(policy(chat_openai(server))).draw(ASK, 1, PAPER)
     body = server.bodies[0]
     assert (body["max_tokens"], body.get("ttl") in (None, 5), "max_completion_tokens" in body) == (2048, True, False)
