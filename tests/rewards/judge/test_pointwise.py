@@ -37,7 +37,7 @@ async def test_what_is_asked(serve):
     await JudgeReward(model).score(CONVERSATION, ["text 7", "text 3"])
     for body in server.bodies:
         assert (body["temperature"], body["logprobs"], body["top_logprobs"]) == (0.0, True, 20)
-        assert body["max_completion_tokens"] <= 16
+        assert body["max_tokens"] <= 16
         assert not body.get("stream")
         assert "n" not in body or body["n"] == 1
     assert sorted(server.shown) == [["text 3"], ["text 7"]]
@@ -142,6 +142,25 @@ async def test_a_model_that_takes_no_temperature(serve):
     assert [body.get("temperature") for body in server.bodies] == [0.0, None, None, None]
     await judge.score(CONVERSATION, ["text 2"])
     assert server.bodies[-1].get("temperature") is None
+
+
+async def test_a_model_without_a_system_role_reads_the_instructions_in_the_first_message(serve):
+    server, model = serve(by_last_digit, refuses=("system",))
+    judge = JudgeReward(model)
+    assert await judge.score(CONVERSATION, ["text 5"]) == [5.0]
+    await judge.score(CONVERSATION, ["text 2"])
+    assert [[message["role"] for message in body["messages"]] for body in server.bodies] == [
+        ["system", "user"],
+        ["user"],
+        ["user"],
+    ]
+    assert server.prompts[1].split() == server.prompts[0].split()
+
+
+async def test_a_server_that_does_not_know_the_name_of_the_token_limit(serve):
+    server, model = serve(by_last_digit, refuses=("max_tokens",))
+    assert (await JudgeReward(model).score(CONVERSATION, ["text 5"]))[0] == pytest.approx(5.0)
+    assert [body.get("max_completion_tokens") for body in server.bodies] == [None, 16]
 
 
 async def test_mean_of_several_verdicts(serve):
@@ -286,7 +305,7 @@ async def test_a_judge_that_thinks_first(serve):
     grades = await judge.score(CONVERSATION, ["text 7", "text 3"])
     assert grades == pytest.approx([(7 * 0.9 + 5 * 0.05) / 0.95, (3 * 0.9 + 5 * 0.05) / 0.95])
     assert [_kind(body) for body in server.bodies] == ["logprobs 20", "logprobs 5", "logprobs 5"]
-    assert [body.get("max_completion_tokens") for body in server.bodies] == [16, None, None]
+    assert [body.get("max_tokens") for body in server.bodies] == [16, None, None]
 
 
 @pytest.mark.parametrize("options", [{"logprobs": "silent"}, {"logprobs": "refuse", "schema": "refuse"}])

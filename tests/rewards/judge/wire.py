@@ -30,7 +30,7 @@ class JudgeServer:
         refusal: the status of a refusal.
         most_top: `top_logprobs` at most.
         schema: structured output: `yes`, `refuse`, `ignore` (answers in plain text) or `wrong` (another verdict).
-        refuses: request fields that it does not take.
+        refuses: request fields that it does not take, or "system" for messages of that role.
         status: answer every request with this one.
         failing: texts of responses that are answered with status 500.
     """
@@ -78,6 +78,8 @@ class JudgeServer:
         responses = responses_in(_prompt(body))
         if any(response in self.failing for response in responses):
             return _error(500, "the server had an error")
+        if "system" in self.refuses and body["messages"][0]["role"] == "system":
+            return _error(500, "System role not supported")
         for name in self.refuses:
             if body.get(name) is not None:
                 return _error(400, f"Unsupported value: '{name}' is not supported with this model.")
@@ -92,7 +94,7 @@ class JudgeServer:
         if wanted and self.schema == "refuse":
             return _error(self.refusal, "response_format is not supported")
         shares = sorted(self.judge(responses).items(), key=lambda item: -item[1])
-        limit = body.get("max_completion_tokens") or 10**6
+        limit = body.get("max_tokens") or body.get("max_completion_tokens") or 10**6
         tokens = [*self.before, shares[0][0]][:limit]
         content = "".join(tokens).strip()
         if wanted and self.schema != "ignore":

@@ -17,8 +17,16 @@ from tpo_graph.accounting import no_usage
 from tpo_graph.errors import ConfigurationError, RewardError
 from tpo_graph.policies.failures import ProviderFailure
 from tpo_graph.policies.http import loop_safe
+from tpo_graph.policies.limits import SYSTEM_ROLE, fold_system, refused_part
 from tpo_graph.policies.load import load_policy
-from tpo_graph.policies.providers import completion_fields, knob_field, partial_completions, takes
+from tpo_graph.policies.providers import (
+    completion_fields,
+    knob_field,
+    limit_names,
+    partial_completions,
+    rename_limit,
+    takes,
+)
 from tpo_graph.policies.retries import OwnLimits, send, without_retries
 from tpo_graph.rewards.base import ConcurrencyLimit, DetailedReward, gather
 from tpo_graph.rewards.judge.prompts import JudgePrompt, Method, load_judge_prompt
@@ -82,7 +90,7 @@ class ChatModelJudge(DetailedReward):
         self._finding_out = ConcurrencyLimit(1)  # many at once would all be refused
         self._lock = threading.Lock()  # loops of several threads may share this
         self._total = no_usage()
-        self._temperature_field = knob_field(self._model, "temperature")
+        self._refused: set[str] = set()  # parts of requests that the provider does not take
         # a verdict that the prompt has its own reader for stands at the end of an answer of any length
         self._answer_tokens = None if self._prompt.reader else _ANSWER_TOKENS
         self.method: Method | None = None
@@ -120,9 +128,10 @@ class ChatModelJudge(DetailedReward):
         while methods:
             method, *others = methods
             without_logprobs = [other for other in others if other not in _TOP_LOGPROBS]
-            limit = self._answer_tokens
+            limit, refused = self._answer_tokens, frozenset(self._refused)
+            shown = fold_system(messages) if SYSTEM_ROLE in refused else messages
             try:
-                probabilities = await self._ask(method, messages, usage)
+                probabilities = await self._ask(method, shown, usage)
             except NoVerdictError as error:
                 answer = error.answer
                 methods = without_logprobs
@@ -133,8 +142,15 @@ class ChatModelJudge(DetailedReward):
             except Exception as error:  # each provider has its own
                 failure = ProviderFailure.of(error)
                 may_differ = failure.kind in ("refused", "unsupported") or failure.is_unreadable
-                if self._temperature_field and failure.refused_knob({"temperature"}):
-                    self._temperature_field = None
+                part = refused_part(
+                    failure,
+                    refused,
+                    knobs={"temperature"},
+                    limit_names=limit_names(self._model),
+                    messages=messages,
+                )
+                if part is not None:
+                    self._refused.add(part)
                 elif failure.kind == "unsupported" and method not in repeated:
                     repeated.add(method)  # it may have been this one answer
                 elif others and (_refuses(method, failure) or (not is_known and may_differ)):
@@ -241,9 +257,10 @@ class ChatModelJudge(DetailedReward):
         fixed = completion_fields(self._model, 1)
         if not temperature:
             del fixed["cache"]  # several answers must not be one several times; a single one may come from a cache
-        if self._temperature_field:
-            fixed[self._temperature_field] = temperature
-        return self._model.model_copy(update={**fixed, **fields})
+        field = knob_field(self._model, "temperature")
+        if field and "temperature" not in self._refused:
+            fixed[field] = temperature
+        return self._model.model_copy(update=rename_limit(self._model, {**fixed, **fields}, self._refused))
 
 
 def judge_arguments(scheme: str, name: str, options: Mapping[str, Options]) -> dict[str, Options]:
