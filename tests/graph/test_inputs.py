@@ -168,6 +168,13 @@ def test_a_providers_message_and_a_persons_critique_are_repaired_too():
     assert ["a\ufffdba\ufffdb" in record["detail"] for record in state["failures"]] == [True]
 
 
+def test_the_critique_of_a_persons_own_node_is_repaired_too():
+    nodes = {"loss": lambda _: {"loss": NUL, "gradient": HALF}}
+    graph = create_tpo_graph(scripted_policy(), number_reward(), nodes=nodes)
+    (record,) = graph.invoke({"query": "q"}, context={"n": 2, "depth": 1})["trajectory"][1:]
+    assert (record["loss"], record["gradient"]) == ("a\ufffdb", "a\ufffdb")
+
+
 def test_an_image_without_text_is_something_to_answer():
     image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
     policy = scripted_policy()

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, TypeVar
 
 from langchain_core.messages import AnyMessage
-from langgraph.channels import DeltaChannel, EphemeralValue
+from langgraph.channels import DeltaChannel, EphemeralValue, LastValue
 from langgraph.graph.message import Messages, add_messages
 from langgraph.types import StateSnapshot
 from typing_extensions import TypedDict
@@ -31,6 +31,14 @@ class StorableInput(EphemeralValue[T]):
     """An input that one superstep sees, with texts that a checkpoint can hold: it is stored before any node runs."""
 
     def update(self, values: Sequence[T]) -> bool:
+        """Take what was written."""
+        return super().update(storable(list(values)))
+
+
+class StorableText(LastValue[str]):
+    """A text that is kept until the next one, as a checkpoint can hold it, whichever node writes it."""
+
+    def update(self, values: Sequence[str]) -> bool:
         """Take what was written."""
         return super().update(storable(list(values)))
 
@@ -85,8 +93,8 @@ class TPOState(TypedDict, total=False):
     step: int
     best: ScoredCandidate
     worst: ScoredCandidate
-    loss: str
-    gradient: str
+    loss: Annotated[str, StorableText]
+    gradient: Annotated[str, StorableText]
     trajectory: Annotated[list[StepRecord], DeltaChannel(append)]
     failures: Annotated[list[FailureRecord], DeltaChannel(append)]
     choices: Annotated[list[PersonChoice], DeltaChannel(append)]
@@ -95,7 +103,7 @@ class TPOState(TypedDict, total=False):
     second_rewards: dict[str, float]
     warnings: list[OveroptimizationWarning]
     stop_reason: StopReason | None
-    answer: str
+    answer: Annotated[str, StorableText]
 
 
 def is_finished(state: StateSnapshot | Mapping[str, Any]) -> bool:
