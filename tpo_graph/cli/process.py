@@ -72,7 +72,7 @@ def _interrupt(number: int, _: FrameType | None) -> None:
     now = time.monotonic()
     if _interrupted_by is None:
         _interrupted_by, _interrupted_at = signal.Signals(number), now
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt(128 + number)
     if now - _interrupted_at > _MOMENT:
         with suppress(OSError):
             os.write(_STDERR, _SHOW_CURSOR if os.isatty(_STDERR) else b"")
@@ -82,6 +82,12 @@ def _interrupt(number: int, _: FrameType | None) -> None:
 def interrupt_code() -> int:
     """The exit code of a command that was interrupted: 128 and the number of the signal, as in a shell."""
     return 128 + (_interrupted_by or signal.SIGINT)
+
+
+def end_at_next_signal() -> None:
+    """The command is done: a signal while the process cleans up ends it."""
+    global _interrupted_by
+    _interrupted_by = _interrupted_by or signal.SIGINT
 
 
 def end_by_signals() -> None:
