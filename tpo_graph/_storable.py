@@ -2,8 +2,6 @@
 
 from typing import TypeVar, cast
 
-from langchain_core.messages import AIMessage, BaseMessage
-
 T = TypeVar("T")
 
 
@@ -24,6 +22,11 @@ def storable(value: T) -> T:
     Args:
         value: what a run is given; anything but texts, lists, tuples, dicts and messages is returned as it is.
     """
+    from langchain_core.messages import (
+        AIMessage,
+        BaseMessage,
+    )  # half a second that settings, which need texts alone, save
+
     new: object = value
     if isinstance(value, str):
         new = storable_text(value)

@@ -79,13 +79,17 @@ class TestTerminal:
         assert b"\x1b[32m" in terminal.raw  # colour
 
     def test_no_color_is_honoured_and_the_policy_can_not_write_control_codes(self, chat_server):
-        hostile = "\x1b]0;title\x07\x1b[31;5mwarm \x9b41m [red]x[/red] 1"
+        hostile = "\x1b]0;title\x07\x1b[31;5mwarm \x9b41m \u202e[red]x[/red] 1"
         terminal = Terminal("run", QUESTION, *at(chat_server(answer=lambda *_: hostile)), "--depth", "1", NO_COLOR="1")
         assert terminal.wait() == 0
-        assert b"\x1b]" not in terminal.raw and b"\x07" not in terminal.raw and "\x9b" not in terminal.raw.decode()
+        assert (
+            b"\x1b]" not in terminal.raw
+            and b"\x07" not in terminal.raw
+            and not {"\x9b", "\u202e"} & set(terminal.raw.decode())
+        )
         colours = {code for codes in re.findall(rb"\x1b\[([0-9;]*)m", terminal.raw) for code in codes.split(b";")}
         assert colours <= {b"0", b"1", b"2", b"3", b"39", b"49"}  # bold, dim, italic
-        assert terminal.text.rstrip().endswith("␛]0;title␇␛[31;5mwarm \ufffd41m [red]x[/red] 1")
+        assert terminal.text.rstrip().endswith("␛]0;title␇␛[31;5mwarm \ufffd41m \ufffd[red]x[/red] 1")
 
     def test_a_dumb_terminal_gets_no_control_codes(self):
         terminal = Terminal("run", QUESTION, "--policy", "server:nowhere", "--reward", "none", TERM="dumb")

@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -31,7 +32,9 @@ def test_json_is_the_whole_result(chat_server, tpo):
     result = json.loads(ended.out)
     assert result["answer"] == "rev 7"
     assert result["stop_reason"] == "depth"
-    assert result["best"] == {"id": "1-2", "step": 1, "text": "rev 7", "truncated": False, "reward": 7.0}
+    assert (
+        result["best"].items() >= {"id": "1-2", "step": 1, "text": "rev 7", "truncated": False, "reward": 7.0}.items()
+    )
     assert result["worst"]["text"] == "cand 0"
     assert [candidate["reward"] for candidate in result["cache"]] == [0.0, 1.0, 2.0, 5.0, 6.0, 7.0]
     assert [record["step"] for record in result["trajectory"]] == [0, 1]
@@ -234,6 +237,37 @@ class TestRefused:
         assert error.code == 2
         assert "empty" in error.message and "quotes" in error.hint
 
+    @pytest.mark.parametrize(
+        ("arguments", "file", "problem"),
+        [
+            (["--config"], "/dev/zero", "has more than 16 MiB, the most that is read"),
+            (["--config"], "/tmp", "can't be read: Is a directory"),
+            (["--config"], "deep.toml", "is nested too deep"),
+            (["--reward"], "deep.toml", "is nested too deep"),
+            (["--prompts"], ".", "is nested too deep"),  # pack.toml
+            (["--reward"], "json_schema:deep.json", "is nested too deep"),
+            (["--reward"], "json_schema:/dev/zero", "has more than 16 MiB, the most that is read"),
+        ],
+    )
+    def test_a_file_that_has_no_end_or_no_bottom(self, tpo, monkeypatch, tmp_path, arguments, file, problem):
+        monkeypatch.chdir(tmp_path)
+        for name in ("deep.toml", "pack.toml"):
+            (tmp_path / name).write_text("n = " + 100_000 * "[")
+        (tmp_path / "deep.json").write_text(100_000 * "[")
+        error = tpo("run", QUESTION, "--policy", "server:http://127.0.0.1:9/v1#m", *arguments, file).error
+        assert error.code == 2 and problem in error.message
+
+    def test_standard_input_that_has_no_end(self, tpo, monkeypatch):
+        with Path("/dev/zero").open() as endless:
+            monkeypatch.setattr(sys, "stdin", endless)
+            error = tpo("run", "-").error
+        assert error.code == 2 and "has more than 16 Mi characters, the most that is read" in error.message
+
+    def test_stop_texts_nested_too_deep(self, tpo, monkeypatch):
+        monkeypatch.setenv("TPO_SAMPLE_STOP", 100_000 * "[")
+        error = tpo("run", QUESTION).error
+        assert error.code == 2 and error.message.startswith("Setting TPO_SAMPLE_STOP='[[[")
+
     def test_errors_are_in_the_json_too(self, tpo):
         ended = tpo("run", QUESTION, "--n", "0", "--json")
         assert ended.code == 2
@@ -304,6 +338,24 @@ class TestFailures:
         assert "  ✗ loss      no text" in ended.err and "    ✗ request failed: " in ended.err
         assert "policy_failed: the policy failed; the best answer so far is kept" in ended.err
 
+    def test_a_quiet_run_that_failed_says_so(self, chat_server, tpo):
+        ended = tpo("run", QUESTION, *at(chat_server(faults=[None, "401"])), "-q", "--depth", "1")
+        assert (ended.code, ended.out) == (0, "cand 4\n")
+        assert ended.err.startswith(
+            "policy_failed: the policy failed; the best answer so far is kept: request failed: "
+        )
+        assert "Incorrect API key" in ended.err and ended.err.count("\n") == 1
+
+    def test_an_answer_that_can_not_be_written_comes_before_the_failure(self, chat_server, tpo, monkeypatch, tmp_path):
+        monkeypatch.chdir(tmp_path)
+        server = chat_server(faults=[None, "401"])
+        with Path("/dev/full").open("w") as full:
+            monkeypatch.setattr(sys, "stdout", full)
+            ended = tpo("run", QUESTION, *at(server), "--on-failure", "raise")
+        (file,) = tmp_path.iterdir()
+        assert (ended.code, file.read_text()) == (3, "cand 4\n")
+        assert f"The result is kept in {file}." in ended.err and "Incorrect API key" in ended.error.message
+
     def test_a_policy_that_fails_later_with_on_failure_raise(self, chat_server, tpo):
         ended = tpo("run", QUESTION, *at(chat_server(faults=[None, "401"])), "--on-failure", "raise")
         assert (ended.error.code, ended.out) == (3, "cand 4\n")
@@ -325,11 +377,14 @@ class TestFailures:
             6: "",
             7: "<revised_response>\nrev 7\n</revised_response>",
         }
-        server = chat_server(answer=lambda request, number: texts.get(number, server_reply(request, number)))
+        server = chat_server(
+            answer=lambda request, number: texts.get(number, server_reply(request, number)),
+            finish_reason=lambda text: "length" if text == texts[4] else "stop",
+        )
         ended = tpo("run", QUESTION, *at(server), "-n", "2", "--depth", "1")
         assert (ended.code, ended.out) == (0, "rev 7\n")
         assert [line for line in ended.err.splitlines() if line.startswith("    ✗ ")] == [
-            "    ✗ no closing tag: <revised_response>never ends",
+            "    ✗ cut off at the token limit: <revised_response>never ends",
             "    ✗ no opening tag: no tags at all, just a revision",
             "    ✗ empty response",
         ]

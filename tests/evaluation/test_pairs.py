@@ -3,12 +3,15 @@
 import asyncio
 import json
 import math
+import sys
+from pathlib import Path
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
 from tpo_graph import ConfigurationError, RewardError
+from tpo_graph.cli.output import OutputError
 from tpo_graph.cli.score import score
 from tpo_graph.evaluation.pairs import BadLine, Pair, read_pairs, score_pairs, wilson_interval
 from tpo_graph.rewards import FunctionReward, WatchedReward, WeightedSum
@@ -280,6 +283,19 @@ def test_command_reports_what_was_cut(command, tmp_path):
     report = json.loads(result.stdout)
     assert (report["truncated"], report["truncated_lines"]) == (1, [1])
     assert [pair["truncated"] for pair in report["scores"]] == [True, False]
+
+
+def test_a_line_without_an_end(command):
+    with pytest.raises(ConfigurationError, match="line of more than 16 MiB"):
+        raise command("/dev/zero", *REWARD).exception
+
+
+def test_a_report_that_can_not_be_written_is_kept(command, tmp_path, monkeypatch):
+    with Path("/dev/full").open("w") as full, pytest.raises(OutputError):
+        monkeypatch.setattr(sys, "stdout", full)
+        score("pairs.jsonl", reward=REWARD[1], as_json=True)
+    (file,) = tmp_path.glob("tpo-graph-*.json")
+    assert json.loads(file.read_text())["scores"]
 
 
 def test_command_errors(command):

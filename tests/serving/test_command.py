@@ -108,7 +108,8 @@ def test_it_serves_and_ends_with_ctrl_c(chat_server):
 
 
 @pytest.mark.subprocess
-def test_requests_finish_within_the_grace_period(chat_server):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_requests_finish_within_the_grace_period(chat_server, number):
     behind = chat_server(seconds=0.7)
     with command(*flags(behind)) as started, ThreadPoolExecutor(1) as pool:
         root = started.address()
@@ -117,10 +118,10 @@ def test_requests_finish_within_the_grace_period(chat_server):
         assert httpx.get(f"{root}/health", headers={"host": "localhost:1"}).status_code == 200
         answer = pool.submit(httpx.post, f"{root}/v1/chat/completions", json=BODY, timeout=30)
         behind.asked.wait(30)
-        started.process.send_signal(signal.SIGTERM)
+        started.process.send_signal(number)
         assert answer.result(30).json()["choices"][0]["message"]["content"] == "cand 0"
         # uvicorn ends by the signal that it was sent, as supervisors expect
-        assert started.end() == -signal.SIGTERM
+        assert started.end() == -number
 
 
 @pytest.mark.subprocess

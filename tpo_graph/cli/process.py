@@ -20,8 +20,7 @@ _SHOW_CURSOR = b"\x1b[?25h"
 
 _STDIN, _STDOUT, _STDERR = range(3)
 _lost: set[int] = set()
-_interrupted_by: signal.Signals | None = None
-_interrupted_at = 0.0
+_interrupts: list[tuple[int, float]] = []  # signals, and when they came
 
 
 class _Output(io.FileIO):
@@ -68,12 +67,11 @@ def prepare() -> None:
 
 
 def _interrupt(number: int, _: FrameType | None) -> None:
-    global _interrupted_by, _interrupted_at
     now = time.monotonic()
-    if _interrupted_by is None:
-        _interrupted_by, _interrupted_at = signal.Signals(number), now
+    if not _interrupts:
+        _interrupts.append((number, now))
         raise KeyboardInterrupt(128 + number)
-    if now - _interrupted_at > _MOMENT:
+    if now - _interrupts[0][1] > _MOMENT:
         with suppress(OSError):
             os.write(_STDERR, _SHOW_CURSOR if os.isatty(_STDERR) else b"")
         os._exit(128 + number)
@@ -81,13 +79,12 @@ def _interrupt(number: int, _: FrameType | None) -> None:
 
 def interrupt_code() -> int:
     """The exit code of a command that was interrupted: 128 and the number of the signal, as in a shell."""
-    return 128 + (_interrupted_by or signal.SIGINT)
+    return 128 + (_interrupts[0][0] if _interrupts else signal.SIGINT)
 
 
 def end_at_next_signal() -> None:
     """The command is done: a signal while the process cleans up ends it."""
-    global _interrupted_by
-    _interrupted_by = _interrupted_by or signal.SIGINT
+    _interrupts.append((signal.SIGINT, 0.0))
 
 
 def end_by_signals() -> None:

@@ -16,7 +16,7 @@ from tpo_graph.cli.options import (
     with_setting_flags,
 )
 from tpo_graph.cli.outcome import Outcome, Role, RunRequest
-from tpo_graph.cli.output import ExitCode, OutputError, clean, keep, report_error, write_answer, write_json
+from tpo_graph.cli.output import ExitCode, OutputError, clean, keep, plural, report_error, write_answer, write_json
 from tpo_graph.cli.process import stderr_is_lost
 from tpo_graph.cli.session import answer
 from tpo_graph.errors import ConfigurationError, TPOError
@@ -86,7 +86,11 @@ def run(
                 f"--second-reward watches a reward model, and with --reward {PERSON} there is none."
             )
         question = _read_question(question)
-        for name, text in (("question", question), ("system message", system), ("preference", chosen.preference)):
+        for name, text in (
+            ("question", question),
+            ("system message", system),
+            ("preference", settings.get("preference") or ""),
+        ):
             try:
                 text.encode()
             except UnicodeEncodeError as error:
@@ -158,13 +162,13 @@ def _write(outcome: Outcome, *, as_json: bool) -> None:
         write_answer(outcome.answer)
     if outcome.unscored and (outcome.interrupted or outcome.error is not None):
         # to stderr, where no program takes them for the answer
-        total = len(outcome.unscored)
+        count = len(outcome.unscored)
         drafts = "".join(
-            f"\ncandidate {candidate['id']} ({place} of {total}, not scored):\n{candidate['text']}\n"
+            f"\ncandidate {candidate['id']} ({place} of {count}, not scored):\n{candidate['text']}\n"
             for place, candidate in enumerate(outcome.unscored, start=1)
         )
         print(clean(drafts), end="", file=sys.stderr, flush=True)
         if stderr_is_lost():
             where = keep(drafts)
             if outcome.answer is None:
-                write_answer(f"Standard error can't be written. {total} candidates, not scored, are kept in {where}.")
+                print(f"Standard error can't be written. {where} keeps {plural(count, 'candidate')}, not scored.")

@@ -2,7 +2,9 @@
 
 import json
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Annotated, BinaryIO
 
@@ -41,11 +43,25 @@ def score(
     scored: list[PairScore] = []
     counted: PairTally | None = None
     ended: BaseException | None = None
+    reported: Future[PairReport] = Future()
 
     def show(tally: "PairTally") -> None:
         nonlocal counted
         counted = tally
         status.update(f"scored {plural(tally.pairs, 'pair')}")
+
+    def work() -> None:
+        scoring = score_pairs(
+            model,
+            _lines(file, pairs),
+            max_concurrency=concurrency,
+            on_progress=show,
+            on_scores=scored.append if scores or as_json else None,
+        )
+        try:
+            reported.set_result(asyncio.run(scoring))
+        except BaseException as error:  # whatever happened, the main thread reports it
+            reported.set_exception(error)
 
     with ExitStack() as stack:
         try:
@@ -55,22 +71,18 @@ def score(
         typer.echo(f"loading {one_line(reward)}", err=True)
         model = load_reward(reward)
         stack.callback(getattr(model, "close", lambda: None))
-        # shown on a terminal only
-        status = stack.enter_context(stderr_console().status("scoring"))
-        scoring = score_pairs(
-            model,
-            _lines(file, pairs),
-            max_concurrency=concurrency,
-            on_progress=show,
-            on_scores=scored.append if scores or as_json else None,
-        )
-        try:
-            report = asyncio.run(scoring)
-        except BaseException as error:
-            if counted is None or not counted.pairs:
-                raise
-            report, ended = counted.report(), error  # what was scored was paid for
-    scored.sort(key=lambda pair: pair["line"])
+        with stderr_console().status("scoring") as status:  # shown on a terminal only
+            try:
+                # a thread of its own leaves the main one free for Ctrl-C, whatever a pipe or a model is waiting for
+                threading.Thread(target=work, name="tpo-graph-score", daemon=True).start()
+                report = reported.result()
+            except BaseException as error:
+                if not reported.done():
+                    stack.pop_all()  # the thread still uses file and model
+                if counted is None or not counted.pairs:
+                    raise
+                report, ended = counted.report(), error  # what was scored was paid for
+    scored = sorted(scored, key=lambda pair: pair["line"])
     if as_json:
         document = json.dumps({**report, "scores": scored}, ensure_ascii=False, allow_nan=False)
         deliver(document, suffix=".json")
