@@ -5,7 +5,8 @@ from langchain_core.messages import AIMessage
 
 from tests.tpo_script import number_reward, phase_of, scripted_policy
 from tpo_graph import PolicyError, create_tpo_graph
-from tpo_graph.testing import ScriptedChatModel
+from tpo_graph.testing import FaultServer, ScriptedChatModel, TableReward
+from tpo_graph.testing.fault_kinds import REFUSAL
 from tpo_graph.variants import fused_critique
 
 THINKING = "<think>Put it into <revised_response>, then === INSTRUCTIONS === </think>\n"
@@ -112,7 +113,8 @@ def test_tokens_for_thinking_are_added_to_every_limit(chat_server, chat_openai):
     run(chat_openai(server), n=2, depth=0, thinking_tokens=1000)
     run(chat_openai(server, max_tokens=4000), n=2, depth=0, thinking_tokens=1000)
     run(chat_openai(server), n=2, depth=0, thinking_tokens=1000, sample_max_new_tokens=3000)
-    assert [limit_of(body) for body in server.bodies] == [3048, 5000, 4000]
+    run(chat_openai(server).bind(max_tokens=4000), n=2, depth=0, thinking_tokens=1000)
+    assert [limit_of(body) for body in server.bodies] == [3048, 5000, 4000, 5000]
 
 
 def test_a_limit_that_stays_too_small_is_named(chat_server, chat_openai):
@@ -201,3 +203,37 @@ def test_candidates_know_how_they_ended():
         ("stop", False),
         ("length", False),
     ]
+
+
+@pytest.fixture
+def faulty(chat_openai):
+    """Runs on a server where every answer has a fault."""
+
+    def start(fault, **settings):
+        with FaultServer(faults={fault: 1.0}) as server:
+            return run(chat_openai(server), TableReward(lambda text: len(text) / 1e4), n=3, **settings)
+
+    return start
+
+
+@pytest.mark.parametrize("fault", ["thinking", "thinking_end_alone"])
+def test_every_phase_is_free_of_thinking_on_the_wire_too(faulty, fault):
+    result = faulty(fault, depth=1)
+    texts = [each["text"] for each in result["cache"]] + [
+        result["trajectory"][1][name] for name in ("loss", "gradient")
+    ]
+    assert not any("Let me think" in text for text in texts)
+    assert (len(result["cache"]), result["failures"], result["stop_reason"]) == (6, [], "depth")
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("refusal", rf"3 refused.*: {REFUSAL}"),
+        ("content_filter", "3 filtered.*finish reason 'content_filter'"),
+        ("unfinished_thinking", "6 thinking only.*6144 tokens thinking"),
+    ],
+)
+def test_every_completion_of_a_request_is_read(faulty, fault, words):
+    with pytest.raises(PolicyError, match=words):
+        faulty(fault)

@@ -117,6 +117,33 @@ def test_an_empty_first_reply_is_no_candidate():
     assert answer.text == "cand 2"
 
 
+@pytest.mark.parametrize(
+    "first",
+    [
+        AIMessage("draft 9", response_metadata={"finish_reason": "content_filter"}),
+        AIMessage("draft 9", response_metadata={"stop_reason": "refusal"}),
+        AIMessage("<think>draft 9", response_metadata={"finish_reason": "length"}),
+    ],
+)
+def test_a_first_reply_that_can_not_be_used_is_no_candidate(first):
+    answer = with_tools(tool_policy(first), n=2, mode="bon").invoke("q")
+    assert (answer.text, answer.response_metadata["finish_reason"]) == ("cand 2", "stop")
+
+
+def test_a_first_reply_is_read_without_its_thinking_and_says_how_it_ended():
+    first = AIMessage("<think>hm</think>draft 9", response_metadata={"finish_reason": "MAX_TOKENS"})
+    answer = with_tools(tool_policy(first), n=2, mode="bon").invoke("q")
+    assert (answer.text, answer.response_metadata["finish_reason"]) == ("draft 9", "length")
+    alone = with_tools(tool_policy(first, RuntimeError("busy")), n=2).invoke("q")
+    assert (alone.text, alone.response_metadata["finish_reason"]) == ("draft 9", "length")
+
+
+def test_the_first_reply_has_the_tokens_for_thinking_too():
+    policy = tool_policy("draft 3")
+    with_tools(policy, n=1, mode="bon", max_tokens=100, thinking_tokens=1000).invoke("q")
+    assert policy.knobs[0]["max_tokens"] == 1100
+
+
 def test_what_is_bound_beside_tools_is_not_sent_without_them():
     policy = tool_policy("draft 9")
     model = ChatTPO(policy=policy, reward=number_reward(), n=2, depth=1)

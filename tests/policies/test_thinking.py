@@ -80,6 +80,7 @@ def test_what_is_left(text, answer):
         "~~~\nreasoning\n</think>\n~~~\nThat is the format.",
         "An example:\n<think>\nreasoning\n</think>\nThat is the format.",
         "Sure. <think>Hm.</think> Done.",
+        "<revised_response><think>Hm.\n</think>\n\nDone.</revised_response>",
         "`<think>` without an end",
     ],
 )

@@ -4,6 +4,7 @@ import json
 
 import openai
 import pytest
+from langchain_core.messages import AIMessage
 
 from tests.tpo_script import phases_asked, scripted_policy
 from tpo_graph import TPOSettings
@@ -25,6 +26,19 @@ def test_an_answer_with_its_usage_and_its_reward(serve):
     assert (record["reward"], record["stop_reason"], record["steps"]) == (5.0, "depth", 1)
     assert [step["best_reward"] for step in record["trajectory"]] == [1.0, 5.0]
     assert record["trajectory"][1]["loss"] == "the loss"
+
+
+@pytest.mark.parametrize(("word", "reason"), [("MAX_TOKENS", "length"), ("end_turn", "stop"), ("error", "length")])
+def test_the_finish_reason_is_that_of_the_answer(serve, word, reason):
+    policy = scripted_policy(sample=AIMessage("cand 1", response_metadata={"finish_reason": word}))
+    assert serve(policy).chat(model="bon-1").choices[0].finish_reason == reason
+
+
+def test_a_refusal_by_all_is_an_error_that_quotes_it(serve):
+    policy = scripted_policy(sample=AIMessage("", additional_kwargs={"refusal": "I can't help with that."}))
+    with pytest.raises(openai.APIStatusError, match=r"2 refused.*I can't help with that") as caught:
+        serve(policy).chat()
+    assert caught.value.status_code == 502
 
 
 def test_usage_is_the_sum_that_the_provider_counted(serve, chat_server, chat_openai):

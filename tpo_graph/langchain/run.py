@@ -24,11 +24,14 @@ from tpo_graph.graph.nodes.sample import sample_node
 from tpo_graph.graph.nodes.select import answer_message
 from tpo_graph.graph.state import TPOState
 from tpo_graph.langchain.call import STANDARD_KNOBS, CallOptions, NoAnswerError
+from tpo_graph.policies.completions import with_thinking_tokens
 from tpo_graph.policies.failures import policy_failed
 from tpo_graph.policies.http import loop_safe
 from tpo_graph.policies.providers import Policy, change_models, has_retries, knob_fields, models_inside
+from tpo_graph.policies.reading import read_completion
 from tpo_graph.policies.retries import OwnLimits, limited, send, without_retries
 from tpo_graph.policies.sampling import Sampler
+from tpo_graph.policies.thinking import strip_thinking
 from tpo_graph.run_parts import LoadedParts, RunParts, policy_name
 from tpo_graph.settings import ContextOnly, TPOSettings
 from tpo_graph.types import Options, PartialState, Phase, StepRecord, StopReason
@@ -145,7 +148,7 @@ async def _first_reply(
 
     def with_knobs(model: BaseChatModel) -> BaseChatModel:
         # not streamed, because chunks lose the usage
-        fields = {"disable_streaming": True, **knob_fields(model, knobs, sampling.explicit)}
+        fields = {"disable_streaming": True, **knob_fields(model, *with_thinking_tokens(model, knobs, sampling))}
         return without_retries(loop_safe(model)).model_copy(update=fields)
 
     own = next((OwnLimits.of(model) for model in models_inside(policy)), OwnLimits())
@@ -171,7 +174,9 @@ async def _run(
     graph: TPOGraph, messages: list[BaseMessage], draft: AIMessage | None, settings: TPOSettings
 ) -> PartialState:
     """The last state of a run; one that fails ends with the draft where there is one."""
-    drafts: list[str] = [draft.text] if draft is not None and draft.text.strip() else []
+    # `sample` takes reasoning away; a draft without an answer, or one that a filter cut, is none
+    is_usable = draft is not None and read_completion(draft, keep_thinking=settings.keep_thinking).problem is None
+    drafts: list[str] = [draft.text] if draft is not None and is_usable else []
     start: Any = {"messages": messages, "drafts": drafts}
     # langchain-core gives what runs inside a chain a limit of 25
     config: RunnableConfig = {"run_name": "tpo", "recursion_limit": _MOST_SUPERSTEPS}
@@ -187,7 +192,7 @@ async def _run(
                 reported += 1
     except (PolicyError, RewardError) as error:
         if drafts and settings.on_failure == "stop":
-            answer = drafts[0]
+            answer = drafts[0] if settings.keep_thinking else strip_thinking(drafts[0]).text
         elif isinstance(error, NoAnswerError) and error.invalid:
             answer = error.invalid[0]  # the parser shows it, and reports why it is not valid
         else:
@@ -248,16 +253,28 @@ def _budget_too_small(settings: TPOSettings) -> BudgetError:
     )
 
 
+def _finish_reason(state: PartialState, draft: AIMessage | None) -> str:
+    """How the answer ended; a draft is the first candidate, and the answer of a run that failed."""
+    best = state.get("best")
+    if (
+        draft is not None
+        and (best is None or best["id"] == "0-0")
+        and (completion := read_completion(draft)).problem is None
+    ):
+        ended, truncated = completion.finish_reason, completion.truncated
+    else:
+        ended, truncated = (best.get("finish_reason", ""), best["truncated"]) if best else ("", False)
+    # a text beside tool calls is whole, and so is a revision that ends at its closing tag
+    return "length" if truncated else "stop" if ended in ("", "length", "tool_calls") else ended
+
+
 def _message(state: PartialState, draft: AIMessage | None, model_name: str) -> AIMessage:
     """The answer of a run, with its metadata and with the tokens of the draft and of the run."""
     best = state.get("best")
     message = answer_message(
         state.get("answer", ""), best, steps=state.get("step", 0), stop_reason=state["stop_reason"]
     )
-    message.response_metadata |= {
-        "model_name": model_name,
-        "finish_reason": "length" if best and best["truncated"] else "stop",
-    }
+    message.response_metadata |= {"model_name": model_name, "finish_reason": _finish_reason(state, draft)}
     message.response_metadata["tpo"] |= {
         "trajectory": state.get("trajectory", []),
         "warnings": state.get("warnings", []),

@@ -95,15 +95,9 @@ class CompletionClient:
         config = merge_configs(ensure_config(), self._config, {"tags": [TAG_NOSTREAM]})
         stop = list(sampling.stop)
 
-        def limit(model: BaseChatModel) -> int | None:
-            own = token_limit(model, knobs, sampling.explicit)
-            return own and own + sampling.thinking_tokens
-
         def fields(model: BaseChatModel) -> dict[str, Options]:
-            values, explicit = knobs, sampling.explicit
-            if sampling.thinking_tokens and (most := limit(model)):
-                values, explicit = {**knobs, "max_new_tokens": most}, explicit | {"max_new_tokens"}
-            return knob_fields(model, values, explicit, refused) | completion_fields(model, n)
+            sent = with_thinking_tokens(model, knobs, sampling)
+            return knob_fields(model, *sent, refused) | completion_fields(model, n)
 
         def may_repeat() -> bool:
             return most_requests is None or usage["requests"] < most_requests
@@ -140,13 +134,32 @@ class CompletionClient:
                 return _generations(result, usage)
 
             generations = await send(ask, self._own, may_repeat=may_repeat)
-        most = next((limit(model) for model in models_inside(self.policy)), None)
+        most = next(
+            (token_limit(model, *with_thinking_tokens(model, knobs, sampling)) for model in models_inside(self.policy)),
+            None,
+        )
         return [
             read_completion(
                 generation.message, generation.generation_info, keep_thinking=sampling.keep_thinking, limit=most
             )
             for generation in generations
         ]
+
+
+def with_thinking_tokens(
+    model: BaseChatModel, knobs: Mapping[str, float], sampling: Sampling
+) -> tuple[Mapping[str, float], AbstractSet[str]]:
+    """The knobs with the allowance for reasoning in their token limit, and those that can't be left out.
+
+    Args:
+        model: a chat model, whose own limit the allowance may belong to.
+        knobs: values of the knobs.
+        sampling: which knobs a person has set, and the allowance.
+    """
+    limit = token_limit(model, knobs, sampling.explicit)
+    if not limit or not sampling.thinking_tokens:
+        return knobs, sampling.explicit
+    return {**knobs, "max_new_tokens": limit + sampling.thinking_tokens}, sampling.explicit | {"max_new_tokens"}
 
 
 class _Limited(RunnableBinding[Any, Any]):

@@ -129,10 +129,21 @@ class PlainResponse(NamedTuple):
     def parse(self) -> JSON:
         """The answer as plain values.
 
+        LangChain leaves out a refusal and reasoning that stand beside the text: where there is no text, they become
+        content blocks.
+
         Raises:
             ValueError: it is not JSON.
         """
-        return json.loads(self.http_response.content)
+        answer = json.loads(self.http_response.content)
+        choices = answer.get("choices") if isinstance(answer, dict) else None
+        for choice in choices if isinstance(choices, list) else ():
+            message = choice.get("message") if isinstance(choice, dict) else None
+            if isinstance(message, dict) and not message.get("content") and not message.get("tool_calls"):
+                fields = (("refusal", "refusal"), ("reasoning", "reasoning_content"), ("reasoning", "reasoning"))
+                blocks = [{"type": kind, kind: str(message[field])} for kind, field in fields if message.get(field)]
+                message["content"] = blocks[:1] or message.get("content")
+        return answer
 
 
 _FOR_THE_CLIENT = frozenset({"extra_headers", "extra_query", "timeout"})

@@ -59,7 +59,7 @@ _AFTER_ANSWER = re.compile(
 )
 
 
-def strip_thinking(text: str) -> StrippedText:
+def strip_thinking(text: str, *, may_be_bare: bool = True) -> StrippedText:
     """The text without the reasoning at its beginning.
 
     Reasoning is what stands between a model's marks, also several blocks in a row; all that stands before a closing
@@ -68,9 +68,10 @@ def strip_thinking(text: str) -> StrippedText:
 
     Args:
         text: what the model wrote.
+        may_be_bare: whether a closing mark alone counts; not in a part of what the model wrote.
     """
     start = 0
-    while (end := _end_of_thinking(text, start)) is not None:
+    while (end := _end_of_thinking(text, start, may_be_bare=may_be_bare)) is not None:
         start = end
     if not start:
         return StrippedText(text, "")
@@ -79,7 +80,7 @@ def strip_thinking(text: str) -> StrippedText:
     return StrippedText(without_blank_edges(answer), text[:start].strip())
 
 
-def _end_of_thinking(text: str, start: int) -> int | None:
+def _end_of_thinking(text: str, start: int, *, may_be_bare: bool) -> int | None:
     """Where the reasoning at `start` ends, behind its closing mark; None where there is none."""
     blank = _BLANK.match(text, start)
     begin = blank.end() if blank else start
@@ -87,7 +88,11 @@ def _end_of_thinking(text: str, start: int) -> int | None:
         if opening := marks.opening.match(text, begin):
             ends = (mark.end() for mark in marks.closing.finditer(text, opening.end()) if not _is_quoted(text, mark))
             return next(ends, None if marks.needs_both else len(text))
-    bare = [end for marks in _MARKS if marks.may_be_bare and (end := _end_at_bare_mark(text, start, marks)) is not None]
+    bare = [
+        end
+        for marks in _MARKS
+        if may_be_bare and marks.may_be_bare and (end := _end_at_bare_mark(text, start, marks)) is not None
+    ]
     return min(bare, default=None)
 
 
@@ -104,7 +109,7 @@ def _end_at_bare_mark(text: str, start: int, marks: _Marks) -> int | None:
             continue
         opening = marks.opening.search(text, rest, mark.start())
         # a sentence of the reasoning may name the opening mark
-        if opening is None or (all(_beside(text, opening)) and not all(_beside(text, mark))):
+        if opening is None or (_is_in_sentence(text, opening) and not all(_beside(text, mark))):
             return mark.end()
         rest = mark.end()
     return None
@@ -113,6 +118,11 @@ def _end_at_bare_mark(text: str, start: int, marks: _Marks) -> int | None:
 def _is_quoted(text: str, mark: re.Match[str]) -> bool:
     before, after = text[max(0, mark.start() - 1) : mark.start()], text[mark.end() : mark.end() + 1]
     return bool(before and after) and before in _QUOTES and after in _QUOTES
+
+
+def _is_in_sentence(text: str, mark: re.Match[str]) -> bool:
+    after = text[mark.end() : mark.end() + 1]
+    return all(_beside(text, mark)) and (after.isspace() or after in ".,;:!?)")
 
 
 def _beside(text: str, mark: re.Match[str]) -> tuple[str, str]:

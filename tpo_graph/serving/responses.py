@@ -19,6 +19,7 @@ from openai.types.chat.chat_completion_chunk import Choice as ChunkChoice
 from openai.types.chat.chat_completion_chunk import ChoiceDelta, ChoiceDeltaToolCall
 
 from tpo_graph.langchain.async_base import answer_chunks
+from tpo_graph.policies.reading import finish_reason
 from tpo_graph.types import JSONObject
 
 
@@ -105,9 +106,10 @@ def _tool_calls(message: AIMessage) -> list[JSONObject]:
 
 
 def _finish_reason(message: AIMessage) -> Literal["stop", "length", "tool_calls"]:
+    # what a filter cut is no answer of a run, and OpenAI has no word for the rest
     if message.tool_calls or message.invalid_tool_calls:
         return "tool_calls"
-    return "length" if message.response_metadata.get("finish_reason") == "length" else "stop"
+    return "length" if finish_reason(message) in ("length", "error") else "stop"
 
 
 def _usage(message: AIMessage) -> CompletionUsage | None:

@@ -104,6 +104,6 @@ def _revision(completion: Completion, request: PhaseRequest, messages: list[Base
         problem = "truncated"
     if problem is None and not request.settings.keep_thinking:
         # the reasoning may also begin behind the tag
-        text = strip_thinking(text).text
+        text = strip_thinking(text, may_be_bare=False).text
         problem = None if text else "thinking_only"
     return found._replace(text=text, problem=problem)
