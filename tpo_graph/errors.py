@@ -86,7 +86,7 @@ class BudgetError(TPOError, ValueError):
     """A budget does not allow what was asked for.
 
     Attributes:
-        usage: what was spent before it ran out, where it is known.
+        usage: what was spent before it ran out; None where it did not even allow to begin.
     """
 
     def __init__(self, message: str, *, hint: str = "", usage: "PhaseUsage | None" = None) -> None:

@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from tests.cli.conftest import CONTROL_CODES, at
 from tpo_graph.cli.commands import app
+from tpo_graph.cli.output import ExitCode
 from tpo_graph.settings import TPOSettings
 
 QUESTION = "Why is the sky blue?"
@@ -83,3 +84,11 @@ def test_the_knobs_reach_the_requests(chat_server, tpo):
     assert tpo("run", QUESTION, *at(server), *flags).code == 0
     body = server.bodies[0]
     assert (body["n"], body["top_p"], body["stop"], body["seed"]) == (2, 0.5, ["END"], 3)
+
+
+def test_a_hang_ends_by_the_flags(chat_server, tpo):
+    server = chat_server(always="hang")
+    ended = tpo("run", QUESTION, *at(server), "--timeout", "0.2", "--max-retries", "1", "-q")
+    assert "no answer within 0.2 s" in ended.err
+    assert (ended.out, ended.code != 0, len(server.requests)) == ("", True, 2)
+    assert tpo("run", QUESTION, *at(server), "--budget-seconds", "0.2", "-q").code == ExitCode.BUDGET

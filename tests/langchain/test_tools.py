@@ -216,3 +216,12 @@ def test_the_details_of_the_first_reply_are_not_told_as_those_of_all():
     assert usage == {"input_tokens": 8, "output_tokens": 5, "total_tokens": 13}
     alone = with_tools(tool_policy(AIMessage("draft 3", usage_metadata=details)), n=1, mode="bon")
     assert alone.invoke("q").usage_metadata == details
+
+
+def test_a_first_reply_that_hangs_ends(chat_server, chat_openai):
+    server = chat_server(always="hang")
+    with pytest.raises(PolicyError, match=r"no answer within 0\.2 s"):
+        with_tools(chat_openai(server), timeout=0.2, max_retries=1).invoke("q")
+    assert len(server.requests) == 2
+    with pytest.raises(BudgetError, match="budget_seconds"):
+        with_tools(chat_openai(server), budget_seconds=0.2).invoke("q")

@@ -83,6 +83,9 @@ def refusal(*arguments, **options):
         ({"model": "bon", "tpo": {"n": 65}}, "tpo.n"),
         ({"model": "tpo-d21"}, "tpo.depth"),
         ({"model": "revision", "tpo": {"depth": 21}}, "tpo.depth"),
+        ({"tpo": {"timeout": None}}, "tpo.timeout"),
+        ({"tpo": {"timeout": 601}}, "tpo.timeout"),
+        ({"tpo": {"max_retries": 3}}, "tpo.max_retries"),
     ],
     ids=str,
 )

@@ -19,6 +19,7 @@ from langchain_core.language_models import BaseChatModel
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_random_exponential
 
 from tpo_graph._private_api import client_retries
+from tpo_graph.accounting import no_usage
 from tpo_graph.errors import BudgetError
 from tpo_graph.policies.failures import ProviderFailure
 from tpo_graph.policies.http import PlainChatCompletions, fresh_connection
@@ -132,7 +133,7 @@ async def before_deadline(work: Callable[[], Awaitable[T]], *, grace: float = 0.
     limits = _limits.get()
     if limits.deadline is None:
         return await work()
-    usage = None
+    usage = no_usage()
     if not limits.is_over:
         try:
             async with asyncio.timeout(limits.deadline - time.monotonic() + grace) as clock:
@@ -140,7 +141,7 @@ async def before_deadline(work: Callable[[], Awaitable[T]], *, grace: float = 0.
         except TimeoutError as error:
             if not clock.expired():
                 raise
-            usage = getattr(error.__cause__, "usage", None)
+            usage = getattr(error.__cause__, "usage", usage)  # a reward model's, on the cancellation
     budget = limits.settings.budget_seconds
     raise BudgetError(f"The time of the run is over (budget_seconds={budget:g}).", usage=usage)
 

@@ -1,5 +1,6 @@
 """What a chat request asks for: a recipe and a policy by the model name, and the arguments of one call."""
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -108,7 +109,14 @@ def call_arguments(chat: ChatRequest, name: ModelName, parts: LoadedParts, limit
     settings = _settings_of(chat, name)
     chosen = parts.settings.overridden_by(settings)
     steps = 0 if chosen.mode == "bon" else chosen.depth
-    for setting, value, most in (("n", chosen.n, limits.max_n), ("depth", steps, limits.max_depth)):
+    bounds = [
+        ("n", chosen.n, limits.max_n),
+        ("depth", steps, limits.max_depth),
+        # or clients could hold their slots for as long as they like
+        ("timeout", chosen.timeout or math.inf, parts.settings.timeout or math.inf),
+        ("max_retries", chosen.max_retries, parts.settings.max_retries),
+    ]
+    for setting, value, most in bounds:
         if value > most:
             raise RequestRefusedError(
                 f"{setting}={value} is more than this server allows: {most}.",

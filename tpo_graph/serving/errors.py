@@ -76,6 +76,8 @@ def status_and_body(error: Exception) -> tuple[int, JSONObject]:
         status, code, param = error.status, error.code, error.param
         kinds = {401: "authentication_error", 429: "rate_limit_error"}
         kind = kinds.get(status, _SERVER if status >= 500 else _INVALID)
+    elif isinstance(error, BudgetError) and error.usage is not None:  # `budget_seconds` were over
+        status, kind = 504, _SERVER
     elif isinstance(error, PolicyError) and cause is not None and ProviderFailure.of(cause).kind == "refused":
         # the request itself is at fault: too long a context, an image that the provider can't read
         status, kind, code = 400, _INVALID, "refused_by_policy"
