@@ -9,12 +9,14 @@ from langchain_core.messages import AIMessage, ChatMessage, FunctionMessage
 
 from tests.rewards.judge.conftest import CONVERSATION
 from tpo_graph.errors import ConfigurationError, PromptError, RewardError
+from tpo_graph.policies.retries import limited
 from tpo_graph.rewards.base import RewardModel, RunContext, score_responses
 from tpo_graph.rewards.combinations import WeightedSum
 from tpo_graph.rewards.functions import FunctionReward
 from tpo_graph.rewards.judge import JudgePrompt, JudgeReward, load_judge
 from tpo_graph.rewards.judge.prompts import DEFAULT_RUBRIC, POINTWISE
 from tpo_graph.rewards.load import load_reward
+from tpo_graph.settings import TPOSettings
 from tpo_graph.testing import ScriptedChatModel
 
 
@@ -179,19 +181,26 @@ async def test_the_mean_is_of_the_verdicts_that_can_be_read():
         await JudgeReward(less, samples=3, max_concurrency=1).score(CONVERSATION, ["text"])
 
 
-@pytest.mark.parametrize(("times", "method"), [(2, "logprobs"), (3, "few_logprobs")])
-async def test_one_garbled_answer_is_no_refusal(times, method):
-    """A proxy's page in place of JSON is asked for again; where it stays, the next method is tried."""
+@pytest.mark.parametrize("garbled", [b"<html>502</html>", b'{"choices": [{"mess', b"", b'{"choices": null}', b"\xff"])
+async def test_an_answer_that_can_not_be_read_is_asked_for_again(garbled, serve):
+    """A proxy's page in place of JSON is no refusal of anything: the judge goes on as before."""
+    server, model = serve(by_last_digit, garbled=[garbled])
+    judge = JudgeReward(model.model_copy(update={"max_retries": 2}))
+    assert await judge.score(CONVERSATION, ["text 5"]) == [5.0]
+    assert judge.method == "logprobs"
+    assert [_kind(body) for body in server.bodies] == ["logprobs 20"] * 2
+    server.garbled = [garbled]  # with no try more, it costs its own response alone
+    scores = await JudgeReward(model, max_concurrency=1).score(CONVERSATION, ["text 5", "again 5"])
+    assert math.isnan(scores[0])
 
-    class Garbled(ScriptedChatModel):
-        logprobs: bool = False
-        top_logprobs: int = 0
 
-    tops = {"content": [{"token": "7", "top_logprobs": [{"token": "7", "logprob": 0.0}]}]}
-    error = ValueError("Expecting value: line 1 column 1 (char 0)")
-    judge = JudgeReward(Garbled([error] * times + [AIMessage("7", response_metadata={"logprobs": tops})]))
-    assert await judge.score(CONVERSATION, ["x"]) == [7.0]
-    assert judge.method == method
+async def test_what_was_graded_is_kept_when_the_time_of_the_run_is_over(serve):
+    _, model = serve(by_last_digit, seconds=0.4)
+    judge = JudgeReward(model, max_concurrency=1)
+    with limited(TPOSettings(budget_seconds=1.0), 1.0):
+        scores = await judge.score(CONVERSATION, ["text 5", "again 5", "more 5", "other 5"])
+    assert scores[0] == 5.0
+    assert math.isnan(scores[-1])
 
 
 async def test_the_cost_of_siblings_is_kept_when_a_part_fails(serve):

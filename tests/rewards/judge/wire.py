@@ -32,6 +32,7 @@ class JudgeServer:
         schema: structured output: `yes`, `refuse`, `ignore` (answers in plain text) or `wrong` (another verdict).
         refuses: request fields that it does not take, or "system" for messages of that role.
         status: answer every request with this one.
+        garbled: bodies of the first answers, with status 200.
         failing: texts of responses that are answered with status 500.
     """
 
@@ -41,6 +42,7 @@ class JudgeServer:
     schema: Literal["yes", "refuse", "ignore", "wrong"] = "yes"
     before: tuple[str, ...] = ()
     refusal: int = 400
+    garbled: list[bytes] = field(default_factory=list)
     refuses: tuple[str, ...] = ()
     status: int | None = None
     failing: tuple[str, ...] = ()
@@ -68,7 +70,7 @@ class JudgeServer:
         if self.seconds:
             await asyncio.sleep(self.seconds)
         try:
-            return self._answer(body)
+            return Response(self.garbled.pop(0)) if self.garbled else self._answer(body)
         finally:
             self.in_flight -= 1
 

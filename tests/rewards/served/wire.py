@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 TransportFault = Literal["500", "429", "401", "404", "hang", "drop", "malformed", "html"]
-AnswerFault = Literal["another form", "fewer", "more", "null", "text", "two outputs"]
+AnswerFault = Literal["another form", "fewer", "more", "null", "all null", "text", "two outputs"]
 VLLM = Literal["new", "both fields", "old", "oldest"]
 """Which of the fields `use_activation` and `activation` a vLLM knows: the first, both, the second, none."""
 
@@ -258,9 +258,9 @@ def _spoiled(answer: Any, fault: AnswerFault | None) -> Any:
         rows.pop()
     if fault == "more":
         rows.append(rows[0])
-    if fault in ("null", "text", "two outputs"):
+    for place in range(len(rows) if fault == "all null" else fault in ("null", "text", "two outputs")):
         value = "high" if fault == "text" else None
-        row = rows[0]
+        row = rows[place]
         if isinstance(row, list):
             row[0] = {**row[0], "score": value}
             row += [row[0]] if fault == "two outputs" else []
@@ -268,7 +268,7 @@ def _spoiled(answer: Any, fault: AnswerFault | None) -> Any:
             key = next(key for key in ("probs", "data", "embedding") if key in row)
             row[key] = [0.1, 0.2] if fault == "two outputs" else [value]
         else:
-            rows[0] = [0.1, 0.2] if fault == "two outputs" else value
+            rows[place] = [0.1, 0.2] if fault == "two outputs" else value
     return answer
 
 

@@ -123,7 +123,6 @@ class ChatModelJudge(DetailedReward):
         is_known = self.method is not None
         if self.method is not None:
             methods = methods[methods.index(self.method) :]
-        repeated: set[Method] = set()
         answer = ""
         while methods:
             method, *others = methods
@@ -141,7 +140,7 @@ class ChatModelJudge(DetailedReward):
                     methods = ["few_logprobs", *without_logprobs]
             except Exception as error:  # each provider has its own
                 failure = ProviderFailure.of(error)
-                may_differ = failure.kind in ("refused", "unsupported") or failure.is_unreadable
+                may_differ = failure.kind in ("refused", "unsupported")
                 part = refused_part(
                     failure,
                     refused,
@@ -151,8 +150,6 @@ class ChatModelJudge(DetailedReward):
                 )
                 if part is not None:
                     self._refused.add(part)
-                elif failure.kind == "unsupported" and method not in repeated:
-                    repeated.add(method)  # it may have been this one answer
                 elif others and (_refuses(method, failure) or (not is_known and may_differ)):
                     methods, is_known = others, False
                 else:

@@ -8,7 +8,7 @@ from typing import ClassVar, Generic, TypeVar
 
 from langchain_core.messages import BaseMessage
 
-from tpo_graph.errors import ConfigurationError, RewardError
+from tpo_graph.errors import BudgetError, ConfigurationError, RewardError, TPOError
 from tpo_graph.policies.failures import ProviderFailure
 from tpo_graph.policies.http import shared_http_client
 from tpo_graph.policies.retries import OwnLimits, send
@@ -25,8 +25,9 @@ class ServedReward(DetailedReward, Generic[Input]):
     """A reward model behind a server.
 
     A subclass says what the server is sent for a response (`Input`: token ids, text or messages) and where the scores
-    are in its answer. Equal responses are sent once. Batches are sent at the same time. When a server refuses a batch,
-    its texts are sent one by one, so that one text that is too long costs no other its score.
+    are in its answer. Equal responses are sent once. Batches are sent at the same time, and one that fails costs the
+    others nothing. When a server refuses a batch, its texts are sent one by one, so that one text that is too long
+    costs no other its score. An answer that can't be read, or that holds no number, is asked for again.
 
     Args:
         endpoint: the server.
@@ -91,17 +92,28 @@ class ServedReward(DetailedReward, Generic[Input]):
             return Scoring([])
         rendered = dict(zip(texts, await self._render(messages, texts), strict=True))
         inputs = {text: item.input for text, item in rendered.items() if not isinstance(item, RewardError)}
-        results: dict[str, float | RewardError] = {
-            text: item for text, item in rendered.items() if isinstance(item, RewardError)
-        }
-        batches = [list(inputs.values())[i : i + self._batch_size] for i in range(0, len(inputs), self._batch_size)]
-        scored = await gather(self._score_or_split(batch) for batch in batches)
-        results |= zip(inputs, [result for batch in scored for result in batch], strict=True)
+        scored: dict[str, float] = {}
+        errors: dict[str, TPOError] = {text: item for text, item in rendered.items() if isinstance(item, RewardError)}
 
-        errors = {text: result for text, result in results.items() if isinstance(result, RewardError)}
-        if len(errors) == len(texts):
-            raise next(iter(errors.values()))
-        scores = {text: math.nan if isinstance(result, RewardError) else result for text, result in results.items()}
+        async def score(batch: Sequence[str]) -> None:
+            try:
+                scored.update(zip(batch, await self._score_batch([inputs[text] for text in batch]), strict=True))
+            except (RewardError, BudgetError) as error:
+                kind = error.failure.kind if isinstance(error, ServerError) else "other"
+                if kind == "refused" and len(batch) > 1:
+                    await gather(score([text]) for text in batch)
+                    return
+                errors.update(dict.fromkeys(batch, error))
+                if kind in ("key", "not_found"):  # so will the others be, and need not be sent
+                    raise
+
+        try:
+            await gather(score(list(inputs)[i : i + self._batch_size]) for i in range(0, len(inputs), self._batch_size))
+        except ServerError as error:
+            errors = {text: errors.get(text, error) for text in texts if text not in scored}
+        if not scored:
+            raise errors[texts[0]]
+        scores = {text: scored.get(text, math.nan) for text in texts}
         reasons = {
             text: errors[text].message if text in errors else f"The {self.server} server gave no finite number for it."
             for text, score in scores.items()
@@ -109,16 +121,6 @@ class ServedReward(DetailedReward, Generic[Input]):
         }
         truncated = {text for text, item in rendered.items() if isinstance(item, Rendered) and item.truncated}
         return Scoring([scores[text] for text in responses], truncated=frozenset(truncated), reasons=reasons)
-
-    async def _score_or_split(self, batch: Sequence[Input]) -> Sequence[float | RewardError]:
-        try:
-            return await self._score_batch(batch)
-        except ServerError as error:
-            if error.failure.kind != "refused":
-                raise
-            if len(batch) == 1:
-                return [error]
-        return [result for results in await gather(self._score_or_split([one]) for one in batch) for result in results]
 
     async def _score_batch(self, batch: Sequence[Input]) -> list[float]:
         return await self._ask(batch)
@@ -286,12 +288,12 @@ class Endpoint:
             raise self._error(url, ProviderFailure.of_response(response.status_code, response.text, response.headers))
         try:
             answer = response.json()
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ServerError(
                 f"The {self._server} server at {url} answered with something that is not JSON: "
                 f"{_shown(response.text)!r}.",
                 hint="Is there a proxy or another server at that address?",
-                failure=ProviderFailure.of(error),
+                failure=ProviderFailure("transient", "no JSON", "", status=200, is_retryable=True),
             ) from error
         return read(answer)
 
