@@ -53,6 +53,7 @@ def test_what_is_not_in_two_parts_is_all_loss_and_the_gradient_is_asked_for(writ
     [
         (f"{LOSS}\n\n**=== INSTRUCTIONS ===**\n\n{GRADIENT}", LOSS),
         (f"{LOSS}\n## === INSTRUCTIONS ===:\n{GRADIENT}", LOSS),
+        (f"{LOSS}\n`=== Instructions ===`\n{GRADIENT}", LOSS),
         (f"{LOSS} === INSTRUCTIONS === {GRADIENT}", LOSS),
         (f'"=== INSTRUCTIONS ===" is odd.\n=== INSTRUCTIONS ===\n{GRADIENT}', '"=== INSTRUCTIONS ===" is odd.'),
         (f"{LOSS}\n=== INSTRUCTIONS ===\n{GRADIENT}", LOSS),

@@ -62,10 +62,10 @@ def split_critique(text: str, divider: str) -> tuple[str, str]:
     """The loss and the gradient of a fused critique; all of it is loss where one of them is missing.
 
     A divider on a line of its own, perhaps inside Markdown marks, counts before one inside a line: a critic may quote
-    it.
+    it. Small and capital letters are alike.
     """
-    quoted = re.escape(divider)
-    found = re.search(rf"^[ \t*#_]*{quoted}[ \t*:_]*$", text, re.MULTILINE) or re.search(quoted, text)
+    quoted = rf"(?i:{re.escape(divider)})"
+    found = re.search(rf"^[ \t*#_`>]*{quoted}[ \t*:_`]*+$", text, re.MULTILINE) or re.search(quoted, text)
     if found is None:
         return text, ""
     loss, gradient = text[: found.start()].strip(), text[found.end() :].strip()
