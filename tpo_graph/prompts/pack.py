@@ -286,7 +286,7 @@ class _Sampling(_Table):
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     max_new_tokens: Annotated[int, Field(ge=1)] | None = None
-    stop: list[Annotated[str, Field(min_length=1)]] | None = None
+    stop: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=False)] | None = None
 
 
 class _PromptFile(_Table):
@@ -368,13 +368,12 @@ def _read_pack(folder: Path, extending: tuple[Path, ...] = ()) -> PromptPack:
             head.preference, allowed={"preference"}, where="pack.toml (preference)", syntax=syntax
         )
     if head.conversation is not None:
-        table, default = head.conversation, ConversationFormat()
-        changes: dict[str, Any] = {"roles": {**default.roles, **table.roles}}
-        if table.separator is not None:
-            changes["separator"] = table.separator
-        for name, text, allowed in (("single", table.single, ["content"]), ("turn", table.turn, ["role", "content"])):
-            if text is not None:
+        default, changes = ConversationFormat(), head.conversation.model_dump(exclude_none=True)
+        for name, allowed in (("single", {"content"}), ("turn", {"role", "content"})):
+            if name in changes:
+                text = changes[name]
                 changes[name] = Template.parse(text, allowed=allowed, where="pack.toml [conversation]", syntax=syntax)
+        changes["roles"] = {**default.roles, **changes["roles"]}
         own["conversation"] = dataclasses.replace(default, **changes)
     pack = dataclasses.replace(base, name=folder.name, prompts=prompts, syntax=syntax, **own)
     if not pack.open_tag or not pack.close_tag:
@@ -385,14 +384,12 @@ def _read_pack(folder: Path, extending: tuple[Path, ...] = ()) -> PromptPack:
 def _parse_prompt(name: str, file: _PromptFile, syntax: Syntax, *, where: str) -> PhasePrompt:
     phase = name.removesuffix("_revision")
     allowed = _ALLOWED[phase] - ({"worst"} if name != phase else set())
-    user = Template.parse(file.user, allowed=allowed, where=f"{where} (user)", syntax=syntax)
-    system = None
-    if file.system:
-        system = Template.parse(file.system, allowed=allowed, where=f"{where} (system)", syntax=syntax)
-    sampling = file.sampling.model_dump(exclude_none=True)
-    if "stop" in sampling:
-        sampling["stop"] = tuple(sampling["stop"])
-    return PhasePrompt(user=user, system=system, sampling=sampling)
+
+    def parse(text: str, part: str) -> Template:
+        return Template.parse(text, allowed=allowed, where=f"{where} ({part})", syntax=syntax)
+
+    system = parse(file.system, "system") if file.system else None
+    return PhasePrompt(parse(file.user, "user"), system, file.sampling.model_dump(exclude_none=True))
 
 
 def _checked(pack: PromptPack) -> PromptPack:
