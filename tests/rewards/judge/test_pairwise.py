@@ -119,6 +119,14 @@ async def test_a_failure_fails_the_tournament(serve):
         await PairwiseJudgeReward(model).score(CONVERSATION, ["a 1", "b 3"])
 
 
+async def test_of_a_pair_one_order_is_enough(serve):
+    def verdict(responses):
+        return {"Both": 1.0} if responses[0] == "b 3" else by_number(responses)
+
+    _, model = serve(verdict, schema="ignore")
+    assert await PairwiseJudgeReward(model).score(CONVERSATION, ["a 1", "b 3"]) == [-1.0, 1.0]
+
+
 async def test_a_prompt_with_a_reader_and_ties(serve):
     """As in MT-bench: an explanation, then [[A]], [[B]] or [[C]]."""
     prompt = JudgePrompt(

@@ -118,6 +118,18 @@ def test_the_token_of_the_verdict_has_its_probabilities(before):
     assert {label: share for label, share in shares.items() if share} == pytest.approx({"7": 0.75, "8": 0.25})
 
 
+def test_tokens_that_hold_more_than_the_text():
+    """A server that puts the thinking elsewhere may leave its tokens, and characters in several of them."""
+    tops = {"7": 0.5, "8": 0.5}
+    whole = message(
+        ("Score: 3", {"Score: 3": 1.0}), ("\ufffd", {}), ("\n\n", {"\n\n": 1.0}), ("7", tops), ("<end>", {})
+    )
+    shares = GRADES.probabilities(whole.model_copy(update={"content": "7"}))
+    assert (shares["7"], shares["8"]) == pytest.approx((0.5, 0.5))
+    shares = GRADES.probabilities(whole.model_copy(update={"content": "<think>é</think>Score: 7"}))
+    assert shares["7"] == 1.0  # it is not among the tokens
+
+
 def test_probabilities_without_a_verdict_in_the_text():
     """Digits may have the most together, while another token has more than each of them."""
     shares = GRADES.probabilities(message(("The", {"The": 0.4, "7": 0.3, "8": 0.3})))

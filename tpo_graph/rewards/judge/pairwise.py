@@ -9,6 +9,7 @@ from langchain_core.messages import BaseMessage
 
 from tpo_graph._bounded_cache import BoundedCache
 from tpo_graph.accounting import no_usage
+from tpo_graph.errors import RewardError
 from tpo_graph.rewards.base import RunContext, RunExtremes, Scoring, charge_errors, gather, run_key
 from tpo_graph.rewards.judge.base import ChatModelJudge, judge_arguments
 from tpo_graph.rewards.judge.prompts import PAIRWISE, JudgePrompt, joined_rubric, render_conversation
@@ -22,6 +23,8 @@ _REMEMBERED_RUNS = 1024
 
 class PairwiseJudgeReward(ChatModelJudge):
     """Compares responses with any chat model, each pair in both orders, whose mean counts.
+
+    Where one of the two orders fails, the other one counts alone.
 
     The rewards are places and not grades: the best and the worst have the highest and the lowest, the others lie
     between in a rough order. That holds over all steps of a run: new responses meet the best and the worst so far, so
@@ -71,7 +74,7 @@ class PairwiseJudgeReward(ChatModelJudge):
             run: the run that they are compared for; its preference is added to the rubric.
 
         Raises:
-            RewardError: the judge failed; a tournament needs all of its comparisons.
+            RewardError: the judge failed for both orders of a pair; a tournament needs all of its comparisons.
         """
         texts = list(dict.fromkeys(responses))
         if not texts:
@@ -90,9 +93,22 @@ class PairwiseJudgeReward(ChatModelJudge):
         async def compare(left: str, right: str) -> float:
             if left == right:
                 return 0.5
-            forward, backward = await gather([preference_for_first(left, right), preference_for_first(right, left)])
+            shares: list[float] = []
+            failures: list[RewardError] = []
+
+            async def ask(first: str, second: str) -> None:
+                try:
+                    share = await preference_for_first(first, second)
+                except RewardError as error:
+                    failures.append(error)
+                else:
+                    shares.append(share if first == left else 1 - share)
+
+            await gather([ask(left, right), ask(right, left)])
+            if not shares:
+                raise failures[0]
             # rounded, so that a judge that always prefers what stands first gives an exact tie
-            return round((forward + 1 - backward) / 2, 6)
+            return round(sum(shares) / len(shares), 6)
 
         with charge_errors(usage):
             if run.extremes is not None:

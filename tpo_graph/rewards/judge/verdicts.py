@@ -14,6 +14,7 @@ from tpo_graph.types import JSONObject
 ReadVerdict: TypeAlias = Callable[[str], str | float | None]
 """From a judge's answer, without its thinking, to the verdict; None where there is none."""
 
+_COMPARED = 10  # characters before the verdict; further back, a character of several tokens may not be one in them
 _LEAST_MASS = 0.5  # below it, what the labels have of the probability says little about the response
 # full-width characters and their ASCII ones, one for one
 _ASCII = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: 0x20}
@@ -81,7 +82,7 @@ class VerdictReader:
             return None
         texts = [str(token.get("token", "")) for token in tokens]
         try:
-            verdict, place = self._find("".join(texts))
+            verdict, place = self._find(message.text)
         except NoVerdictError:
             # labels may have the most of the probability together, and another token more than each
             first = next((token for token, text in zip(tokens, texts, strict=True) if text.strip()), tokens[0])
@@ -89,6 +90,10 @@ class VerdictReader:
             if sum(masses.values()) < _LEAST_MASS:
                 raise
         else:
+            # a server may leave the thinking out of the text and not of the tokens, so they are compared at their ends
+            before = min(place, _COMPARED)
+            start = "".join(texts).rfind(message.text[place - before :])
+            place = start + before if start >= 0 else sum(map(len, texts))
             end = 0
             masses = {}
             for token, text in zip(tokens, texts, strict=True):
