@@ -91,6 +91,8 @@ def test_a_token_limit_eaten_by_thinking_is_asked_for_once_more_and_learned(chat
     assert "2048 tokens thinking" in result["failures"][0]["detail"]
     graph.invoke({"query": "q"}, context={"n": 3, "depth": 0})
     assert [limit_of(body) for body in server.bodies[2:]] == [6144]
+    run(chat_openai(server).bind(max_tokens=1000), n=1, depth=0)
+    assert [limit_of(body) for body in server.bodies[3:]] == [1000, 2 * 1000 + 2048]
 
 
 def test_the_limit_grows_for_critiques_and_revisions_too(chat_server, chat_openai):

@@ -43,7 +43,8 @@ def answer(text="text", **metadata):
         ({"prompt_feedback": {"block_reason": 0}, "finish_reason": "STOP"}, "stop"),
         ({"stop_reason": "refusal"}, "refusal"),
         ({"finish_reason": "insufficient_system_resource"}, "error"),
-        ({"finish_reason": "MALFORMED_FUNCTION_CALL"}, "malformed_function_call"),
+        ({"finish_reason": "OTHER"}, "error"),
+        ({"stop_reason": "pause_turn"}, "pause_turn"),
         ({}, ""),
     ],
 )

@@ -134,10 +134,9 @@ class CompletionClient:
                 return _generations(result, usage)
 
             generations = await send(ask, self._own, may_repeat=may_repeat)
-        most = next(
-            (token_limit(model, *with_thinking_tokens(model, knobs, sampling)) for model in models_inside(self.policy)),
-            None,
-        )
+        models = models_inside(self.policy) if self.model is None else [self.model]
+        limits = (token_limit(model, *with_thinking_tokens(model, knobs, sampling)) for model in models)
+        most = next(limits, None)
         return [
             read_completion(
                 generation.message, generation.generation_info, keep_thinking=sampling.keep_thinking, limit=most

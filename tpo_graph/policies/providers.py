@@ -211,6 +211,7 @@ def partial_completions(error: Exception) -> LLMResult | None:
                 choice.message.content or "",
                 # only that there are calls: their arguments may be cut as well
                 tool_calls=[{"name": "", "args": {}, "id": call.id} for call in choice.message.tool_calls or []],
+                additional_kwargs={"refusal": choice.message.refusal},
                 response_metadata={"finish_reason": choice.finish_reason},
             )
         )

@@ -16,14 +16,15 @@ from tpo_graph.types import JSON, FailureReason, JSONObject, Options
 _FINISH_REASONS: Mapping[str, str] = {
     word: kind
     for kind, words in {
-        "stop": "stop end_turn stop_sequence pause_turn eos eos_token complete completed",
+        "stop": "stop end_turn stop_sequence eos eos_token complete completed",
         "length": "length max_tokens max_output_tokens max_new_tokens model_length model_context_window_exceeded "
-        "token_limit",
+        "token_limit error_limit",
         "tool_calls": "tool_calls tool_call tool_use function_call",
         "content_filter": "content_filter content_filtered safety recitation prohibited_content blocklist blocked spii "
         "language image_safety guardrail_intervened model_armor error_toxic sensitive",
         "refusal": "refusal",
-        "error": "error abort cancelled failed insufficient_system_resource",
+        "error": "error other abort cancelled user_cancel failed timeout time_limit insufficient_system_resource "
+        "malformed_function_call unexpected_tool_call",
     }.items()
     for word in words.split()
 }
