@@ -40,6 +40,7 @@ _FAILURES: Mapping[FailureReason, str] = {
     "thinking_only": "reasoning and no answer",
     "refused": "refused",
     "filtered": "cut by a filter",
+    "out_of_time": "the time was over",
     "invalid": "not valid for the schema",
     "not_finite": "reward is not a finite number",
     "scoring_failed": "scoring failed",
