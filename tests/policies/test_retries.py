@@ -2,17 +2,23 @@
 
 import time
 from collections.abc import Callable, Iterator
+from functools import cached_property
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from langchain_core.messages import HumanMessage
 from langchain_openai import ChatOpenAI
+from pydantic import Field
 
 from tpo_graph import TPOSettings
-from tpo_graph.errors import BudgetError, PolicyError
+from tpo_graph.errors import BudgetError, PolicyError, RewardError
 from tpo_graph.policies.retries import limited
 from tpo_graph.policies.sampling import Sampler
+from tpo_graph.rewards.combinations import WeightedSum
+from tpo_graph.rewards.judge.pointwise import JudgeReward
 from tpo_graph.settings import Sampling
-from tpo_graph.testing import ErrorAnswer, FaultServer
+from tpo_graph.testing import ErrorAnswer, FaultServer, ScriptedChatModel
 
 ASK = [HumanMessage("hello there")]
 PLAIN = Sampling()
@@ -85,7 +91,7 @@ async def test_tries_keep_to_the_budget_of_requests(serve):
 
 async def test_a_hang_ends_and_is_tried_again(serve):
     server = serve(script=["hang"])
-    draw = await drawn(model_of(server), timeout=0.2, max_retries=1)
+    draw = await drawn(model_of(server), timeout=1, max_retries=1)
     assert draw.completions[0].text == "text 0"
     assert server.disconnected == 1
 
@@ -163,5 +169,58 @@ async def test_fallbacks_and_retries_of_a_policy_are_its_own(serve):
 
 async def test_a_fallback_is_asked_after_a_hang(serve):
     policy = model_of(serve("hang")).with_fallbacks([model_of(serve())])
-    draw = await drawn(policy, max_retries=0, timeout=0.2)
+    draw = await drawn(policy, max_retries=0, timeout=1)
     assert draw.completions[0].text == "text 0"
+
+
+class CountingModel(ScriptedChatModel):
+    """Its client is made when it is first needed, with the number of retries that the model has then."""
+
+    max_retries: int = 6
+    numbers: list[int] = Field(default_factory=list)
+
+    @cached_property
+    def client(self) -> int:
+        return self.max_retries
+
+    async def _agenerate(self, *arguments, **options):
+        self.numbers.append(self.client)
+        return await super()._agenerate(*arguments, **options)
+
+
+class MadeBefore(CountingModel):
+    """Its client is made with the model."""
+
+    async_client: Any = None
+
+    def model_post_init(self, context):
+        super().model_post_init(context)
+        self.async_client = SimpleNamespace(max_retries=self.max_retries)
+
+
+UNREADABLE = ValueError("Expecting value: line 1 column 1 (char 0)")
+
+
+@pytest.mark.parametrize("failure", [ConnectionError("gone"), UNREADABLE])
+async def test_the_client_of_any_model_sends_once_where_that_can_be_said(failure):
+    model = CountingModel([failure, "fine"])
+    assert model.client == 6
+    assert (await drawn(model, max_retries=1)).completions[0].text == "fine"
+    assert (model.numbers, model.max_retries) == ([0, 0], 6)
+
+
+async def test_what_a_client_tries_again_by_itself_is_not_tried_again():
+    model = MadeBefore([UNREADABLE, ConnectionError("gone"), "fine"])
+    with pytest.raises(PolicyError, match="gone"):
+        await drawn(model, max_retries=5)
+    assert len(model.numbers) == 2
+
+
+async def test_a_judge_keeps_to_the_same_limits_wherever_it_is(serve):
+    server = serve(AT_ONCE)
+    reward = WeightedSum({"judge": JudgeReward(model_of(server))})
+    with limited(TPOSettings(max_retries=1)), pytest.raises(RewardError, match="status 503"):
+        await reward.score(ASK, ["x"])
+    assert len(server.requests) == 2
+    with limited(TPOSettings(timeout=0.2, max_retries=0)), pytest.raises(RewardError, match=r"no answer within 0\.2 s"):
+        await JudgeReward(model_of(serve("hang"))).score(ASK, ["x"])

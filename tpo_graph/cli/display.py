@@ -32,6 +32,7 @@ _BARS = {"loss": "magenta", "gradient": "blue"}
 
 _FAILURES: Mapping[FailureReason, str] = {
     "request_failed": "request failed",
+    "out_of_time": "budget_seconds were over",
     "empty": "empty response",
     "no_tags": "no opening tag",
     "not_closed": "no closing tag",
@@ -49,7 +50,7 @@ _STOP_REASONS: Mapping[StopReason, str] = {
     "depth": "all steps are done",
     "converged": "the best reward no longer rises",
     "target": "the target or the highest possible reward is reached",
-    "budget": "another step would not fit the budget",
+    "budget": "the budget is used up, or another step would not fit it",
     "updates_failed": "no revision could be used; the best answer so far is kept",
     "policy_failed": "the policy failed; the best answer so far is kept",
     "reward_failed": "the reward model failed; the best answer so far is kept",

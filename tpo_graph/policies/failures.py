@@ -211,7 +211,7 @@ class ProviderFailure:
         hints: Mapping[FailureKind, str] = {
             "key": "Check the API key: the provider does not accept it.",
             "not_found": "Check the model name and the address: the provider does not know them.",
-            "timeout": "The provider did not answer in time: try again, or raise the model's timeout.",
+            "timeout": "The provider did not answer in time: try again, or raise timeout.",
             "disconnected": "Try again, and see the log of the server or of a proxy before it.",
             "unreachable": "Is the server running, and is its address right?",
         }

@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 _FREE_DISCONNECTS = 3
 _LONGEST_WAIT = 60.0  # seconds, also where a server asks for more
-_TIMEOUT_FIELDS = ("request_timeout", "default_request_timeout", "timeout")
+_TIMEOUT_FIELDS = ("request_timeout", "default_request_timeout")  # in seconds; a `timeout` may be in others
 _CONNECT_SECONDS = 5.0  # openai's own default
 _ATTEMPTS_COUNTED = ("langchain_google_", "langchain_mistralai", "langchain_litellm")  # by their `max_retries`
 

@@ -110,7 +110,7 @@ _HINTS: Mapping[FailureReason, str] = {
 
 def _nothing_usable(failures: Sequence[FailureRecord], usage: PhaseUsage) -> PolicyError:
     """The error of a first sampling without a candidate; it quotes what the provider or the model says about it."""
-    records = [record for record in failures if record["reason"] != "request_failed"]
+    records = [record for record in failures if record["reason"] not in ("request_failed", "out_of_time")]
     counts = Counter(record["reason"] for record in records)
     reason = counts.most_common(1)[0][0]
     counted = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in counts.most_common())
