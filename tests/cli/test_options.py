@@ -97,4 +97,4 @@ def test_a_hang_ends_by_the_flags(chat_server, tpo):
 def test_the_end_of_the_time_shows_the_best_so_far(chat_server, tpo):
     ended = tpo("run", QUESTION, *at(chat_server(faults=[None, "hang"])), "--budget-seconds", "0.5")
     assert (ended.code, ended.out) == (0, "cand 4\n")
-    assert "budget_seconds were over" in " ".join(ended.err.split())
+    assert "the time was over" in " ".join(ended.err.split())

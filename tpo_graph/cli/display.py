@@ -32,7 +32,6 @@ _BARS = {"loss": "magenta", "gradient": "blue"}
 
 _FAILURES: Mapping[FailureReason, str] = {
     "request_failed": "request failed",
-    "out_of_time": "budget_seconds were over",
     "empty": "empty response",
     "no_tags": "no opening tag",
     "not_closed": "no closing tag",
