@@ -267,9 +267,21 @@ def test_a_message_that_the_template_leaves_out_is_an_error(message, role):
     assert f"{role}\n{message.content}" in written([*QUESTION, message], template=DECODER_TEMPLATE)
 
 
-def test_a_system_message_that_the_template_leaves_out_is_an_error():
+# as Gemma's
+REFUSING_TEMPLATE = """\
+{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}
+{{- '<|start|>' + m['role'] + '\\n' + m['content'] + '<|end|>\\n' }}{% endfor %}"""
+
+
+@pytest.mark.parametrize("template", [CHOOSY_TEMPLATE.replace("'system', ", ""), REFUSING_TEMPLATE])
+def test_a_system_message_that_the_template_does_not_take_leads_the_user_message(template):
+    text = written([ChatMessage("Be brief.", role="developer"), *QUESTION], template=template)
+    assert text.startswith("<|start|>user\nBe brief.\n\nWhy do warm rooms")
+
+
+def test_a_message_that_is_left_out_in_any_form_is_an_error():
     with pytest.raises(RewardError, match="leaves the system message out"):
-        written([SystemMessage("Be brief."), *QUESTION], template=CHOOSY_TEMPLATE.replace("'system', ", ""))
+        written([SystemMessage("Be brief."), *QUESTION], template="{{ messages[-1]['content'] }}")
 
 
 def test_tool_calls_that_the_template_leaves_out_are_text():

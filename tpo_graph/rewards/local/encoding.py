@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 from langchain_core.messages import BaseMessage, convert_to_openai_messages
 
 from tpo_graph.errors import RewardError
+from tpo_graph.policies.limits import fold_system
 from tpo_graph.prompts.template import role_of
 from tpo_graph.types import JSON, JSONObject, Options
 
@@ -113,7 +114,7 @@ class ConversationEncoder:
         Raises:
             RewardError: when the chat template refuses the conversation.
         """
-        turns = with_nothing_left_out(self._tokenizer, chat_turns(messages))
+        turns = turns_for_template(self._tokenizer, messages)
         rendered = apply_template(self._tokenizer, turns, PROBE, tokenize=False)
         start = CommonStart(self._tokenizer, rendered, before=rendered.rfind(PROBE))
         probe = self._with_added_ids(start.ids)
@@ -296,21 +297,36 @@ def chat_turns(messages: Sequence[BaseMessage]) -> list[ChatTurn]:
     return turns
 
 
-def with_nothing_left_out(tokenizer: "PreTrainedTokenizerBase", turns: Sequence[ChatTurn]) -> list[ChatTurn]:
-    """The turns in a form of which the tokenizer's chat template writes everything.
+def turns_for_template(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[BaseMessage]) -> list[ChatTurn]:
+    """The conversation in a form of which the tokenizer's chat template writes everything.
 
     Many templates leave out what they don't know, and the scores would be those of another conversation. Tool calls
-    that are left out become text of their message.
+    that are left out become text of their message. Where a template takes no system message, its text leads the user's.
 
     Args:
         tokenizer: with a chat template.
-        turns: the conversation, as `chat_turns` returns it.
+        messages: the conversation.
 
     Raises:
-        RewardError: the template leaves a message out, or refuses the conversation.
+        RewardError: the template leaves a message out, or refuses the conversation; or a message holds what a text
+            reward model can't read.
     """
+    turns = chat_turns(messages)
     if all(turn["role"] in ("user", "assistant") and not turn.get("tool_calls") for turn in turns):
-        return list(turns)
+        return turns
+    try:
+        return _with_nothing_left_out(tokenizer, turns)
+    except RewardError:
+        if not any(turn["role"] == "system" for turn in turns):
+            raise
+        try:
+            return _with_nothing_left_out(tokenizer, chat_turns(fold_system(messages)))
+        except RewardError:
+            pass  # the first error says more
+        raise
+
+
+def _with_nothing_left_out(tokenizer: "PreTrainedTokenizerBase", turns: Sequence[ChatTurn]) -> list[ChatTurn]:
     # every part with a mark of its own, to see which ones are written
     marked: list[ChatTurn] = []
     for place, turn in enumerate(turns):
@@ -370,7 +386,7 @@ def apply_template(
         raise RewardError(
             f"The chat template of {tokenizer.name_or_path!r} refuses the conversation "
             f"(roles: {', '.join(turn['role'] for turn in turns)}): {error}",
-            hint="Some templates take no system message, or want user and assistant to alternate.",
+            hint="Many templates want user and assistant to alternate, and know no tools.",
         ) from error
 
 

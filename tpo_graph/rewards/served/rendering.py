@@ -19,8 +19,7 @@ from tpo_graph.rewards.local.encoding import (
     Truncation,
     added_ids,
     apply_template,
-    chat_turns,
-    with_nothing_left_out,
+    turns_for_template,
 )
 from tpo_graph.types import JSON, Options
 
@@ -140,7 +139,7 @@ class Renderer:
         def write() -> list[Rendered[str]]:
             with self._lock:
                 tokenizer, _ = self._loaded
-                turns = with_nothing_left_out(tokenizer, chat_turns(messages))
+                turns = turns_for_template(tokenizer, messages)
                 texts = _texts(tokenizer, turns, responses, sanitize=self._sanitize)
                 if server_adds_special_tokens:
                     begin, end = (str(tokenizer.decode(list(ids))) for ids in added_ids(tokenizer))
