@@ -174,7 +174,7 @@ def test_a_run_whose_reward_model_raised_goes_on_with_the_same_candidates():
 
     policy = scripted_policy()
     graph = saved_graph(policy, FailsOnce())
-    options = {"context": {"on_failure": "raise"}}
+    options = {"context": {"on_failure": "raise", "max_retries": 0}}
     with pytest.raises(RewardError):
         graph.invoke({"query": "q"}, THREAD, **options)
     result = graph.invoke(None, THREAD, **options)
@@ -191,7 +191,7 @@ def test_a_run_whose_first_sampling_raised_can_be_resumed_with_its_query():
         return f"cand {number}"
 
     graph = saved_graph(scripted_policy(sample=fail_once))
-    options = {"context": {"n": 1, "mode": "bon"}}
+    options = {"context": {"n": 1, "mode": "bon", "max_retries": 0}}
     with pytest.raises(PolicyError):
         graph.invoke({"query": "q"}, THREAD, **options)
     result = graph.invoke(None, THREAD, **options)
@@ -206,7 +206,7 @@ def test_a_new_query_after_a_run_that_raised_starts_a_new_run():
     )
     graph = saved_graph(policy)
     with pytest.raises(PolicyError):
-        graph.invoke({"query": "first"}, THREAD, context={"on_failure": "raise"})
+        graph.invoke({"query": "first"}, THREAD, context={"on_failure": "raise", "max_retries": 0})
     result = graph.invoke({"query": "second"}, THREAD)
     assert (result["stop_reason"], len(result["cache"]), len(result["trajectory"])) == ("depth", 15, 3)
 
