@@ -23,7 +23,7 @@ import typer
 from tpo_graph import PolicyError, TPOSettings, create_tpo_graph, load_policy
 from tpo_graph.testing import FAULT_KINDS, FaultServer, TableReward, marked_reward
 
-SETTINGS = TPOSettings(n=5, depth=2)
+SETTINGS = TPOSettings(n=5, depth=2, timeout=2)
 REQUESTS_A_RUN = 1 + 3 * 2  # sample, then loss, gradient and update in each of two steps
 RUNS_AT_ONCE = 10
 WHOLE = re.compile(r"[a-z ]+ \[reward [+-]\d+\.\d{4}\]")
@@ -65,7 +65,7 @@ async def measure(kind: str, rate: float, questions: int) -> Row:
     turns = asyncio.Semaphore(RUNS_AT_ONCE)
     with FaultServer(faults={kind: rate}) as server:
         graph = create_tpo_graph(
-            load_policy(f"server:{server.url}#any", timeout=2), TableReward(reward), settings=SETTINGS
+            load_policy(f"server:{server.url}#any"), TableReward(reward), settings=SETTINGS
         )
 
         async def answer(number: int) -> tuple[str, str]:
