@@ -64,9 +64,7 @@ async def measure(kind: str, rate: float, questions: int) -> Row:
     began = time.perf_counter()
     turns = asyncio.Semaphore(RUNS_AT_ONCE)
     with FaultServer(faults={kind: rate}) as server:
-        graph = create_tpo_graph(
-            load_policy(f"server:{server.url}#any"), TableReward(reward), settings=SETTINGS
-        )
+        graph = create_tpo_graph(load_policy(f"server:{server.url}#any"), TableReward(reward), settings=SETTINGS)
 
         async def answer(number: int) -> tuple[str, str]:
             async with turns:

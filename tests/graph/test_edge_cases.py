@@ -142,10 +142,21 @@ def test_empty_first_candidates_are_recorded():
     assert len({each["id"] for each in result["cache"]}) == 3
 
 
+def test_first_candidates_of_which_none_can_be_used_are_drawn_once_more():
+    filtered = AIMessage("can", response_metadata={"finish_reason": "content_filter"})
+    result = run(scripted_policy(sample=lambda number: filtered if number < 5 else f"cand {number}"), depth=0)
+    assert [each["text"] for each in result["cache"]] == [f"cand {number}" for number in range(5, 10)]
+    assert [(each["phase"], each["reason"]) for each in result["failures"]] == [("sample", "filtered")] * 5
+    assert result["usage"]["sample"]["requests"] == 10
+
+
 def test_no_text_at_all_is_an_error_with_a_hint():
-    with pytest.raises(PolicyError, match="None of the 5 completions") as caught:
+    with pytest.raises(PolicyError, match="None of the 10 completions") as caught:
         run(scripted_policy(sample=""))
     assert caught.value.hint
+    assert caught.value.usage["requests"] == 10
+    with pytest.raises(PolicyError, match="None of the 5 completions"):
+        run(scripted_policy(sample=""), budget_requests=9)
 
 
 def test_some_failing_requests_are_no_failure():

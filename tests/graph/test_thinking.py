@@ -183,16 +183,16 @@ def test_a_revision_that_a_filter_cut_is_none():
 @pytest.mark.parametrize(
     ("message", "words"),
     [
-        (AIMessage("", additional_kwargs={"refusal": "I can't help with that."}), r"5 refused.*I can't help with that"),
-        (finished("Half", "SAFETY"), r"5 filtered.*'SAFETY'"),
-        (finished("<think>Hm", "stop"), r"5 thinking only.*ended without an answer"),
+        (AIMessage("", additional_kwargs={"refusal": "I can't help with that."}), r"10 refused.*I can't help with that"),
+        (finished("Half", "SAFETY"), r"10 filtered.*'SAFETY'"),
+        (finished("<think>Hm", "stop"), r"10 thinking only.*ended without an answer"),
     ],
 )
 def test_when_nothing_can_be_used_the_error_says_why_and_quotes_it(message, words):
     with pytest.raises(PolicyError, match=words) as caught:
         run(scripted_policy(sample=message))
     assert caught.value.hint
-    assert caught.value.usage["requests"] == 5
+    assert caught.value.usage["requests"] == 10
 
 
 def test_candidates_know_how_they_ended():
@@ -231,8 +231,8 @@ def test_every_phase_is_free_of_thinking_on_the_wire_too(faulty, fault):
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
-        ("refusal", rf"3 refused.*: {REFUSAL}"),
-        ("content_filter", "3 filtered.*finish reason 'content_filter'"),
+        ("refusal", rf"6 refused.*: {REFUSAL}"),
+        ("content_filter", "6 filtered.*finish reason 'content_filter'"),
         ("unfinished_thinking", "6 thinking only.*6144 tokens thinking"),
     ],
 )

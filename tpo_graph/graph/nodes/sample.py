@@ -9,7 +9,7 @@ from langgraph.config import get_config
 from langgraph.runtime import Runtime
 from langgraph.types import Overwrite
 
-from tpo_graph.accounting import no_usage
+from tpo_graph.accounting import no_usage, plus
 from tpo_graph.errors import BudgetError, ConfigurationError, PolicyError
 from tpo_graph.graph.bridge import AsyncNode
 from tpo_graph.graph.request import PhaseRequest, PromptedModel, draw_failures
@@ -20,6 +20,7 @@ from tpo_graph.policies.sampling import Draw, Sampler
 from tpo_graph.policies.thinking import strip_thinking
 from tpo_graph.prompts.pack import PromptPack
 from tpo_graph.prompts.revision_tags import without_blank_edges
+from tpo_graph.selection import fits_budget
 from tpo_graph.settings import TPOSettings
 from tpo_graph.types import Candidate, FailureReason, FailureRecord, PartialState, PhaseUsage
 
@@ -82,7 +83,10 @@ def sample_node(
 
 
 async def _draw_missing(request: PhaseRequest, conversation: list[BaseMessage], n: int, *, has_drafts: bool) -> Draw:
-    """Draw what is missing of N; when the policy fails, drafts are still something to go on with."""
+    """Draw what is missing of N, once more where nothing of it can be used.
+
+    When the policy fails, drafts are still something to go on with.
+    """
     settings = request.settings
     if n <= 0:
         return Draw()
@@ -93,12 +97,28 @@ async def _draw_missing(request: PhaseRequest, conversation: list[BaseMessage], 
             f"budget_requests={settings.budget_requests}.",
             hint="Raise budget_requests, or draw fewer candidates.",
         )
+    messages = request.messages(conversation)
     try:
-        return await request.draw(request.messages(conversation), n)
+        draw = await request.draw(messages, n)
     except (PolicyError, BudgetError) as error:
         if not has_drafts or (isinstance(error, PolicyError) and settings.on_failure == "raise"):
             raise
         return Draw(usage=error.usage or no_usage(), errors=[error])
+    # what was lost to reasoning has been asked for once more already
+    is_lost = bool(draw.replaced) and all(completion.lost_to_thinking for completion in draw.completions)
+    is_usable = has_drafts or any(completion.problem is None for completion in draw.completions)
+    if is_usable or is_lost or not fits_budget(settings, request.usage(draw.usage), requests):
+        return draw
+    try:
+        again = await request.draw(messages, n, attempt=1, used=draw.usage)
+    except (PolicyError, BudgetError) as error:
+        again = Draw(usage=error.usage or no_usage(), errors=[error])
+    return Draw(
+        draw.completions + again.completions,
+        plus(draw.usage, again.usage),
+        draw.errors + again.errors,
+        draw.replaced + again.replaced,
+    )
 
 
 _HINTS: Mapping[FailureReason, str] = {
