@@ -183,7 +183,10 @@ def test_a_revision_that_a_filter_cut_is_none():
 @pytest.mark.parametrize(
     ("message", "words"),
     [
-        (AIMessage("", additional_kwargs={"refusal": "I can't help with that."}), r"10 refused.*I can't help with that"),
+        (
+            AIMessage("", additional_kwargs={"refusal": "I can't help with that."}),
+            r"10 refused.*I can't help with that",
+        ),
         (finished("Half", "SAFETY"), r"10 filtered.*'SAFETY'"),
         (finished("<think>Hm", "stop"), r"10 thinking only.*ended without an answer"),
     ],
