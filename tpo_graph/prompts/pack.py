@@ -213,8 +213,10 @@ class PromptPack:
     @cached_property
     def sections(self) -> Sections:
         """The sections of all prompts: a text is shown alike in each, so that requests share what they begin with."""
-        prompts = [part for prompt in self.prompts.values() for part in (prompt.user, prompt.system) if part]
-        return Sections([*prompts, self.preference, self.conversation.single, self.conversation.turn])
+        parts = [part for prompt in self.prompts.values() for part in (prompt.user, prompt.system) if part]
+        turn, roles = self.conversation.turn, self.conversation.roles.values()
+        turns = [turn.render({"role": role, "content": "\0"}) for role in roles]
+        return Sections([part.blank for part in (*parts, self.preference, self.conversation.single)] + turns)
 
     def render(self, prompt: PhasePrompt, values: Mapping[str, str]) -> list[BaseMessage]:
         """The messages of one request.

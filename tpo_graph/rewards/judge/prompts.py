@@ -121,7 +121,7 @@ class JudgePrompt:
 
     @cached_property
     def _sections(self) -> Sections:
-        return Sections(self._templates)
+        return Sections(template.blank for template in self._templates)
 
     @cached_property
     def _templates(self) -> tuple[Template, Template]:
