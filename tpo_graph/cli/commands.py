@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from tpo_graph.cli.models import models
 from tpo_graph.cli.output import EXIT_CODES_HELP, ExitCode, print_error, report_error
 from tpo_graph.cli.process import discard_stdout, interrupt_code, stdout_is_lost
 from tpo_graph.cli.prompts import prompts
@@ -20,6 +21,7 @@ app.command(epilog=EXIT_CODES_HELP)(run)
 app.command()(score)
 app.command()(serve)
 app.add_typer(prompts, name="prompts")
+app.add_typer(models, name="models")
 
 
 @app.command()

