@@ -38,6 +38,7 @@ def test_flags_of_every_kind(bon):
     used = bon(
         *("-n", "3", "--depth", "4", "--tolerance", "0.5", "--target-reward", "-1.5", "--budget-seconds", "none"),
         *("--preference", " brief ", "--seed", "0", "--keep-truncated", "--sample-temperature", "none"),
+        *("--timeout", "none", "--max-retries", "1"),
         *("--sample-stop", "###", "--sample-stop", "User:", "--on-failure", "raise"),
     )
     expected = {
@@ -48,6 +49,8 @@ def test_flags_of_every_kind(bon):
         "budget_seconds": None,
         "preference": "brief",
         "seed": 0,
+        "timeout": None,
+        "max_retries": 1,
         "keep_truncated": True,
         "sample_temperature": None,
         "sample_stop": ["###", "User:"],

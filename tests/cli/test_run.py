@@ -298,6 +298,12 @@ class TestFailures:
         assert error.code == 3
         assert url in error.message and "running" in error.hint
 
+    def test_a_server_that_hangs(self, chat_server, tpo):
+        server = chat_server(always="hang")
+        error = tpo("run", QUESTION, *at(server), "--timeout", "1.5", "--max-retries", "1").error
+        assert error.code == 3 and "1.5" in error.message + error.hint
+        assert len(server.requests) == 2
+
     @pytest.mark.parametrize(
         ("fault", "message", "hint"),
         [("404", "The model does not exist", "model name"), ("401", "Incorrect API key", "API key")],

@@ -164,6 +164,7 @@ def here() -> Callable[..., None]:
         (["--policy", "a=local", "--policy", "a=local:x.gguf"], "Two policies are called 'a'"),
         (["--variant", "other"], "Unknown variant 'other'"),
         (["--depth", "-1"], "depth='-1'"),
+        (["--timeout", "30", "--max-retries", "-1"], "max_retries='-1'"),
         (["--max-body-seconds", "0"], "max_body_seconds=0"),
         (["--prompts", "nowhere"], "No prompt pack 'nowhere'"),
         (["--config", "nowhere.toml"], "can't be read"),
