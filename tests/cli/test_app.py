@@ -50,16 +50,6 @@ def test_the_entry_point_is_the_command():
     assert project["scripts"]["tpo-graph"] == "tpo_graph.cli.app:main"
 
 
-@pytest.mark.subprocess
-def test_a_reader_that_leaves_is_no_error():
-    shell = f"'{sys.executable}' -m tpo_graph prompts show tpo | head -1"
-    done = subprocess.run(
-        ["bash", "-c", shell], capture_output=True, text=True, env=environment(), cwd=ROOT, timeout=60
-    )
-    assert done.stdout.startswith("# ---- pack.toml")
-    assert done.stderr == ""
-
-
 def test_graph_prints_mermaid(tpo, monkeypatch):
     monkeypatch.setenv("TPO_DEPTH", "abc")  # a picture does not depend on settings
     ended = tpo("graph")

@@ -51,10 +51,9 @@ def test_a_whole_run(chat_server, tpo, monkeypatch, width):
 
 @pytest.mark.subprocess
 def test_a_terminal_without_unicode(chat_server):
-    ended = run_process(
-        "run", QUESTION, *at(chat_server()), "--depth", "1", PYTHONIOENCODING="ascii:strict", COLUMNS="44"
-    )
-    assert ended.code == 0
+    server = chat_server(answer=lambda *asked: server_reply(*asked).replace("rev ", "né→ "))
+    ended = run_process("run", QUESTION, *at(server), "--depth", "1", PYTHONIOENCODING="ascii:strict", COLUMNS="44")
+    assert (ended.code, ended.out) == (0, "n\\xe9\\u2192 11\n")
     assert max(len(line) for line in ended.err.splitlines()) <= 44
     snapshot("run_ascii.txt", without_times(ended.err))
 
