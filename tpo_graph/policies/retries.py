@@ -213,7 +213,7 @@ async def _send(request: Callable[[], Awaitable[T]], own: OwnLimits, may_repeat:
         first = [error]
 
     async def next_attempt() -> T:
-        # tenacity takes as long as a tenth of a request, so that it hears of one only after a failure
+        # to set tenacity up costs several times the rest of `send`, so that it hears of a request only now
         if first:
             raise first.pop()
         return await attempt()
@@ -235,12 +235,14 @@ def without_retries(model: BaseChatModel) -> BaseChatModel:
     module = sys.modules.get("langchain_openai.chat_models.base")  # where it is not loaded, nobody has such a model
     openai_model: Any = model
     if module is not None and isinstance(openai_model, module.BaseChatOpenAI):
-        client = openai_model.root_async_client
+        import openai
+
+        client, completions = openai_model.root_async_client, openai_model.async_client
         if client is None:
             return model
         if openai_model.request_timeout is None:
-            client = client.copy(timeout=module.openai.Timeout(None, connect=_CONNECT_SECONDS))
-        client, completions = client.copy(max_retries=0), openai_model.async_client
+            client = client.copy(timeout=openai.Timeout(None, connect=_CONNECT_SECONDS))
+        client = client.copy(max_retries=0)
         if isinstance(completions, PlainChatCompletions):
             completions = PlainChatCompletions(client)
         elif type(completions) is type(client.chat.completions):

@@ -9,7 +9,8 @@ import time
 import pytest
 
 from tests.rewards.served.conftest import CONVERSATION
-from tpo_graph import RewardError, create_tpo_graph, load_reward
+from tpo_graph import RewardError, TPOSettings, create_tpo_graph, load_reward
+from tpo_graph.policies.retries import limited
 from tpo_graph.rewards.base import RunContext, score_responses
 from tpo_graph.testing import ScriptedChatModel
 
@@ -136,6 +137,24 @@ async def test_a_hanging_server_is_a_timeout(connect):
         await reward.score(CONVERSATION, ONE)
     assert time.monotonic() - start < 6
     assert len(server.bodies) == 1
+
+
+async def test_the_limits_of_a_run_count_here_too(connect):
+    server, reward = connect("vllm", always="500")
+    with limited(TPOSettings(max_retries=1)), pytest.raises(RewardError, match="status 500"):
+        await reward.score(CONVERSATION, ONE)
+    assert len(server.bodies) == 2
+    _, reward = connect("vllm", always="hang")
+    with limited(TPOSettings(timeout=0.2)), pytest.raises(RewardError, match=r"no answer within 0\.2 s"):
+        await reward.score(CONVERSATION, ONE)
+
+
+async def test_an_answer_without_any_number_is_asked_for_again(connect):
+    _, reward = connect("vllm", faults=["null"], score_ids=minus_length)
+    assert (await reward.score(CONVERSATION, ONE))[0] < 0
+    lasting, reward = connect("vllm", always="null", options={"attempts": 2})
+    assert math.isnan((await reward.score(CONVERSATION, ONE))[0])
+    assert len(lasting.bodies) == 2
 
 
 async def test_no_server(llama):
