@@ -44,6 +44,7 @@ LLAMA_CPP = "Value must be between 1 <= value <= 8, but got 20"
         (ValueError("n must be 1 when streaming."), True, 1),
         (NotImplementedError("several"), False, 10),
         (ProviderError(400, "Multiple candidates is not enabled for this model"), True, 1),
+        (ProviderError(400, "The value must be at most 8"), False, 8),
         (ProviderError(400, "candidateCount must be at most 8, but was 20"), True, 8),
         (ProviderError(400, "The text of 7 words was flagged"), False, 10),
     ],
@@ -59,6 +60,8 @@ def test_what_a_refusal_of_20_completions_says(error, named, smaller):
     [
         ProviderError(500, "The server had an error"),
         ProviderError(429, "n too large for the rate"),
+        ProviderError(400, "Invalid", param="messages"),
+        ProviderError(400, "top_p is not supported"),
         ConnectionError("n"),
         json.JSONDecodeError("Expecting value", "{", 4),
         ValueError("no"),

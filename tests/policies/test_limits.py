@@ -3,6 +3,8 @@
 import pytest
 from langchain_core.messages import AIMessage, ChatMessage, HumanMessage, SystemMessage
 
+from tests.tpo_script import number_reward
+from tpo_graph import create_tpo_graph
 from tpo_graph.policies.failures import ProviderFailure
 from tpo_graph.policies.limits import ProviderLimits, Refusal, fold_system, refused_part
 
@@ -79,3 +81,12 @@ def test_a_client_that_can_not_ask_for_several_is_not_tried_again():
     for _ in range(300):
         assert limits.most_to_ask_for(5) == 1
         limits.learn(1, 1, None)
+
+
+def test_a_whole_run_on_a_template_without_a_system_role(chat_server, chat_openai):
+    server = chat_server(refused_roles=["system"], alternating=True)
+    graph = create_tpo_graph(chat_openai(server), number_reward())
+    result = graph.invoke({"messages": [("system", "Be kind."), ("user", "q")]})
+    assert result["stop_reason"] == "depth"
+    assert server.bodies[1]["messages"] == [{"role": "user", "content": "Be kind.\n\nq"}]
+    assert (server.statuses.count(400), len(server.requests)) == (1, 8)

@@ -2,6 +2,8 @@
 
 import asyncio
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 from langchain_core.messages import HumanMessage
@@ -39,6 +41,30 @@ def test_a_server_that_is_not_there_is_a_policy_error(unused_port=9):
     with pytest.raises(PolicyError, match=r"list its models: the connection was refused\. Is it") as caught:
         load_policy(f"vllm:http://127.0.0.1:{unused_port}/v1")
     assert "running" in caught.value.hint
+
+
+@pytest.mark.parametrize("name", [5, None])
+def test_a_list_of_models_that_can_not_be_read_is_a_policy_error(chat_server, name):
+    with pytest.raises(PolicyError, match="does not list its models: the answer can't be read"):
+        load_policy(f"vllm:{chat_server(models=[name]).url}")
+
+
+@pytest.mark.parametrize("page", ["<html>", '{"object": "li', "[]", '{"data": [null]}'])
+def test_what_is_no_list_of_models_is_a_policy_error(page):
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(page.encode())
+
+        def log_message(self, *_):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Page) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(PolicyError, match="does not list its models: the answer can't be read"):
+            load_policy(f"vllm:http://127.0.0.1:{server.server_port}/v1")
+        server.shutdown()
 
 
 def test_a_server_that_refuses_the_key_says_so(chat_server):

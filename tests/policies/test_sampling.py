@@ -13,7 +13,7 @@ from tpo_graph.errors import ConfigurationError, PolicyError, TPOError
 from tpo_graph.policies.providers import knob_fields, limit_names
 from tpo_graph.policies.sampling import Sampler
 from tpo_graph.settings import Sampling
-from tpo_graph.testing import ScriptedChatModel
+from tpo_graph.testing import ErrorAnswer, FaultServer, ScriptedChatModel
 
 ASK = [HumanMessage("hello there")]
 PAPER = Sampling(temperature=0.7, top_p=0.95, max_new_tokens=2048)
@@ -261,6 +261,7 @@ async def test_a_token_limit_that_a_person_set_has_another_name_and_is_not_dropp
         lambda model: model.model_copy(update={"extra_body": {"ttl": 5}}),
         lambda model: model.bind(extra_body={"ttl": 5}),
         lambda model: model.with_retry(),
+        lambda model: model.bind(extra_body={"ttl": 5}).with_retry(),
     ],
 )
 async def test_a_server_given_by_its_address_gets_the_name_that_every_server_knows(start, chat_openai, policy):
@@ -353,11 +354,39 @@ async def test_bound_streaming_does_not_merge_texts(start, chat_openai):
     assert texts(draw) == ["text 0", "text 1", "text 2"]
 
 
-async def test_a_bound_token_limit_is_the_one_that_is_sent(start, chat_openai):
+@pytest.mark.parametrize("bind", [lambda model: model, lambda model: model.with_retry()])
+async def test_a_bound_token_limit_is_the_one_that_is_sent(start, chat_openai, bind):
     server = start()
-    await Sampler(chat_openai(server).bind(max_tokens=64)).draw(ASK, 1, PAPER)
-    sent = {server.bodies[0].get(name) for name in ("max_tokens", "max_completion_tokens")} - {None}
-    assert sent == {64}
+    await Sampler(bind(chat_openai(server).bind(max_tokens=64, user="me"))).draw(ASK, 1, PAPER)
+    body = server.bodies[0]
+    assert (body["max_tokens"], body.get("max_completion_tokens"), body["user"]) == (64, None, "me")
+
+
+async def test_a_token_limit_that_one_prompt_has_no_room_for_is_sent_again(chat_openai):
+    no_room = ErrorAnswer(400, "This model's maximum context length is 4096 tokens, and max_tokens is too large")
+    with FaultServer(script=[no_room]) as server:
+        sampler = Sampler(chat_openai(server))
+        for _ in range(2):
+            await sampler.draw(ASK, 1, PAPER)
+    assert [body.get("max_tokens") for body in server.bodies] == [2048, None, 2048]
+
+
+@pytest.mark.parametrize("shape", ["openai", "mistral", "detail", "string", "list", "text", "html"])
+async def test_a_refusal_in_any_shape_is_learned_from(chat_openai, shape):
+    words = "temperature is not supported by this model"
+    with FaultServer(refused_fields={"temperature": ErrorAnswer(422, words, shape, "temperature")}) as server:
+        sampler = Sampler(chat_openai(server))
+        for _ in range(2):
+            assert len((await sampler.draw(ASK, 2, PAPER)).completions) == 2
+        with pytest.raises(PolicyError, match=words):
+            await sampler.draw(ASK, 2, Sampling(temperature=0.1, explicit=frozenset({"temperature"})))
+    assert ["temperature" in body for body in server.bodies] == [True, False, False, True]
+
+
+async def test_a_server_that_does_not_heed_the_newer_name_keeps_the_token_limit(chat_openai):
+    with FaultServer(lambda *_: "one two three four", ignored_fields=["max_completion_tokens"]) as server:
+        draw = await Sampler(chat_openai(server)).draw(ASK, 1, Sampling(max_new_tokens=2))
+    assert [(len(completion.text.split()), completion.truncated) for completion in draw.completions] == [(2, True)]
 
 
 @pytest.mark.parametrize(

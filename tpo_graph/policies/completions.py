@@ -53,11 +53,7 @@ class CompletionClient:
         inner, self._arguments, config = unbind(self.policy)
         # a policy with retries or fallbacks is invoked as a whole, and then adds its config by itself
         self.model = inner if isinstance(inner, BaseChatModel) else None
-        self.limit_names = limit_names(self.model)
-        if self.limit_names and self.model is not None:  # what is bound beats fields, which may have another name
-            own = {"max_tokens": "max_tokens", "max_completion_tokens": "max_tokens", "extra_body": "extra_body"}
-            bound = {field: self._arguments.pop(name) for name, field in own.items() if name in self._arguments}
-            self.model = self.model.model_copy(update=bound) if bound else self.model
+        self.limit_names = next((names for model in models_inside(self.policy) if (names := limit_names(model))), ())
         self._once = None if self.model is None else without_retries(self.model)
         self._own = OwnLimits() if self.model is None else OwnLimits.of(self.model)
         self._config: RunnableConfig = config if self.model is not None else {}

@@ -47,7 +47,11 @@ _UNKNOWN_FIELD = re.compile(
     re.IGNORECASE,
 )
 # how providers call the number of completions; the \n of a quoted text does not count
-_N_WORDS = re.compile(r"(?<!\\)\bn\b|\bcandidate_?count\b|\bmultiple (candidates|completions|choices)\b", re.IGNORECASE)
+_N_WORDS = re.compile(
+    r"(?<!\\)\bn\b|\bcandidate_?count\b|\b(multiple|number of) (candidates|completions|choices|generations)\b",
+    re.IGNORECASE,
+)
+_MOST = re.compile(r"(?:at most|up to|no more than|maximum (?:of|is)|less than or equal to|<=) (\d{1,4})\b")
 _ONE_ALONE = re.compile(r"\bmultiple (candidates|completions|choices)\b", re.IGNORECASE)
 # a client library's own words, up to the first text that it quotes
 _UNSUPPORTED = re.compile(r"^[^'\"<{]*?(\bargument\b|\bn\b|(not|n't) support|not implemented)", re.IGNORECASE)
@@ -141,7 +145,7 @@ class ProviderFailure:
                     status,
                     body if body is not None else str(cause),
                     headers=_headers_of(cause),
-                    name=f"{name}: ",
+                    name="" if type(error).__module__ == "builtins" else f"{name}: ",
                     param=own_param if isinstance(own_param, str) else None,
                 )
         kind = _kind_of_errors(chain)
@@ -221,7 +225,7 @@ class ProviderFailure:
         """Which setting of a run to change, where the request asked for what the provider does not take."""
         if self.status is None or self.is_unreadable:
             return ""
-        if _CONTEXT.search(self.message) or _CONTEXT.search(self.summary):  # the error's name may say it
+        if self.is_context_overflow:
             return (
                 "Prompt and answers do not fit into the model's context: lower max_shown_tokens, the phases' "
                 "max_new_tokens or n, or give the server a larger context "
@@ -247,30 +251,42 @@ class ProviderFailure:
         return self.status in (400, 422) and is_named and _UNKNOWN_FIELD.search(self.message) is not None
 
     @property
+    def is_context_overflow(self) -> bool:
+        """Whether the provider says that the request does not fit into the model's context."""
+        is_answer = self.status is not None and not self.is_unreadable
+        # the error's name may say it
+        return is_answer and (_CONTEXT.search(self.message) or _CONTEXT.search(self.summary)) is not None
+
+    @property
     def is_too_long(self) -> bool:
         """Whether the prompt and the token limit are more than the provider takes."""
-        is_context = _CONTEXT.search(self.message) or _CONTEXT.search(self.summary)  # the error's name may say it
-        return self.status is not None and bool(is_context or self.refused_knob({"max_new_tokens"}))
+        return self.is_context_overflow or self.refused_knob({"max_new_tokens"}) is not None
 
     @property
     def may_refuse_n(self) -> bool:
         """Whether a request for several completions may have failed because it asked for too many."""
-        return self.kind in ("refused", "unsupported")
+        names_field = self.param or self.refused_knob(_KNOB_WORDS.keys())
+        is_about_n = not names_field or _names_n(self.param or self.message)
+        return self.kind in ("refused", "unsupported") and is_about_n
 
     def names_n(self, n: int) -> bool:
         """Whether the failure of a request for `n` completions is about their number."""
-        is_named = self.param is not None and self.param.rpartition(".")[2] == "n"
-        return is_named or _names_n(self.message) or re.search(rf"(?<![\w.-]){n}\b", self.message) is not None
+        return (
+            _names_n(self.param or "")
+            or _names_n(self.message)
+            or re.search(rf"(?<![\w.-]){n}\b", self.message) is not None
+        )
 
     def smaller_n(self, n: int) -> int:
         """How many completions to ask for after `n` were refused.
 
-        The most that a message about their number names; else half, or one where it is several that are refused, or
-        the server calls it a failure of its own.
+        The most that the message allows, or that one about their number names; else half, or one where it is several
+        that are refused, or the server calls it a failure of its own.
         """
-        named = [int(number) for number in re.findall(r"\b\d{1,4}\b", self.message) if 0 < int(number) < n]
+        numbers = (re.compile(r"\b\d{1,4}\b") if self.names_n(n) else _MOST).findall(self.message)
+        named = [int(number) for number in numbers if 0 < int(number) < n]
         is_one = _ONE_ALONE.search(self.message) or (self.status is not None and self.status >= 500)
-        return max(named if self.names_n(n) else (), default=1 if is_one else n // 2)
+        return max(named, default=1 if is_one else n // 2)
 
 
 def policy_failed(error: Exception, *, address: str = "", usage: PhaseUsage | None = None) -> PolicyError:

@@ -148,7 +148,9 @@ def _only_model(url: str, key: str) -> str:
     try:
         with openai.OpenAI(base_url=url, api_key=key, max_retries=1, timeout=10) as client:
             models = [model.id for model in client.models.list()]
-    except openai.OpenAIError as error:
+        if not all(isinstance(model, str) for model in models):
+            raise ValueError(f"models without a name: {models}")
+    except Exception as error:  # openai's, and what reading an answer of another form raises
         failure = ProviderFailure.of(error)
         if failure.kind == "key":
             message = f"The server at {url} does not accept the key: {failure.summary}."

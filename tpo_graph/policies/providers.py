@@ -37,9 +37,17 @@ def models_inside(policy: object) -> list[BaseChatModel]:
 
 
 def change_models(policy: Policy, change: Callable[[BaseChatModel], Policy]) -> Policy:
-    """The policy with `change` applied to every chat model in it; wrappers are copied around what changes."""
+    """The policy with `change` applied to every chat model in it; wrappers are copied around what changes.
+
+    A token limit that is bound to one of langchain-openai's models becomes the model's own, which `rename_limit` sees.
+    """
     if isinstance(policy, BaseChatModel):
         return change(policy)
+    if isinstance(policy, RunnableBinding) and is_openai_compatible(policy.bound):
+        own = {field: policy.kwargs[name] for name, field in _LIMIT_ARGUMENTS.items() if name in policy.kwargs}
+        left = {name: value for name, value in policy.kwargs.items() if name not in _LIMIT_ARGUMENTS}
+        bound = change_models(policy.bound, lambda model: change(model.model_copy(update=own) if own else model))
+        return policy.model_copy(update={"bound": bound, "kwargs": left})
     if isinstance(policy, RunnableBindingBase):
         return policy.model_copy(update={"bound": change_models(policy.bound, change)})
     if isinstance(policy, RunnableWithFallbacks):
@@ -75,6 +83,8 @@ def is_openai_compatible(policy: object) -> bool:
 
 
 _LIMIT_NAMES = ("max_tokens", "max_completion_tokens")
+# what may be bound to say the token limit, and the model's field for it
+_LIMIT_ARGUMENTS = {**dict.fromkeys(_LIMIT_NAMES, "max_tokens"), "extra_body": "extra_body"}
 # the first of these that a model has as a field takes the knob
 _KNOB_FIELDS: Mapping[str, tuple[str, ...]] = {
     "temperature": ("temperature",),

@@ -167,6 +167,7 @@ class Sampler:
         missing = list(range(n))  # places among the N: each has its seed, whichever request asks for it
         most = self._limits.most_to_ask_for(n)
         refusal: Refusal | None = None
+        without: set[str] = set()  # what is refused because of these messages
         with Stopwatch() as watch:
             while missing:
                 left = n if most_requests is None else most_requests - draw.usage["requests"]
@@ -174,11 +175,12 @@ class Sampler:
                     break
                 # after a refusal, one request shows whether n was the reason
                 pieces = _split(missing, most)[: 1 if refusal else max(1, left)]
-                refused = frozenset(self._limits.refused)
+                refused = frozenset(self._limits.refused | without)
                 knobs = {
                     knob: value
                     for knob in _KNOBS
-                    if (value := getattr(sampling, knob)) is not None and knob not in refused
+                    if (value := getattr(sampling, knob)) is not None
+                    and (knob in sampling.explicit or knob not in refused)
                 }
                 shown = fold_system(messages) if SYSTEM_ROLE in refused else messages
                 requests = [
@@ -214,7 +216,7 @@ class Sampler:
                             messages=messages,
                         )
                         if part is not None:
-                            self._limits.refused.add(part)
+                            (without if failure.is_context_overflow else self._limits.refused).add(part)
                         elif len(piece) > 1 and failure.may_refuse_n:
                             asked = len(piece)
                             refusals.append(Refusal(asked, failure.smaller_n(asked), failure.names_n(asked)))
