@@ -6,9 +6,10 @@ import threading
 from collections.abc import Sequence
 
 import pytest
-from langchain_core.messages import AIMessage, HumanMessage
+from langchain_core.messages import AIMessage, ChatMessage, HumanMessage
 
 from tpo_graph import ChatTPO, ConfigurationError, RewardError, create_tpo_graph
+from tpo_graph.graph.nodes.score import score_node
 from tpo_graph.rewards import Part, WatchedReward, WeightedSum
 from tpo_graph.rewards.base import RunContext, query_references, score_responses
 from tpo_graph.rewards.functions import FunctionReward, find_style, load_function
@@ -151,6 +152,19 @@ async def test_trl_chat_gets_messages():
     assert await FunctionReward(rewards).score(QUERY, ["a", "bcd"]) == [1.0, 3.0]
 
 
+async def test_roles_of_other_apis():
+    """A developer message is a system message, and a chat message of the user's holds query and columns."""
+    user = ChatMessage("How much is 6 x 7?", role="user", additional_kwargs={"reference": "42"})
+    messages = [ChatMessage("Be brief.", role="developer"), user]
+
+    def rewards(prompts, completions: list[list[dict]], reference):
+        assert prompts == [[{"role": "system", "content": "Be brief."}, {"role": "user", "content": user.text}]]
+        return [float(reference == ["42"])]
+
+    assert await FunctionReward(rewards).score(messages, ["a"]) == [1.0]
+    assert await FunctionReward(lambda query, response: query == user.text).score(messages, ["a"]) == [1.0]
+
+
 async def test_trl_names_a_missing_column():
     reward = FunctionReward(lambda completions, solution: [1.0], style="trl")
     with pytest.raises(RewardError, match="needs solution") as caught:
@@ -248,6 +262,10 @@ def test_a_plain_function_is_a_reward_model():
     for function in (brevity, lambda messages, responses: [-len(response) for response in responses]):
         graph = create_tpo_graph(ScriptedChatModel(["long", "a"]), function)
         assert graph.invoke({"query": "q"}, context={"mode": "bon", "n": 2})["answer"] == "a"
+    candidate = {"id": "0-0", "step": 0, "text": "long", "truncated": False}
+    state = {"query": "q", "messages": QUERY, "pending": [candidate], "step": 0, "cache": []}
+    scored = asyncio.run(score_node(brevity)(state))
+    assert [candidate["reward"] for candidate in scored["cache"]] == [-4.0]
     chat = ChatTPO(policy=ScriptedChatModel(["long", "a"]), reward=brevity, n=2, mode="bon")
     assert chat.invoke("q").text == "a"
     combination = WeightedSum({"brief": Part(brevity, scale="raw"), "same": Part(lambda response: 1.0, scale="raw")})

@@ -20,6 +20,7 @@ from tpo_graph.rewards.base import (
     score_responses,
     usage_of,
 )
+from tpo_graph.rewards.functions import RewardFunction, as_reward_model
 from tpo_graph.rewards.warnings import scoring_warnings
 from tpo_graph.selection import preference_pair
 from tpo_graph.settings import TPOSettings
@@ -28,18 +29,19 @@ from tpo_graph.types import Candidate, FailureReason, FailureRecord, PartialStat
 _GRACE = 0.1  # seconds; requests end by themselves before, and leave the scores that are there
 
 
-def score_node(reward_model: RewardModel, *, settings: TPOSettings | None = None) -> AsyncNode:
+def score_node(reward_model: RewardModel | RewardFunction, *, settings: TPOSettings | None = None) -> AsyncNode:
     """The node that scores what is pending and puts it into the cache, R(x, v_i) (TPO paper, section 3).
 
     Equal texts are scored once in a run. A reward that is not a finite number makes no candidate; it is recorded.
 
     Args:
-        reward_model: R. What a second reward model that watches (`WatchedReward`) reports becomes `second_rewards`
-            and `warnings`.
+        reward_model: R; a function too. What a second reward model that watches (`WatchedReward`) reports becomes
+            `second_rewards` and `warnings`.
         settings: defaults for every run; None reads the `TPO_*` variables.
     """
     defaults = TPOSettings.load() if settings is None else settings
-    highest = highest_reward(reward_model)
+    reward = as_reward_model(reward_model)
+    highest = highest_reward(reward)
 
     async def score(state: TPOState, runtime: Runtime[TPOSettings] | None = None) -> PartialState:
         pending, step = state["pending"], state["step"]
@@ -65,7 +67,7 @@ def score_node(reward_model: RewardModel, *, settings: TPOSettings | None = None
         with Stopwatch() as watch, limited(chosen, left) as limits:
             try:
                 scoring = await before_deadline(
-                    lambda: score_responses(reward_model, list(state["messages"]), new, run), grace=_GRACE
+                    lambda: score_responses(reward, list(state["messages"]), new, run), grace=_GRACE
                 )
                 usage = scoring.usage
                 rewards |= dict(zip(new, scoring.scores, strict=True))

@@ -133,7 +133,8 @@ class ChatModelJudge(DetailedReward):
                 probabilities = await self._ask(method, shown, usage)
             except NoVerdictError as error:
                 answer = error.answer
-                methods = without_logprobs
+                # a text where a schema was asked for would be the same text without one
+                methods = without_logprobs if method in _TOP_LOGPROBS or not answer else []
                 if method in _TOP_LOGPROBS and limit and not answer:
                     # it thinks first, and may write all of it; each of many tokens then comes with a few alternatives
                     self._answer_tokens, is_known = None, False
