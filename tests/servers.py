@@ -13,6 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from tpo_graph.testing import ErrorAnswer, FaultServer, ServedRequest
+from tpo_graph.testing.fault_server import error_response
 from tpo_graph.testing.served_request import ROLES
 
 ChatRequest = ServedRequest
@@ -80,8 +81,7 @@ class ChatServer(FaultServer):
     async def _list_models(self, http: web.Request) -> web.Response:
         self.headers.append({name.lower(): value for name, value in http.headers.items()})
         if self.always in ("401", "500"):
-            error = ErrorAnswer(int(self.always))
-            return web.Response(body=error.body, status=error.status, content_type=error.content_type)
+            return error_response(ErrorAnswer(int(self.always)))
         return await super()._list_models(http)
 
     async def _chat(self, http: web.Request) -> web.StreamResponse:

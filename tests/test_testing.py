@@ -175,8 +175,9 @@ def test_a_fault_is_drawn_anew_for_each_try(start):
     ("fields", "words"),
     [
         ({"top_k": 4}, "top_k"),
-        ({"n": 0}, "range"),
-        ({"temperature": 2.5}, "range"),
+        ({"n": 0}, "is not a number from"),
+        ({"n": "many"}, "is not a number from"),
+        ({"temperature": 2.5}, "is not a number from"),
         ({"messages": []}, "must not be empty"),
         ({"messages": [{"role": "person", "content": "x"}]}, "'person'"),
         ({"messages": [{"role": "user", "content": ""}]}, "content must not be empty"),
@@ -186,6 +187,12 @@ def test_a_strict_server_refuses_what_openai_does(start, fields, words):
     answer = ask(start(), **fields)
     assert answer.status_code == 400 and words in answer.json()["error"]["message"]
     assert ask(start(strict=False), **fields | {"n": 1}).status_code == 200
+
+
+def test_a_body_that_is_no_json_is_refused(start):
+    server = start()
+    answer = httpx.post(f"{server.url}/chat/completions", content=b'{"model": ', verify=TLS)
+    assert answer.status_code == 400 and "parse the JSON body" in answer.json()["error"]["message"]
 
 
 def test_what_a_server_can_be_told_to_refuse_or_to_ignore(start):

@@ -199,7 +199,11 @@ class FaultServer:
         self._attempts[raw] += 1
         peer = http.transport.get_extra_info("peername") if http.transport else ("", 0)
         headers = {name.lower(): value for name, value in http.headers.items()}
-        request = ServedRequest(len(self.requests), self._attempts[raw], raw, json.loads(raw), headers, peer)
+        try:
+            body = json.loads(raw)
+        except ValueError:
+            return error_response(ErrorAnswer(400, "We could not parse the JSON body of your request."))
+        request = ServedRequest(len(self.requests), self._attempts[raw], raw, body, headers, peer)
         self.requests.append(request)
         self.asked.set()
         self.in_flight += 1
@@ -220,8 +224,7 @@ class FaultServer:
         error = refusal or (error_answer(fault) if fault else None)
         if error:
             request.status = error.status
-            headers = {} if error.retry_after is None else {"Retry-After": f"{error.retry_after:g}"}
-            return web.Response(body=error.body, status=error.status, content_type=error.content_type, headers=headers)
+            return error_response(error)
         if fault == "hang":
             await asyncio.Event().wait()
         if fault == "disconnect" and http.transport:
@@ -337,3 +340,11 @@ class FaultServer:
             "choices": choices,
             **({"usage": usage} if self.usage else {}),
         }
+
+
+def error_response(error: ErrorAnswer) -> "web.Response":
+    """The answer as aiohttp sends it."""
+    from aiohttp import web
+
+    headers = {} if error.retry_after is None else {"Retry-After": f"{error.retry_after:g}"}
+    return web.Response(body=error.body, status=error.status, content_type=error.content_type, headers=headers)

@@ -105,8 +105,8 @@ def objection(body: Mapping[str, Any]) -> ErrorAnswer | None:
             return ErrorAnswer(400, f"{where}: content must not be empty", param=f"{where}.content")
     for name, (low, high) in _RANGES.items():
         value = body.get(name)
-        if value is not None and not low <= value <= high:
-            return ErrorAnswer(400, f"Invalid '{name}': {value} is not in the range {low} to {high}.", param=name)
+        if value is not None and not (isinstance(value, int | float) and low <= value <= high):
+            return ErrorAnswer(400, f"Invalid '{name}': {value!r} is not a number from {low} to {high}.", param=name)
     return None
 
 
