@@ -164,7 +164,7 @@ def test_the_embedded_models_answer_and_nothing_leaves_the_machine(embedded_mode
     assert done.stderr.splitlines()[-1] == "0 []", done.stderr
     result = json.loads(done.stdout)
     assert result["answer"]
-    assert result["prompts"] == "tpo"
+    assert result["prompts"] == "small"
     assert result["models"] == {"policy": embedded_model, "reward model": "local"}
     best = [record["best_reward"] for record in result["trajectory"]]
     assert best == sorted(best)

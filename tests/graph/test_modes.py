@@ -254,3 +254,11 @@ def test_each_phase_samples_with_the_settings_of_the_paper():
     top_p = {"sample": 0.95, "loss": 0.99, "gradient": 0.99, "update": 0.95}
     for phase, knobs in zip(phases_asked(policy), policy.knobs, strict=True):
         assert (knobs["temperature"], knobs["top_p"], knobs["max_tokens"]) == (0.7, top_p[phase], 2048)
+
+
+def test_a_pack_without_tags_takes_whole_completions():
+    policy = ScriptedChatModel(["cand 1", "the loss", "the gradient", "\n  a <b>better</b> answer 2\n\n"])
+    graph = create_tpo_graph(policy, number_reward(), prompts="small")
+    result = graph.invoke({"query": "q"}, context={"n": 1, "depth": 1})
+    assert result["answer"] == "  a <b>better</b> answer 2"
+    assert result["failures"] == []

@@ -45,7 +45,7 @@ def test_a_request_without_the_key_is_refused(server):
 def test_five_completions_of_one_request_differ_and_all_count(server):
     del server
     policy = load_policy("local:135m")
-    assert policy.metadata["tpo_prompts"] == "tpo"
+    assert policy.metadata["tpo_prompts"] == "small"
     sampling = Sampling(temperature=0.7, top_p=0.95, max_new_tokens=12)
     draw = asyncio.run(Sampler(policy).draw([HumanMessage("The best thing about summer is")], 5, sampling, seed=1))
     assert len({completion.text for completion in draw.completions}) == 5
@@ -65,7 +65,7 @@ def test_more_completions_than_slots_are_drawn_in_pieces(server):
 @pytest.mark.embedded
 def test_options_of_the_server_and_of_the_chat_model_can_be_given(server):
     policy = load_policy("local:135m", context_tokens=server.context_tokens, timeout=60, metadata={"mine": 1})
-    assert (policy.request_timeout, policy.metadata["mine"], policy.metadata["tpo_prompts"]) == (60, 1, "tpo")
+    assert (policy.request_timeout, policy.metadata["mine"], policy.metadata["tpo_prompts"]) == (60, 1, "small")
 
 
 @pytest.mark.embedded

@@ -41,7 +41,8 @@ def test_our_packs_can_be_loaded_and_have_a_description():
         loaded = PromptPack.load(name)
         assert loaded.name == name
         assert loaded.description
-        loaded.check(TPOSettings(open_tag="[[", close_tag="]]"))
+        if loaded.open_tag:
+            loaded.check(TPOSettings(open_tag="[[", close_tag="]]"))
         for mode in ("tpo", "revision", "bon"):
             for critique in ("loss", "critique"):
                 loaded.check(TPOSettings(mode=mode, preference="kind"), critique=critique)
@@ -128,7 +129,7 @@ LOSS = WHOLE["loss.toml"]
     [
         ("loss.toml", None, r"has no loss\.toml"),
         ("judge.toml", "user = 'x'", r"judge\.toml.* is not a phase; allowed: sample"),
-        ("pack.toml", 'open_tag = "<r>"', "must have open_tag and close_tag"),
+        ("pack.toml", 'open_tag = "<r>"', "must have both open_tag and close_tag, or neither"),
         ("pack.toml", 'open_tag = " "\nclose_tag = "x"', "open_tag = ' '"),
         ("pack.toml", "open_tag = ", "is not valid TOML"),
         ("pack.toml", PACK + "colour = 1", "unknown key 'colour'; allowed: description, extends"),
@@ -316,3 +317,12 @@ def test_texts_of_a_pack_keep_every_byte(pack):
         text.replace("$query", "<QUERY>").replace("$best", "<BEST>").replace("$worst", "<WORST>").replace("$$", "$")
     )
     assert rendered == expected
+
+
+def test_without_tags_the_whole_completion_is_asked_for(pack):
+    mine = pack({"pack.toml": "description = 'no tags'", "update.toml": "user = '$gradient $preference'"})
+    mine.check(TPOSettings())
+    with pytest.raises(
+        PromptError, match=r"asks for the response alone, so the setting open_tag='\[\[' would find nothing"
+    ):
+        mine.check(TPOSettings(open_tag="[[", close_tag="]]"))

@@ -223,3 +223,10 @@ def test_a_revision_of_any_text_is_cut_out_whole(text):
     tags = {"open_tag": "<revised_response>", "close_tag": "</revised_response>"}
     completion = f"Here it is:\n<revised_response>\nA{text}Z\n</revised_response>\nDone."
     assert extract_revision(completion, **tags) == (f"A{text}Z", None, True)
+
+
+def test_without_tags_the_completion_is_the_revision():
+    assert extract("\n\n  A <r>b</r>\n", "", "") == ("  A <r>b</r>", None)
+    assert extract("  \n", "", "") == ("", "empty")
+    assert extract("A b", "", "", truncated=True) == ("A b", "not_closed")
+    assert extract("A b", "", "", truncated=True, keep_truncated=True) == ("A b", None)

@@ -88,8 +88,9 @@ class PromptPack:
         name: the folder's name.
         description: one line for people.
         prompts: by name: a phase, or a phase with `_revision` appended.
-        open_tag: text before a revised response, unless the settings have another.
-        close_tag: text after it.
+        open_tag: text before a revised response, unless the settings have another. "" where a whole completion of
+            `update` is the revised response.
+        close_tag: text after it; "" likewise.
         preference: how a preference is worded.
         conversation: how `$conversation` is written.
         critique_divider: text between the loss and the gradient of a fused critique; "" when the pack has none.
@@ -191,9 +192,9 @@ class PromptPack:
                 ("close_tag", settings.close_tag, self.close_tag),
             ):
                 if update and tag not in (None, own) and name not in update.variables:
+                    asks = f"the tag {own!r} in its own words" if own else "the response alone"
                     raise PromptError(
-                        f"Prompt pack {self.name!r} asks for the tag {own!r} in its own words, so the setting "
-                        f"{name}={tag!r} would find nothing.",
+                        f"Prompt pack {self.name!r} asks for {asks}, so the setting {name}={tag!r} would find nothing.",
                         hint="Leave the setting out, or use $open_tag and $close_tag in the update prompt.",
                     )
             # a prompt has the preference by itself or inside the loss prompt that it shows
@@ -378,8 +379,10 @@ def _read_pack(folder: Path, extending: tuple[Path, ...] = ()) -> PromptPack:
         changes["roles"] = {**default.roles, **changes["roles"]}
         own["conversation"] = dataclasses.replace(default, **changes)
     pack = dataclasses.replace(base, name=folder.name, prompts=prompts, syntax=syntax, **own)
-    if not pack.open_tag or not pack.close_tag:
-        raise PromptError(f"pack.toml of prompt pack {folder.name!r} must have open_tag and close_tag.")
+    if bool(pack.open_tag) != bool(pack.close_tag):
+        raise PromptError(
+            f"pack.toml of prompt pack {folder.name!r} must have both open_tag and close_tag, or neither."
+        )
     return _checked(pack)
 
 
@@ -407,7 +410,7 @@ def _checked(pack: PromptPack) -> PromptPack:
                 raise PromptError(f"{where} must use {' or '.join(sorted(choice))}.")
         # the model has to see these, as a variable or in the pack's own words
         shown = {}
-        if phase == "update":
+        if phase == "update" and pack.open_tag:
             shown = {"open_tag": pack.open_tag, "close_tag": pack.close_tag}
         elif phase == "critique":
             if not pack.critique_divider:

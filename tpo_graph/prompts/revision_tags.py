@@ -54,20 +54,26 @@ def extract_revision(
 
     Of several fenced blocks the last one counts, because models quote the tags, or write a draft, before they answer.
     Tags inside a block belong to its text as long as they are balanced; a stray closing tag does not end a block when
-    another one follows. Where nothing closes the text, it is whole unless the completion was cut.
+    another one follows. Where nothing closes the text, it is whole unless the completion was cut. Without tags the
+    completion is the text.
 
     Where tags like `<new_text>` fence nothing as they are written, other spellings count: another case, spaces, an
     attribute, `-` for `_`, HTML escapes. Markdown marks around such a tag belong to it.
 
     Args:
         completion: what the policy wrote.
-        open_tag: text before a revised response.
+        open_tag: text before a revised response; "" for none.
         close_tag: text after it; may equal `open_tag`.
         opened: the prompt ended with the opening tag, so that the completion begins inside.
         closed: the provider ended the completion at the closing tag and left it out.
         truncated: the completion was cut, at the token limit as a rule, so that a block that is still open has no end.
         keep_truncated: keep what follows the opening tag although it was cut.
     """
+    if not open_tag:
+        whole = without_blank_edges(completion)
+        if truncated and not keep_truncated:
+            return Extraction(whole, "not_closed", is_closed=False)
+        return Extraction(whole, None if whole else "empty", is_closed=not truncated)
     exact, lenient = _tag_patterns(open_tag, close_tag)
     is_xml = exact != lenient
     # a model may repeat the tag that the prompt ended with, and a server may keep the stop text

@@ -94,8 +94,8 @@ def _revision(completion: Completion, request: PhaseRequest, messages: list[Base
         completion.text,
         open_tag=open_tag,
         close_tag=close_tag,
-        opened=messages[-1].text.rstrip().endswith(open_tag.rstrip()),
-        closed=not completion.truncated and any(close_tag.startswith(stop) for stop in stops),
+        opened=bool(open_tag) and messages[-1].text.rstrip().endswith(open_tag.rstrip()),
+        closed=bool(close_tag) and not completion.truncated and any(close_tag.startswith(stop) for stop in stops),
         truncated=completion.truncated,
         keep_truncated=request.settings.keep_truncated,
     )
