@@ -5,13 +5,14 @@ import gc
 import threading
 import warnings
 
+import httpx2
 import openai
 import pytest
 from langchain_core.messages import HumanMessage
 from langchain_openai import ChatOpenAI
 
 from tpo_graph import TPOSettings
-from tpo_graph.policies.http import loop_safe, shared_http_client
+from tpo_graph.policies.http import PlainResponse, loop_safe, shared_http_client
 from tpo_graph.policies.retries import limited
 from tpo_graph.policies.sampling import Sampler
 from tpo_graph.settings import Sampling
@@ -172,3 +173,8 @@ async def test_a_class_that_reads_openais_objects_gets_them(chat_server, chat_op
     model = loop_safe(ReadsObjects(model="m", base_url=chat_server().url, api_key="none"))
     assert (await model.ainvoke(ASK)).content == "cand 0"
     assert model.http_async_client is shared_http_client()
+
+
+def test_an_answer_nested_too_deep_is_one_that_is_not_json():
+    with pytest.raises(ValueError, match="nested too deep"):
+        PlainResponse(httpx2.Response(200, content=100_000 * "[")).parse()

@@ -135,7 +135,10 @@ class PlainResponse(NamedTuple):
         Raises:
             ValueError: it is not JSON.
         """
-        answer = json.loads(self.http_response.content)
+        try:
+            answer = json.loads(self.http_response.content)
+        except RecursionError as error:
+            raise ValueError("it is JSON that is nested too deep") from error
         choices = answer.get("choices") if isinstance(answer, dict) else None
         for choice in choices if isinstance(choices, list) else ():
             message = choice.get("message") if isinstance(choice, dict) else None
