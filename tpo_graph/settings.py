@@ -174,7 +174,8 @@ class TPOSettings(BaseModel):
     )
     on_failure: Literal["stop", "raise"] = _knob(
         "stop",
-        "When policy or reward model fail after the first candidates are scored: end with the best so far, or raise "
+        "When policy or reward model fail after the first candidates are scored: end with the best so far, at the "
+        "second step in a row that is lost, or raise at once "
         "(a checkpointed run can then be resumed).",
         "select",
     )
