@@ -142,19 +142,19 @@ def test_empty_first_candidates_are_recorded():
     assert len({each["id"] for each in result["cache"]}) == 3
 
 
-def test_first_candidates_of_which_none_can_be_used_are_drawn_once_more():
+def test_first_candidates_are_drawn_again_while_none_can_be_used():
     filtered = AIMessage("can", response_metadata={"finish_reason": "content_filter"})
-    result = run(scripted_policy(sample=lambda number: filtered if number < 5 else f"cand {number}"), depth=0)
-    assert [each["text"] for each in result["cache"]] == [f"cand {number}" for number in range(5, 10)]
-    assert [(each["phase"], each["reason"]) for each in result["failures"]] == [("sample", "filtered")] * 5
-    assert result["usage"]["sample"]["requests"] == 10
+    result = run(scripted_policy(sample=lambda number: filtered if number < 10 else f"cand {number}"), depth=0)
+    assert [each["text"] for each in result["cache"]] == [f"cand {number}" for number in range(10, 15)]
+    assert [(each["phase"], each["reason"]) for each in result["failures"]] == [("sample", "filtered")] * 10
+    assert result["usage"]["sample"]["requests"] == 15
 
 
 def test_no_text_at_all_is_an_error_with_a_hint():
-    with pytest.raises(PolicyError, match="None of the 10 completions") as caught:
+    with pytest.raises(PolicyError, match="None of the 15 completions") as caught:
         run(scripted_policy(sample=""))
     assert caught.value.hint
-    assert caught.value.usage["requests"] == 10
+    assert caught.value.usage["requests"] == 15
     with pytest.raises(PolicyError, match="None of the 5 completions"):
         run(scripted_policy(sample=""), budget_requests=9)
 

@@ -185,17 +185,17 @@ def test_a_revision_that_a_filter_cut_is_none():
     [
         (
             AIMessage("", additional_kwargs={"refusal": "I can't help with that."}),
-            r"10 refused.*I can't help with that",
+            r"15 refused.*I can't help with that",
         ),
-        (finished("Half", "SAFETY"), r"10 filtered.*'SAFETY'"),
-        (finished("<think>Hm", "stop"), r"10 thinking only.*ended without an answer"),
+        (finished("Half", "SAFETY"), r"15 filtered.*'SAFETY'"),
+        (finished("<think>Hm", "stop"), r"15 thinking only.*ended without an answer"),
     ],
 )
 def test_when_nothing_can_be_used_the_error_says_why_and_quotes_it(message, words):
     with pytest.raises(PolicyError, match=words) as caught:
         run(scripted_policy(sample=message))
     assert caught.value.hint
-    assert caught.value.usage["requests"] == 10
+    assert caught.value.usage["requests"] == 15
 
 
 def test_a_first_sampling_without_an_answer_is_asked_for_once_more():
@@ -243,8 +243,8 @@ def test_every_phase_is_free_of_thinking_on_the_wire_too(faulty, fault):
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
-        ("refusal", rf"6 refused.*: {REFUSAL}"),
-        ("content_filter", "6 filtered.*finish reason 'content_filter'"),
+        ("refusal", rf"9 refused.*: {REFUSAL}"),
+        ("content_filter", "9 filtered.*finish reason 'content_filter'"),
         ("unfinished_thinking", "6 thinking only.*6144 tokens thinking"),
     ],
 )

@@ -22,7 +22,7 @@ from tpo_graph.selection import fits_budget, is_tie
 from tpo_graph.settings import ContextOnly, PolicyPhase, TPOSettings
 from tpo_graph.types import FailureReason, FailureRecord, Phase, PhaseUsage, PreferencePair, Usage
 
-_SEEDS_PER_ATTEMPT = 2_000  # N is 1024 at most, and each phase asks twice at most
+_SEEDS_PER_ATTEMPT = 1_300  # N is 1024 at most, and a phase asks three times at most
 _FIRST_SEED: Mapping[PolicyPhase, int] = {"sample": 0, "loss": 4_000, "gradient": 8_000, "update": 12_000}
 _SEEDS_PER_STEP = 16_000
 
@@ -133,7 +133,7 @@ class PhaseRequest:
         Args:
             messages: what the model is shown.
             n: how many completions.
-            attempt: 1 when the phase asks once more.
+            attempt: how often the phase has asked before, 2 at most.
             used: what the phase has used before.
 
         Raises:

@@ -83,7 +83,7 @@ def sample_node(
 
 
 async def _draw_missing(request: PhaseRequest, conversation: list[BaseMessage], n: int, *, has_drafts: bool) -> Draw:
-    """Draw what is missing of N, once more where nothing of it can be used.
+    """Draw what is missing of N; twice more, while nothing of it can be used: without it there is no run.
 
     When the policy fails, drafts are still something to go on with.
     """
@@ -104,21 +104,25 @@ async def _draw_missing(request: PhaseRequest, conversation: list[BaseMessage], 
         if not has_drafts or (isinstance(error, PolicyError) and settings.on_failure == "raise"):
             raise
         return Draw(usage=error.usage or no_usage(), errors=[error])
-    # what was lost to reasoning has been asked for once more already
-    is_lost = bool(draw.replaced) and all(completion.lost_to_thinking for completion in draw.completions)
-    is_usable = has_drafts or any(completion.problem is None for completion in draw.completions)
-    if is_usable or is_lost or not fits_budget(settings, request.usage(draw.usage), requests):
-        return draw
-    try:
-        again = await request.draw(messages, n, attempt=1, used=draw.usage)
-    except (PolicyError, BudgetError) as error:
-        again = Draw(usage=error.usage or no_usage(), errors=[error])
-    return Draw(
-        draw.completions + again.completions,
-        plus(draw.usage, again.usage),
-        draw.errors + again.errors,
-        draw.replaced + again.replaced,
-    )
+    for attempt in (1, 2):
+        # what was lost to reasoning has been asked for once more already
+        is_lost = bool(draw.replaced) and all(completion.lost_to_thinking for completion in draw.completions)
+        is_usable = has_drafts or any(completion.problem is None for completion in draw.completions)
+        if is_usable or is_lost or not fits_budget(settings, request.usage(draw.usage), requests):
+            break
+        try:
+            again = await request.draw(messages, n, attempt=attempt, used=draw.usage)
+        except (PolicyError, BudgetError) as error:
+            again = Draw(usage=error.usage or no_usage(), errors=[error])
+        draw = Draw(
+            draw.completions + again.completions,
+            plus(draw.usage, again.usage),
+            draw.errors + again.errors,
+            draw.replaced + again.replaced,
+        )
+        if not again.completions:
+            break
+    return draw
 
 
 _HINTS: Mapping[FailureReason, str] = {
