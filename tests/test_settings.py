@@ -163,7 +163,7 @@ def test_a_wrong_variable_is_named_as_a_person_set_it(monkeypatch, name, text):
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [(b"n = ", "not valid TOML"), (b"\xff\xfe", "not valid TOML"), (b"m = 1", "Unknown setting 'm'")],
+    [(b"n = ", "not valid TOML"), (b"\xff\xfe", "not UTF-8"), (b"m = 1", "Unknown setting 'm'")],
 )
 def test_a_file_that_can_not_be_used_is_an_error(tmp_path, content, said):
     file = tmp_path / "tpo.toml"
