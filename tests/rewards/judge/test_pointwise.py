@@ -361,6 +361,18 @@ async def test_a_prompt_with_a_reader(serve):
     assert await JudgeReward(model, prompt=prompt).score(CONVERSATION, ["text"]) == [4.0]
 
 
+async def test_an_answer_that_a_reader_finds_nothing_in_is_asked_for_once(serve):
+    server, model = serve(lambda responses: {"fine": 1.0})
+    with pytest.raises(RewardError, match="answered 'fine', which holds no verdict that is a number"):
+        await JudgeReward(model, prompt=JudgePrompt(system="", user="$response", reader="=(.*)")).score(
+            CONVERSATION, ["text"]
+        )
+    prompt = JudgePrompt(system="", user="$response", labels="12345", reader=PROMETHEUS["reader"])
+    with pytest.raises(RewardError, match="no verdict from 1 to 5"):
+        await JudgeReward(model, prompt=prompt).score(CONVERSATION, ["text"])
+    assert [_kind(body) for body in server.bodies] == ["plain", "logprobs 5"]
+
+
 async def test_a_reader_that_is_a_function():
     prompt = JudgePrompt(system="", user="$response", reader=lambda answer: float(answer.partition("reward=")[2]))
     judge = JudgeReward(ScriptedChatModel(["<think>reward=9</think>reward=-0.25"]), prompt=prompt)

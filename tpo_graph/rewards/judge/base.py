@@ -133,8 +133,9 @@ class ChatModelJudge(DetailedReward):
                 probabilities = await self._ask(method, shown, usage)
             except NoVerdictError as error:
                 answer = error.answer
-                # a text where a schema was asked for would be the same text without one
-                methods = without_logprobs if method in _TOP_LOGPROBS or not answer else []
+                # a whole text would be the same when it is asked for without a schema or log probabilities
+                is_whole = method not in _TOP_LOGPROBS or self._prompt.reader is not None
+                methods = [] if answer and is_whole else without_logprobs
                 if method in _TOP_LOGPROBS and limit and not answer:
                     # it thinks first, and may write all of it; each of many tokens then comes with a few alternatives
                     self._answer_tokens, is_known = None, False
