@@ -56,6 +56,8 @@ async def test_a_cap_on_n_is_found_out_once(start, chat_openai, most_n, beyond, 
     assert first.usage["requests"] == len(server.requests)
     assert first.usage["output_tokens"] == 2 * n
     assert first.errors == []
+    if beyond == "fewer":  # once may be chance
+        await sampler.draw(ASK, n, PAPER)
     before, refusals = len(server.requests), server.statuses.count(400)
     second = await sampler.draw(ASK, n, PAPER)
     assert len(texts(second)) == n
@@ -133,6 +135,14 @@ async def test_a_refusal_that_is_not_about_n_does_not_stay(start, chat_openai):
     del server.requests[:]
     assert len((await sampler.draw(ASK, 5, PAPER)).completions) == 5
     assert server.asked_n == [5]
+
+
+async def test_fewer_completions_once_are_no_cap(start, chat_openai):
+    server = start(faults=["fewer"])
+    sampler = Sampler(chat_openai(server))
+    for _ in range(3):
+        assert len((await sampler.draw(ASK, 4, PAPER)).completions) == 4
+    assert server.asked_n == [4, 2, 4, 4]
 
 
 async def test_a_refusal_without_a_reason_that_comes_again_is_a_cap(start, chat_openai):

@@ -46,7 +46,7 @@ class ProviderLimits:
         self.refused: set[str] = set()
         self.warnings: set[str] = set()
         self.thinking_tokens = 0
-        self._doubtful = 0  # refused once without a word about the number, while fewer were taken
+        self._doubtful = 0  # lacking once, without a word about the number
         self._answered = 0  # requests since a larger number was last asked for
         self._patience = _FIRST_PATIENCE
 
@@ -62,8 +62,8 @@ class ProviderLimits:
     def learn(self, asked: int, returned: int, refusal: Refusal | None) -> None:
         """Learn from a request that was answered.
 
-        A limit is remembered when fewer completions were returned, when the refusal before was about the number, or
-        when the same number was refused before: any other refusal may have been about this one text.
+        A limit is remembered when the refusal before was about the number, or when the same number was refused or not
+        returned in full before: once, that may have been about this one text.
 
         Args:
             asked: completions that the request asked for.
@@ -73,10 +73,11 @@ class ProviderLimits:
         self._answered += 1
         if self.most_completions is not None and returned > self.most_completions:  # more than was thought
             self.most_completions, self._patience = None, _FIRST_PATIENCE
-        if returned < asked or (refusal and (refusal.is_sure or refusal.asked == self._doubtful)):
+        lacking = refusal.asked if refusal else asked if returned < asked else None
+        if lacking is not None and (lacking == self._doubtful or (refusal and refusal.is_sure)):
             self.most_completions = min(self.most_completions or returned, returned)
-        elif refusal:
-            self._doubtful = refusal.asked
+        elif lacking is not None:
+            self._doubtful = lacking
         elif asked >= self._doubtful:
             self._doubtful = 0
 
