@@ -24,12 +24,12 @@ from tpo_graph.graph.nodes.sample import sample_node
 from tpo_graph.graph.nodes.select import answer_message
 from tpo_graph.graph.state import TPOState
 from tpo_graph.langchain.call import STANDARD_KNOBS, CallOptions, NoAnswerError
-from tpo_graph.policies.completions import with_thinking_tokens
+from tpo_graph.policies.completions import with_limits, with_thinking_tokens
 from tpo_graph.policies.failures import policy_failed
 from tpo_graph.policies.http import loop_safe
-from tpo_graph.policies.providers import Policy, change_models, has_retries, knob_fields, models_inside
+from tpo_graph.policies.providers import Policy, change_models, knob_fields
 from tpo_graph.policies.reading import read_completion
-from tpo_graph.policies.retries import OwnLimits, limited, send, without_retries
+from tpo_graph.policies.retries import before_deadline, limited
 from tpo_graph.policies.sampling import Sampler
 from tpo_graph.policies.thinking import strip_thinking
 from tpo_graph.run_parts import LoadedParts, RunParts, policy_name
@@ -146,21 +146,17 @@ async def _first_reply(
     if settings.seed is not None:
         knobs["seed"] = settings.seed
 
-    def with_knobs(model: BaseChatModel) -> BaseChatModel:
+    def fields(model: BaseChatModel) -> dict[str, Options]:
         # not streamed, because chunks lose the usage
-        fields = {"disable_streaming": True, **knob_fields(model, *with_thinking_tokens(model, knobs, sampling))}
-        return without_retries(loop_safe(model)).model_copy(update=fields)
+        return {"disable_streaming": True, **knob_fields(model, *with_thinking_tokens(model, knobs, sampling))}
 
-    own = next((OwnLimits.of(model) for model in models_inside(policy)), OwnLimits())
-    policy = change_models(options.first_policy(policy), with_knobs)
+    policy = with_limits(change_models(options.first_policy(policy), loop_safe), fields)
     stop = list(dict.fromkeys([*options.stop, *sampling.stop]))
     config: RunnableConfig = {"tags": [TAG_NOSTREAM]}  # keeps its tokens out of the message stream
     arguments = {"stop": stop} if stop else {}
     try:
         with limited(settings, settings.budget_seconds):
-            reply = await send(
-                lambda: policy.ainvoke(messages, config, **arguments), own, may_repeat=lambda: not has_retries(policy)
-            )
+            reply = await before_deadline(lambda: policy.ainvoke(messages, config, **arguments))
     except TPOError:
         raise
     except Exception as error:  # any provider's

@@ -12,6 +12,7 @@ from langchain_core.runnables.config import ensure_config, merge_configs
 from langgraph.constants import TAG_NOSTREAM
 
 from tpo_graph._bounded_cache import BoundedCache
+from tpo_graph.accounting import no_usage
 from tpo_graph.errors import ConfigurationError
 from tpo_graph.policies.failures import NoCompletionError
 from tpo_graph.policies.http import loop_safe
@@ -99,7 +100,7 @@ class CompletionClient:
             return most_requests is None or usage["requests"] < most_requests
 
         if self._once is None:
-            policy = _with_limits(self.policy, fields, usage, may_repeat)
+            policy = with_limits(self.policy, fields, usage, may_repeat)
             message = await before_deadline(
                 lambda: policy.ainvoke(list(messages), config, **({"stop": stop} if stop else {}))
             )
@@ -166,26 +167,26 @@ class _Limited(RunnableBinding[Any, Any]):
         return await self.sends(lambda: self.bound.ainvoke(input, config, **kwargs))
 
 
-def _with_limits(
+def with_limits(
     policy: Policy,
     fields: Callable[[BaseChatModel], Mapping[str, Options]],
-    usage: PhaseUsage,
-    may_repeat: Callable[[], bool],
+    usage: PhaseUsage | None = None,
+    may_repeat: Callable[[], bool] = lambda: True,
 ) -> Policy:
-    """A policy of several models, or with retries of its own, for one request.
+    """A policy for one request, each of whose models keeps to the limits of all requests.
 
     Args:
-        policy: as `CompletionClient` keeps it.
+        policy: also one of several models, or with retries of its own, which then are all that there are.
         fields: those of each model in it.
         usage: each request of each model counts there; one for the whole where no model is to be seen.
         may_repeat: asked before one is sent again.
     """
-    retries_itself = has_retries(policy)
+    retries_itself, counted = has_retries(policy), no_usage() if usage is None else usage
 
     def limited(part: Policy) -> Policy:
         async def sends(request: Callable[[], Awaitable[Any]]) -> Any:
             def ask() -> Awaitable[Any]:
-                usage["requests"] += 1
+                counted["requests"] += 1
                 return request()
 
             return await send(ask, own, may_repeat=lambda: not retries_itself and may_repeat())
