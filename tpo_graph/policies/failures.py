@@ -75,27 +75,21 @@ _SYSTEM_ROLE = re.compile(
 )
 # LangChain's own kinds, which name no status, and gRPC's codes: the statuses that Google's HTTP API has for them
 _NAMED_STATUSES: Mapping[str, int] = {
-    "ModelAuthenticationError": 401,
-    "ModelPermissionDeniedError": 403,
-    "ModelNotFoundError": 404,
-    "ModelRateLimitError": 429,
-    "ModelAPIError": 500,
-    "ModelInvalidRequestError": 400,
-    "ContextOverflowError": 400,
-    "INVALID_ARGUMENT": 400,
-    "FAILED_PRECONDITION": 400,
-    "OUT_OF_RANGE": 400,
-    "UNAUTHENTICATED": 401,
-    "PERMISSION_DENIED": 403,
-    "NOT_FOUND": 404,
-    "ABORTED": 409,
-    "RESOURCE_EXHAUSTED": 429,
-    "CANCELLED": 499,
-    "UNKNOWN": 500,
-    "INTERNAL": 500,
-    "UNIMPLEMENTED": 501,
-    "UNAVAILABLE": 503,
-    "DEADLINE_EXCEEDED": 504,
+    name: status
+    for status, names in {
+        400: "ModelInvalidRequestError ContextOverflowError INVALID_ARGUMENT FAILED_PRECONDITION OUT_OF_RANGE",
+        401: "ModelAuthenticationError UNAUTHENTICATED",
+        403: "ModelPermissionDeniedError PERMISSION_DENIED",
+        404: "ModelNotFoundError NOT_FOUND",
+        409: "ABORTED",
+        429: "ModelRateLimitError RESOURCE_EXHAUSTED",
+        499: "CANCELLED",
+        500: "ModelAPIError UNKNOWN INTERNAL",
+        501: "UNIMPLEMENTED",
+        503: "UNAVAILABLE",
+        504: "DEADLINE_EXCEEDED",
+    }.items()
+    for name in names.split()
 }
 # where the bodies of errors have their words
 _MESSAGE_KEYS = ("message", "msg", "error", "detail", "details", "errors", "title", "raw", "metadata")
