@@ -16,7 +16,8 @@ help:  ## list the targets
 
 install: $(STAMP)  ## make the environment in .venv
 
-# torch is pinned and installed first: a looser request fetches gigabytes of GPU libraries
+# torch comes first, so that nothing asks for another version. On Linux its default build brings gigabytes of GPU
+# libraries: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu in the environment takes the build for CPUs
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else "tpo_graph needs Python 3.11 to 3.13, and $(PYTHON) is %d.%d: make PYTHON=python3.12 ..." % v)'
 	$(PYTHON) -m venv $(VENV)

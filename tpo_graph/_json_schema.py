@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from tpo_graph.errors import ConfigurationError, MissingDependencyError
+from tpo_graph.errors import ConfigurationError, MissingDependencyError, install_hint
 from tpo_graph.types import JSON
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def require_jsonschema(purpose: str, *, alternative: str = "") -> None:
     from importlib.util import find_spec
 
     if find_spec("jsonschema") is None:
-        install = 'Install it with: pip install "tpo-graph[verifiers]"'
+        install = install_hint("verifiers")
         raise MissingDependencyError(
             f"{purpose} needs the package jsonschema.",
             hint=f"{install}, or {alternative}." if alternative else f"{install}.",

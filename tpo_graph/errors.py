@@ -37,6 +37,15 @@ class TPOError(Exception):
         return f"{self.message} {self.hint}".rstrip()
 
 
+def install_hint(extra: str) -> str:
+    """How to get an optional package, for the hint of a `MissingDependencyError`.
+
+    Args:
+        extra: the extra of this package that brings it.
+    """
+    return f"Install the extra {extra!r}: pip install '.[{extra}]' in a clone of the repository"
+
+
 class ConfigurationError(TPOError, ValueError):
     """A setting, a name or an argument that can't be used."""
 

@@ -265,7 +265,7 @@ class TestRefused:
         )
         done = run_script(script)
         assert done.returncode == 2
-        assert "\nerror: " in done.stderr and "tpo-graph[local]" in done.stderr and "Traceback" not in done.stderr
+        assert "\nerror: " in done.stderr and "pip install '.[local]'" in done.stderr and "Traceback" not in done.stderr
 
 
 class TestFailures:

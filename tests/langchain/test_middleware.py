@@ -259,7 +259,7 @@ def test_without_langchain_the_import_says_what_to_install():
         try:
             import tpo_graph.langchain.middleware
         except ImportError as error:
-            print(type(error).__name__, "tpo-graph[langchain]" in str(error))
+            print(type(error).__name__, "pip install '.[langchain]'" in str(error))
         import tpo_graph.langchain.chat_model
     """
     ended = run_script(script)

@@ -18,6 +18,7 @@ from tpo_graph.errors import (
     PromptError,
     RewardError,
     TPOError,
+    install_hint,
 )
 from tpo_graph.types import JSONObject
 
@@ -181,7 +182,7 @@ EXIT_CODES_HELP = (
 
 # the first kind that fits decides; the hint is for errors that bring none
 _ERRORS: tuple[tuple[type[BaseException], ExitCode, str], ...] = (
-    (MissingDependencyError, ExitCode.USAGE, 'Install what is missing, as in: pip install "tpo-graph[local]".'),
+    (MissingDependencyError, ExitCode.USAGE, f"{install_hint('local')}, or another one that has what is missing."),
     (
         PromptError,
         ExitCode.USAGE,

@@ -15,7 +15,7 @@ from tpo_graph.cli.options import (
     with_setting_flags,
 )
 from tpo_graph.cli.process import end_by_signals
-from tpo_graph.errors import ConfigurationError, MissingDependencyError
+from tpo_graph.errors import ConfigurationError, MissingDependencyError, install_hint
 from tpo_graph.settings import TPOSettings
 from tpo_graph.types import Options
 
@@ -90,7 +90,7 @@ def serve(
         if (error.name or "").partition(".")[0] not in ("starlette", "uvicorn", "prometheus_client"):
             raise
         raise MissingDependencyError(
-            f"The server needs the package {error.name}.", hint='Install it with: pip install "tpo-graph[serve]".'
+            f"The server needs the package {error.name}.", hint=f"{install_hint('serve')}."
         ) from error
     from tpo_graph.policies.load import policy_ids
     from tpo_graph.prompts.pack import PromptPack

@@ -10,7 +10,7 @@ from langgraph.constants import TAG_NOSTREAM
 from langgraph.types import Command
 
 from tpo_graph._bounded_cache import BoundedCache
-from tpo_graph.errors import MissingDependencyError
+from tpo_graph.errors import MissingDependencyError, install_hint
 from tpo_graph.langchain.chat_model import ChatTPO
 from tpo_graph.policies.providers import Policy
 from tpo_graph.prompts.pack import PromptPack
@@ -25,7 +25,7 @@ try:
 except ImportError as error:
     raise MissingDependencyError(
         "TPOMiddleware needs the package langchain, version 1.4 or later.",
-        hint='Install it with: pip install "tpo-graph[langchain]".',
+        hint=f"{install_hint('langchain')}.",
     ) from error
 
 Request: TypeAlias = ModelRequest[Any]

@@ -28,13 +28,11 @@ from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatResult
 from langchain_openai import ChatOpenAI
 
-from tpo_graph.errors import ConfigurationError, MissingDependencyError, PolicyError
+from tpo_graph.errors import ConfigurationError, MissingDependencyError, PolicyError, install_hint
 from tpo_graph.policies.models import gguf_file
 from tpo_graph.types import JSONObject, Options
 
 _log = logging.getLogger(__name__)
-
-_INSTALL_HINT = 'Install it with: pip install "tpo-graph[local]"'
 
 # What a base model reads is the text of the messages and nothing else; llama.cpp puts <bos> before it.
 _PASS_THROUGH_TEMPLATE = (
@@ -266,7 +264,9 @@ def _import_xllamacpp() -> Any:
             module = import_module("xllamacpp")
     except ImportError as error:
         missing = "xllamacpp is not installed" if isinstance(error, ModuleNotFoundError) else f"xllamacpp: {error}"
-        raise MissingDependencyError(f"The embedded policy can't start: {missing}.", hint=_INSTALL_HINT) from error
+        raise MissingDependencyError(
+            f"The embedded policy can't start: {missing}.", hint=f"{install_hint('local')}."
+        ) from error
     finally:
         if arranged_here:
             del os.environ["GOMP_SPINCOUNT"]

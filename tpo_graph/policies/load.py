@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from tpo_graph.errors import ConfigurationError, MissingDependencyError, PolicyError
+from tpo_graph.errors import ConfigurationError, MissingDependencyError, PolicyError, install_hint
 from tpo_graph.policies.failures import ProviderFailure
 from tpo_graph.types import Options
 
@@ -91,8 +91,8 @@ def load_policy(name: str, **options: Options) -> "BaseChatModel":
     except ImportError as error:
         raise MissingDependencyError(
             f"The policy {name!r} needs a package that is missing: {ProviderFailure.of(error).summary}.",
-            hint="Install the package that it names, or use another policy. LangChain's init_chat_model comes with "
-            'pip install "tpo-graph[langchain]".',
+            hint="Install the package that it names, or use another policy. For LangChain's init_chat_model: "
+            f"{install_hint('langchain')}.",
         ) from error
     except Exception as error:  # each integration has errors of its own for a missing key or a bad option
         raise ConfigurationError(f"The policy {name!r} can't be made: {error}", hint=_HINT) from error

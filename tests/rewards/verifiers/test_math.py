@@ -96,4 +96,4 @@ def test_a_missing_library_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "math_verify", None)
     with pytest.raises(MissingDependencyError, match="math-verify") as caught:
         MathVerifier()
-    assert "tpo-graph[verifiers]" in caught.value.hint
+    assert "pip install '.[verifiers]'" in caught.value.hint

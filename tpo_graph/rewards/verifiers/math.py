@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal
 
-from tpo_graph.errors import ConfigurationError, MissingDependencyError, RewardError
+from tpo_graph.errors import ConfigurationError, MissingDependencyError, RewardError, install_hint
 from tpo_graph.rewards.base import DetailedReward, RunContext, Scoring, query_references
 from tpo_graph.rewards.verifiers.processes import Checkers, TimedCheck
 from tpo_graph.types import Options
@@ -48,7 +48,7 @@ class MathVerifier(DetailedReward):
         if find_spec("math_verify") is None:
             raise MissingDependencyError(
                 "Checking mathematical answers needs the package math-verify.",
-                hint='Install it with: pip install "tpo-graph[verifiers]".',
+                hint=f"{install_hint('verifiers')}.",
             )
         if without_reference not in ("error", "not_applicable"):
             raise ConfigurationError(f"without_reference={without_reference!r}; allowed: 'error', 'not_applicable'.")
