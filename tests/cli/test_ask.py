@@ -186,7 +186,7 @@ def test_what_can_not_be_understood_is_asked_again(run_with):
     ended, _ = run_with("9\n\n\nstop\n", "--ask")
     assert (ended.code, ended.out) == (0, "cand 2\n")
     assert "best='9' is not a candidate to choose; these are: 0-0, 0-1, 0-2." in ended.err
-    assert "person: you stopped it\nbest +2.000" in ended.err
+    assert "person: you stopped it\nfirst draft (+0.000) -> answer (+2.000) best of 3, 1 request" in ended.err
 
 
 def test_the_end_of_the_input_stops_the_run(run_with):

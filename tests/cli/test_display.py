@@ -11,8 +11,9 @@ from rich.console import Console
 
 from tests.cli.conftest import Terminal, at, run_process, snapshot
 from tests.tpo_script import phase_of, server_reply
-from tpo_graph.cli.display import ASCII_MARKS, Reporter, ending, failure_line, reward_chart
-from tpo_graph.cli.outcome import Outcome
+from tpo_graph.cli.chart import ASCII_MARKS, reward_chart
+from tpo_graph.cli.display import Reporter, ending, failure_line, gain
+from tpo_graph.cli.outcome import Outcome, RunRequest
 from tpo_graph.settings import TPOSettings
 from tpo_graph.types import FailureReason, FailureRecord, StopReason
 
@@ -73,9 +74,17 @@ class TestTerminal:
         assert "│ the loss" in text and "│ 1. the gradient" in text
         assert re.search(r"step 2 .*◆ +\+18\.000 +\+16\.000 +\+14\.000", text)
         assert "depth: all steps are done" in text
-        assert re.search(r"best \+18\.000 \(2-4\) · 7 requests · [\d,]+ \+ [\d,]+ tokens · \d+\.\d s", text)
+        assert "(N 5, D 2), about 7 requests\n" in text
+        ending = "first draft (+0.000) -> answer (+18.000) after 2 steps, 7 requests, "
+        assert re.search(re.escape(ending) + r"[\d,]+ tokens read, [\d,]+ written, \d+\.\d s ─", " ".join(text.split()))
         assert "─ answer ─" in text and text.rstrip().endswith("rev 18")
         assert b"\x1b[32m" in terminal.raw  # colour
+
+    def test_completions_are_counted_as_they_come_where_each_has_a_request(self, chat_server):
+        server = chat_server(answer=lambda *asked: time.sleep(0.3) or server_reply(*asked), most_n=1)
+        terminal = Terminal("run", QUESTION, *at(server), "--mode", "bon")
+        assert terminal.wait() == 0
+        assert re.search("drawing 5 candidates, [1-4] of 5 ", terminal.text)
 
     def test_no_color_is_honoured_and_the_policy_can_not_write_control_codes(self, chat_server):
         hostile = "\x1b]0;title\x07\x1b[31;5mwarm \x9b41m \u202e[red]x[/red] 1"
@@ -94,7 +103,7 @@ class TestTerminal:
         terminal = Terminal("run", QUESTION, "--policy", "server:nowhere", "--reward", "none", TERM="dumb")
         assert terminal.wait() == 2
         assert b"\x1b" not in terminal.raw
-        assert terminal.text.startswith("tpo-graph  policy server:nowhere · reward model none · mode tpo")
+        assert terminal.text.startswith("tpo-graph  policy server:nowhere · reward model none\n")
 
     @pytest.mark.parametrize(
         ("faults", "reward", "until", "says", "last_line"),
@@ -136,14 +145,58 @@ def test_a_long_wait_is_not_silent():
         for now[0] in (10.0, 25.0, 26.0):
             reporter.idle()
         reporter.phase_started("sample", 0, TPOSettings())
+        reporter.arrived(2)
         for now[0] in (45.0, 47.0):
             reporter.idle()
     assert file.getvalue().splitlines() == [
         "  ... loading policy (25 s)",
         "",
         "step 0",
-        "  ... sample: drawing 5 candidates (21 s)",
+        "  ... sample: drawing 5 candidates, 2 of 5 (21 s)",
     ]
+
+
+def test_the_texts_that_are_compared_have_a_line_each_that_fits(chat_server, tpo, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    server = chat_server(answer=lambda request, number: f"\x1b[31m漢字 \n\n{'long ' * 20} {number}")
+    lines = tpo("run", QUESTION, *at(server), "--mode", "bon", "-n", "2").err.splitlines()
+    shown = [line for line in lines if line.startswith("    │ ")]
+    assert shown == ["    │ best  +1.000  ␛[31m漢字 long long…", "    │ worst +0.000  ␛[31m漢字 long long…"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "plan"),
+    [
+        ({}, "5 candidates, 2 steps of 5 revisions (N 5, D 2), about 7 requests"),
+        ({"n": 1, "depth": 1}, "1 candidate, 1 step of 1 revision (N 1, D 1), about 4 requests"),
+        ({"mode": "bon", "seed": 7}, "5 candidates, the best is taken (mode bon, N 5), about 1 request · seed 7"),
+        ({"mode": "revision"}, "5 candidates, 2 steps of 5 revisions (mode revision, N 5, D 2), about 7 requests"),
+        ({"depth": 0}, "5 candidates, the best is taken (N 5, D 0), about 1 request"),
+    ],
+)
+@pytest.mark.parametrize("variant", [None, "fused-critique"])
+def test_the_first_lines_say_what_will_happen(settings, plan, variant):
+    file = io.StringIO()
+    request = RunRequest("q", TPOSettings(**settings), {"policy": "p", "reward model": "r"}, variant=variant)
+    Reporter(Console(file=file, width=120)).start(request)
+    if variant:
+        plan = plan.replace("7 requests", "5 requests").replace("4 requests", "3 requests")
+    assert [line.strip() for line in file.getvalue().splitlines()] == ["tpo-graph  policy p · reward model r", plan]
+
+
+def test_the_end_says_what_the_run_brought_and_took():
+    def said(*rewards, best, steps):
+        cache = [{"id": str(place), "reward": reward} for place, reward in enumerate(rewards)]
+        usage = {"sample": {"requests": 7, "input_tokens": 3400, "output_tokens": 1700, "seconds": 1.0}}
+        picked = {"best": cache[best], "choices": [{}]} if cache else {}
+        state = {"cache": cache, "trajectory": [{}] * (steps + 1), "usage": usage, **picked}
+        return gain(Outcome(state=state, seconds=62.04))
+
+    costs = "7 requests, 3,400 tokens read, 1,700 written, 62.0 s"
+    assert said(0.3, 2.7, best=1, steps=2) == f"first draft (+0.300) -> answer (+2.700) after 2 steps, {costs}"
+    assert said(0.3, -2.7, best=0, steps=1) == f"first draft (+0.300) is the answer after 1 step, {costs}"
+    assert said(0.3, 2.7, best=1, steps=0) == f"first draft (+0.300) -> answer (+2.700) best of 2, {costs}"
+    assert said(best=0, steps=-1) == costs
 
 
 def test_nothing_is_shown_after_the_end():

@@ -4,7 +4,6 @@ There is one layout. On a terminal the last lines show what goes on, and move; R
 piped or the terminal is dumb, together with colours and control codes, and a long silence gets a line instead.
 """
 
-import itertools
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,10 +18,11 @@ from rich.spinner import Spinner
 from rich.text import Text
 
 from tpo_graph.accounting import total
-from tpo_graph.cli.outcome import Outcome, Role, State
+from tpo_graph.cli.chart import ASCII_MARKS, UNICODE_MARKS, format_reward, mean_reward, reward_chart
+from tpo_graph.cli.outcome import Outcome, Role, RunRequest, State
 from tpo_graph.cli.output import clean, one_line, plural, stderr_console
 from tpo_graph.settings import TPOSettings
-from tpo_graph.types import FailureReason, FailureRecord, Phase, StopReason
+from tpo_graph.types import FailureReason, FailureRecord, Phase, ScoredCandidate, StopReason
 
 _LONGEST_SILENCE = 20.0  # seconds
 _SHORTEST_SHOWN = 0.05  # seconds
@@ -88,6 +88,7 @@ class Reporter:
         self._clock = clock
         self._since = self._last_print = clock()
         self._doing = ""
+        self._wanted = self._arrived = 0  # completions of the phase
         self._loading: list[Role] = []
         self._step = -1
         self._state: State = {}
@@ -117,15 +118,20 @@ class Reporter:
         if not self._finished:
             self._live.start()
 
-    def start(self, models: Mapping[Role, str], settings: TPOSettings) -> None:
+    def start(self, request: RunRequest) -> None:
         """Show what is about to run, before anything is loaded."""
-        plan = [f"mode {settings.mode}", f"N {settings.n}"]
-        plan += [f"D {settings.depth}"] if settings.mode != "bon" else []
-        plan += [f"seed {settings.seed}"] if settings.seed is not None else []
-        name, dot = Text("tpo-graph  ", "bold"), self._dot
-        parts = dot.join(f"{role} {one_line(model)}" for role, model in models.items())
-        fits = len(f"{name}{parts}{dot}{dot.join(plan)}") <= self._console.width
-        self._print_wrapped(name, Text.assemble(parts, dot if fits else "\n", (dot.join(plan), "dim")))
+        settings, dot = request.settings, self._dot
+        steps = 0 if settings.mode == "bon" else settings.depth
+        plan = f", {plural(steps, 'step')} of {plural(settings.n, 'revision')}" if steps else ", the best is taken"
+        plan = plural(settings.n, "candidate") + plan
+        knobs = [] if settings.mode == "tpo" else [f"mode {settings.mode}"]
+        knobs += [f"N {settings.n}", f"D {settings.depth}"][: 1 if settings.mode == "bon" else 2]
+        requests = 1 + steps * (2 if request.variant == "fused-critique" else 3)
+        plan += f" ({', '.join(knobs)}), about {plural(requests, 'request')}"
+        plan += f"{dot}seed {settings.seed}" if settings.seed is not None else ""
+        name = Text("tpo-graph  ", "bold")
+        models = dot.join(f"{role} {one_line(model)}" for role, model in request.models.items())
+        self._print_wrapped(name, Text.assemble(models, "\n", (plan, "dim")))
 
     def load(self, role: Role, name: str, seconds: float | None) -> None:
         """A model starts to load, or is ready.
@@ -161,9 +167,14 @@ class Reporter:
             "update": f"writing {plural(settings.n, 'revision')}",
         }[phase]
         self._begin(f"{phase}: {doing}")
+        self._wanted = settings.n if phase in ("sample", "update") else 0
         if step != self._step:
             self._step = step
             self._print(Text(f"\nstep {step}", "bold"))
+
+    def arrived(self, count: int) -> None:
+        """Completions have come; more of the phase's are still to come."""
+        self._arrived += count
 
     def phase_ended(self, phase: Phase, before: State, after: State, seconds: float) -> None:
         """Show what a node did, from the states on both sides of it."""
@@ -172,6 +183,8 @@ class Reporter:
         summary = phase_summary(phase, before, after, failures)
         self._print_row(phase.ljust(9), summary, seconds, good=not summary.startswith(("0 ", "no ")))
         self._state = after
+        if phase == "select":
+            self._print_pair(after["best"], after["worst"])
         if phase in _BARS and after.get(phase):
             self._print_text(after[phase], _BARS[phase])
         for line, count in Counter(failure_line(failure) for failure in failures).items():
@@ -182,7 +195,7 @@ class Reporter:
         """Say what goes on where nothing moves and nothing was printed for a while."""
         now = self._clock()
         if self._doing and not self._console.is_interactive and now - self._last_print >= _LONGEST_SILENCE:
-            self._print(Text(f"  ... {self._doing} ({now - self._since:.0f} s)"))
+            self._print(Text(f"  ... {self._now()} ({now - self._since:.0f} s)"))
 
     def finish(self, outcome: Outcome) -> None:
         """Show how the run ended; whatever other threads report after it is left out."""
@@ -190,24 +203,23 @@ class Reporter:
         # where nothing was drawn, the error that follows says all that there is to say
         if outcome.interrupted or not outcome.error or outcome.best or outcome.unscored:
             self._print(Group(*reward_chart(outcome.state, width=self._console.width, marks=self._marks)))
-            used = total(outcome.usage)
-            numbers = [
-                *([f"best {format_reward(outcome.best['reward'])} ({outcome.best['id']})"] if outcome.best else []),
-                plural(used["requests"], "request"),
-                f"{used['input_tokens']:,} + {used['output_tokens']:,} tokens",
-                f"{outcome.seconds:.1f} s",
-            ]
             bad = outcome.error or outcome.interrupted or outcome.state.get("stop_reason") in _FAILED
             style = "bold green" if not bad else "bold yellow" if outcome.best else "bold red"
-            self._print(Group("", Text(ending(outcome), style), Text(self._dot.join(numbers), "dim")))
+            self._print(Group("", Text(ending(outcome), style)))
+            self._print_wrapped(Text(""), Text(gain(outcome), "bold"))
             if outcome.best and self._answer_follows:
                 self._print(Rule(Text("answer", "bold"), style="dim"))
         self._finished = True
 
     def _begin(self, doing: str) -> None:
         self._doing = doing
+        self._wanted = self._arrived = 0
         self._since = self._clock()
         self._live.refresh()
+
+    def _now(self) -> str:
+        """What goes on, and how far it is."""
+        return self._doing + (f", {self._arrived} of {self._wanted}" if self._wanted and self._arrived else "")
 
     def _moving_lines(self) -> RenderableType:
         """The chart so far, and what goes on."""
@@ -215,7 +227,7 @@ class Reporter:
         lines = [*chart, *([Text("")] if chart else [])]
         if self._doing:
             turn = self._spinner.render(self._console.get_time())
-            left = Text.assemble("  ", turn if isinstance(turn, Text) else "", " ", (self._doing, "italic"))
+            left = Text.assemble("  ", turn if isinstance(turn, Text) else "", " ", (self._now(), "italic"))
             lines.append(self._justified(left, f"{self._clock() - self._since:.1f} s"))
         return Group(*lines)
 
@@ -238,6 +250,16 @@ class Reporter:
         if more > 1:
             lines = [*lines[:_LINES_OF_TEXT], Text(f"({more} more lines; --json has them all)", "dim")]
         self._print(Group(*(Text.assemble(bar, line) for line in lines)))
+
+    def _print_pair(self, best: ScoredCandidate, worst: ScoredCandidate) -> None:
+        """Show the texts that are compared, a line each."""
+        pair = {"best": (best, "green"), "worst": (worst, "red")}
+        rewards = {name: format_reward(candidate["reward"]) for name, (candidate, _) in pair.items()}
+        width = max(map(len, rewards.values()))
+        for name, (candidate, style) in pair.items():
+            if name == "best" or worst["id"] != best["id"]:
+                head = Text.assemble(f"    {self._bar} ", (f"{name:<5} {rewards[name]:>{width}}  ", ""), style=style)
+                self._print(self._justified(head.append(one_line(candidate["text"], 1000)), ""))
 
     def _print_wrapped(self, mark: Text, text: Text) -> None:
         """Show a text behind a mark, its further lines indented by as much."""
@@ -264,6 +286,24 @@ def ending(outcome: Outcome) -> str:
     return f"{how}: no candidate was drawn"
 
 
+def gain(outcome: Outcome) -> str:
+    """What the run has brought and taken: the rewards of first draft and answer, steps, requests, tokens and time."""
+    best, cache = outcome.best, outcome.state.get("cache")
+    used, steps = total(outcome.usage), len(outcome.state.get("trajectory", [])) - 1
+    costs = [
+        plural(used["requests"], "request"),
+        f"{plural(used['input_tokens'], 'token')} read",
+        f"{used['output_tokens']:,} written",
+        f"{outcome.seconds:.1f} s",
+    ]
+    if not best or not cache:
+        return ", ".join(costs)
+    first, last = (format_reward(candidate["reward"]) for candidate in (cache[0], best))
+    change = "is the answer" if best["id"] == cache[0]["id"] else f"-> answer ({last})"
+    after = [f"after {plural(steps, 'step')}"] if steps > 0 else [f"best of {len(cache)}"]
+    return f"first draft ({first}) {change} {', '.join(after + costs)}"
+
+
 def trouble(outcome: Outcome) -> str:
     """What even a quiet run has to say: that it was interrupted, or failed with an answer, and why; else ""."""
     if outcome.interrupted:
@@ -280,24 +320,14 @@ def failure_line(failure: FailureRecord) -> str:
     return f"{words}: {detail}" if detail else words
 
 
-def format_reward(value: float) -> str:
-    """A reward with its sign, in a width that suits a column.
-
-    Example:
-        >>> format_reward(0.5), format_reward(-12.25), format_reward(1234567.0), format_reward(0.00012)
-        ('+0.500', '-12.250', '+1.23e+06', '+0.00012')
-    """
-    return f"{value:+.3f}" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{value:+.3g}"
-
-
 def phase_summary(phase: Phase, before: State, after: State, failures: Sequence[FailureRecord]) -> str:
     """What a phase did, in a few words."""
     if phase == "score":
         new = [candidate["reward"] for candidate in after["cache"][len(before.get("cache", [])) :]]
         if not new:
             return "nothing to score" if not failures else "no reward"
-        best, mean, worst = (format_reward(value) for value in (max(new), _mean(new), min(new)))
-        return f"best {best}   mean {mean}   worst {worst}"
+        best, middle, worst = (format_reward(value) for value in (max(new), mean_reward(new), min(new)))
+        return f"best {best}   mean {middle}   worst {worst}"
     if phase == "select":
         best_so_far = f"best so far {after['best']['id']} at {format_reward(after['best']['reward'])}"
         if len(after["trajectory"]) < 2:
@@ -313,66 +343,3 @@ def phase_summary(phase: Phase, before: State, after: State, failures: Sequence[
         return plural(words, "word") if words else "no text"
     count = plural(len(after.get("pending", [])), "candidate" if phase == "sample" else "revision")
     return f"{count}, {len(failures)} not usable" if failures else count
-
-
-# the characters of a chart: best so far, candidate, mean of the step, line between the candidates
-UNICODE_MARKS = "◆•┼─"
-ASCII_MARKS = "*o|-"
-_LABEL = 9
-_FEWEST_COLUMNS, _MOST_COLUMNS = 20, 72
-
-
-def reward_chart(state: State, *, width: int, marks: str = UNICODE_MARKS, steps: int | None = None) -> list[Text]:
-    """Draw the rewards of each step on one scale, between an empty line with a head and a legend.
-
-    Args:
-        state: the state of a run.
-        width: columns of the terminal; the numbers beside the drawing are left out where it is narrow.
-        marks: the four characters to draw with.
-        steps: how many of the last steps to draw; None for all.
-
-    Returns:
-        The lines; none where no step has been selected from yet.
-    """
-    trajectory = state.get("trajectory", [])[-steps if steps else None :]
-    if not trajectory:
-        return []
-    best, candidate, mean, line = zip(marks, ("bold green", "cyan", "yellow", "dim"), strict=True)
-    rewards: dict[int, list[float]] = {record["step"]: [] for record in trajectory}
-    for scored in state["cache"]:
-        rewards.get(scored["step"], []).append(scored["reward"])
-    values = [*itertools.chain(*rewards.values()), *(record["best_reward"] for record in trajectory)]
-    low, high = min(values), max(values)
-    column = 2 + max(6, *(len(format_reward(value)) for value in values))
-    names = ("best", "mean", "worst") if width - _LABEL - 3 * column >= _FEWEST_COLUMNS else ()
-    columns = min(_MOST_COLUMNS, max(_FEWEST_COLUMNS, width - _LABEL - len(names) * column))
-
-    def place(value: float) -> int:
-        # all equal: the middle. Halved first, so that the widest range of floats stays finite
-        share = (value / 2 - low / 2) / (high / 2 - low / 2) if high > low else 0.5
-        return round(share * (columns - 1))
-
-    left, right = format_reward(low), format_reward(high) if high > low else ""
-    head = Text.assemble(("rewards".ljust(_LABEL), "bold"), (left + right.rjust(columns - len(left)), "dim"))
-    lines = [Text(""), head.append("".join(name.rjust(column) for name in names), "dim")]
-    for record in trajectory:
-        cells = [(" ", "")] * columns
-        numbers = "no candidates".rjust(3 * column)
-        if new := rewards[record["step"]]:
-            lowest, middle, highest = min(new), _mean(new), max(new)
-            cells[place(lowest) : place(highest) + 1] = [line] * (place(highest) - place(lowest) + 1)
-            cells[place(middle)] = mean
-            for value in new:
-                cells[place(value)] = candidate
-            numbers = "".join(format_reward(value).rjust(column) for value in (highest, middle, lowest))
-        cells[place(record["best_reward"])] = best
-        lines.append(Text.assemble(f"step {record['step']}".ljust(_LABEL), *cells, numbers if names else ""))
-    legend = Text.assemble(" " * _LABEL, best, (" best so far   ", "dim"), candidate, (" candidate   ", "dim"))
-    legend.append_text(Text.assemble(mean, (" mean of the step", "dim")))
-    legend.truncate(width)
-    return [*lines, legend]
-
-
-def _mean(values: Sequence[float]) -> float:
-    # divided first: the sum of large rewards may not be finite
-    return sum(value / len(values) for value in values)

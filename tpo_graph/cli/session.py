@@ -11,6 +11,9 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.outputs import LLMResult
+
 from tpo_graph.cli.outcome import Outcome, RunRequest
 from tpo_graph.settings import TPOSettings
 from tpo_graph.types import Phase
@@ -42,7 +45,7 @@ def answer(request: RunRequest, reporter: "Reporter") -> Outcome:
     try:
         with reporter:
             try:
-                reporter.start(request.models, request.settings)
+                reporter.start(request)
                 if request.models["reward model"] == "local":
                     reporter.warn(_DEMONSTRATION)
                 worker.start()
@@ -113,6 +116,17 @@ def _load(request: RunRequest, reporter: "Reporter", outcome: Outcome) -> "TPOGr
     )
 
 
+class _Arrivals(BaseCallbackHandler):
+    """Counts completions as the requests for them end: a model that takes no `n` gets several requests."""
+
+    def __init__(self, reporter: "Reporter") -> None:
+        self._reporter = reporter
+
+    def on_llm_end(self, response: LLMResult, **_: Any) -> None:
+        """A request has ended."""
+        self._reporter.arrived(sum(map(len, response.generations)))
+
+
 async def _run(graph: "TPOGraph", request: RunRequest, reporter: "Reporter", outcome: Outcome) -> None:
     """Stream the graph until the end of the run, again with every answer of a person.
 
@@ -125,7 +139,7 @@ async def _run(graph: "TPOGraph", request: RunRequest, reporter: "Reporter", out
 
     conversation = [*([("system", request.system)] if request.system else []), ("user", request.question)]
     graph_input: Any = {"messages": conversation}
-    config: Any = {"configurable": {"thread_id": "run"}}
+    config: Any = {"configurable": {"thread_id": "run"}, "callbacks": [_Arrivals(reporter)]}
     phase: Phase | None = None
     started = 0.0
     while True:
