@@ -102,12 +102,13 @@ def test_what_is_not_json_is_refused(body):
     assert (caught.value.status, caught.value.code) == (400, "invalid_json")
 
 
-def test_half_a_surrogate_pair_is_not_a_text():
-    body = b'{"model": "bon-2", "messages": [{"role": "user", "content": "%b"}]}'
-    assert ChatRequest.parse(body % rb"\ud83d\ude00").messages[0].content == "\N{GRINNING FACE}"
-    for escaped in (rb"\ud83d", rb"\uDE00"):
-        with pytest.raises(RequestRefusedError, match="not JSON"):
-            ChatRequest.parse(body % escaped)
+@pytest.mark.parametrize(
+    ("escaped", "text"), [(rb"\ud83d\ude00", "\N{GRINNING FACE}"), (rb"a\ud83d", "a\ufffd"), (rb"\uDE00b", "\ufffdb")]
+)
+def test_half_a_surrogate_pair_is_repaired_as_in_completions(escaped, text):
+    body = b'{"model": "bon-2", "messages": [{"role": "user", "content": "%b"}], "stop": "%b"}' % (escaped, escaped)
+    request = ChatRequest.parse(body)
+    assert (request.messages[0].content, request.stop) == (text, [text])
 
 
 @pytest.fixture

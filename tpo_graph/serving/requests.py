@@ -3,7 +3,6 @@
 The request types of `openai.types` are not used here, because they would drop fields that they don't know.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
@@ -14,6 +13,7 @@ from langchain_core.output_parsers.openai_tools import make_invalid_tool_call, p
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from tpo_graph._json_schema import parse_json
+from tpo_graph._storable import storable
 from tpo_graph.serving.errors import RequestRefusedError
 from tpo_graph.types import JSON, JSONObject
 
@@ -184,7 +184,7 @@ class ChatRequest(PolicyFields):
             data = parse_json(body.decode("utf-8-sig"))
             if _ESCAPED_SURROGATE.search(body):
                 # half of a surrogate pair is JSON, but no text that could be sent on
-                json.dumps(data, ensure_ascii=False).encode()
+                data = storable(data)
         except (ValueError, RecursionError) as error:
             raise RequestRefusedError(f"The body of the request is not JSON: {error}", code="invalid_json") from error
         if not isinstance(data, dict):
