@@ -5,14 +5,14 @@ import asyncio
 import pytest
 from langchain_core.callbacks import get_usage_metadata_callback
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
+from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.tools import tool
 
 from tests.langchain.tool_policy import calling, tool_policy
 from tests.tpo_script import number_reward, phases_asked
 from tpo_graph import BudgetError, ConfigurationError, PolicyError, TPOSettings
 from tpo_graph.langchain.chat_model import ChatTPO
-from tpo_graph.testing import ScriptedChatModel
+from tpo_graph.testing import ErrorAnswer, ScriptedChatModel
 
 
 @tool
@@ -225,3 +225,25 @@ def test_a_first_reply_that_hangs_ends(chat_server, chat_openai):
     assert len(server.requests) == 2
     with pytest.raises(BudgetError, match="budget_seconds"):
         with_tools(chat_openai(server), budget_seconds=0.2).invoke("q")
+
+
+def test_what_the_first_reply_finds_out_about_the_provider_holds_for_all_requests(chat_server, chat_openai):
+    server = chat_server(refused_roles=["system"], refused_knobs=["max_tokens"])
+    model = with_tools(chat_openai(server), n=2, mode="bon", max_tokens=50)
+    model.invoke([SystemMessage("Be brief."), HumanMessage("q")])
+    assert server.statuses == [400, 400, 200, 200]
+    first, other = server.bodies[2:]
+    assert first["messages"] == other["messages"] == [{"role": "user", "content": "Be brief.\n\nq"}]
+    assert (first["max_completion_tokens"], other["max_completion_tokens"]) == (50, 50)
+
+
+@pytest.mark.parametrize(("most", "statuses"), [(3, [503, 503]), (4, [503, 503, 200, 200])])
+def test_each_time_that_the_first_reply_is_asked_for_counts_for_the_budget(chat_server, chat_openai, most, statuses):
+    server = chat_server(faults=[ErrorAnswer(503, retry_after=0)] * 2)
+    model = with_tools(chat_openai(server), n=2, depth=3, budget_requests=most, max_retries=2)
+    if 200 in statuses:
+        assert model.invoke("q").response_metadata["tpo"]["stop_reason"] == "budget"
+    else:
+        with pytest.raises(PolicyError, match="503"):
+            model.invoke("q")
+    assert server.statuses == statuses

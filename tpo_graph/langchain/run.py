@@ -1,35 +1,31 @@
 """One answer of a `ChatTPO`: the policy's first reply where there are tools, then a run of the inner graph."""
 
 from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from langchain_core.callbacks import adispatch_custom_event
-from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.messages.ai import UsageMetadata
 from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import ensure_config
 from langgraph.config import get_stream_writer
-from langgraph.constants import TAG_NOSTREAM
 from langgraph.errors import GraphInterrupt
 from langgraph.runtime import Runtime
 
 from tpo_graph._bounded_cache import BoundedCache
 from tpo_graph._storable import storable
-from tpo_graph.accounting import Stopwatch, add_usage, total
-from tpo_graph.errors import BudgetError, ConfigurationError, PolicyError, RewardError, TPOError
+from tpo_graph.accounting import Stopwatch, add_usage, no_usage, total
+from tpo_graph.errors import BudgetError, ConfigurationError, PolicyError, RewardError
 from tpo_graph.graph.bridge import AsyncNode
 from tpo_graph.graph.build import TPOGraph, wire
 from tpo_graph.graph.nodes.sample import sample_node
 from tpo_graph.graph.nodes.select import answer_message
 from tpo_graph.graph.state import TPOState
-from tpo_graph.langchain.call import STANDARD_KNOBS, CallOptions, NoAnswerError
-from tpo_graph.policies.completions import with_limits, with_thinking_tokens
-from tpo_graph.policies.failures import policy_failed
-from tpo_graph.policies.http import loop_safe
-from tpo_graph.policies.providers import Policy, change_models, knob_fields
+from tpo_graph.langchain.call import CallOptions, NoAnswerError
+from tpo_graph.policies.providers import Policy
 from tpo_graph.policies.reading import read_completion
-from tpo_graph.policies.retries import before_deadline, limited
+from tpo_graph.policies.retries import limited
 from tpo_graph.policies.sampling import Sampler
 from tpo_graph.policies.thinking import strip_thinking
 from tpo_graph.run_parts import LoadedParts, RunParts, policy_name
@@ -71,14 +67,26 @@ class TPORunner:
         conversation = storable(options.schema.instruct(messages) if options.schema else list(messages))
         model_name = f"tpo/{options.policy.get('model') or policy_name(parts.policy)}"
         draft = options.draft
+        used = no_usage()
         with Stopwatch() as watch:
             if options.tools and draft is None:
-                draft = await _first_reply(parts.policy, conversation, options, settings)
+                sampler = self._sampler(_role(options), options.first_policy(parts.policy))
+                sampling = settings.sampling("sample")
+                sampling = replace(sampling, stop=tuple(dict.fromkeys([*options.stop, *sampling.stop])))
+                most = settings.budget_requests
+                if most is not None and settings.n > 1:
+                    most -= 1  # for the other candidates
+                with limited(settings, settings.budget_seconds):
+                    draft = await sampler.reply(
+                        conversation, sampling, seed=settings.seed, usage=used, most_requests=most
+                    )
                 if draft.tool_calls or draft.invalid_tool_calls:
                     # under the policy's own name, callbacks that add up tokens by model would count it twice
                     metadata = {**draft.response_metadata, "model_name": model_name}
                     return draft.model_copy(update={"response_metadata": metadata})
-        remaining = {} if draft is None else _remaining_settings(settings, draft, watch.seconds)
+        remaining = (
+            {} if draft is None else _remaining_settings(settings, draft, max(1, used["requests"]), watch.seconds)
+        )
         try:
             state = await _run(self._graph(parts, options), conversation, draft, settings.overridden_by(remaining))
         except BudgetError as error:
@@ -98,8 +106,7 @@ class TPORunner:
         if graph := self._graphs.get(key):
             return graph
         replaced = parts.nodes if isinstance(parts.nodes, Mapping) else {}
-        # another `model` in the call may take something else
-        role = f"policy {options.policy.get('model')}"
+        role = _role(options)
         policy = self._sampler(role, parts.policy.bind(**options.policy) if options.policy else parts.policy)
         critic = None
         if parts.critic is not None and parts.critic is not parts.policy:
@@ -131,39 +138,6 @@ class TPORunner:
         sampler = Sampler(policy, like=self._samplers.get(role))
         self._samplers.setdefault(role, sampler)
         return sampler
-
-
-async def _first_reply(
-    policy: Policy, messages: list[BaseMessage], options: CallOptions, settings: TPOSettings
-) -> AIMessage:
-    """What the policy does by itself when it has the tools: call them, or write a text."""
-    sampling = settings.sampling("sample")
-    knobs: dict[str, float] = {
-        knob: getattr(sampling, knob)
-        for knob in STANDARD_KNOBS.values()
-        if knob in sampling.explicit and getattr(sampling, knob) is not None
-    }
-    if settings.seed is not None:
-        knobs["seed"] = settings.seed
-
-    def fields(model: BaseChatModel) -> dict[str, Options]:
-        # not streamed, because chunks lose the usage
-        return {"disable_streaming": True, **knob_fields(model, *with_thinking_tokens(model, knobs, sampling))}
-
-    policy = with_limits(change_models(options.first_policy(policy), loop_safe), fields)
-    stop = list(dict.fromkeys([*options.stop, *sampling.stop]))
-    config: RunnableConfig = {"tags": [TAG_NOSTREAM]}  # keeps its tokens out of the message stream
-    arguments = {"stop": stop} if stop else {}
-    try:
-        with limited(settings, settings.budget_seconds):
-            reply = await before_deadline(lambda: policy.ainvoke(messages, config, **arguments))
-    except TPOError:
-        raise
-    except Exception as error:  # any provider's
-        raise policy_failed(error) from error
-    if not isinstance(reply, AIMessage):
-        raise ConfigurationError(f"The policy returned {type(reply).__name__!r}, not a message.")
-    return reply
 
 
 async def _run(
@@ -219,7 +193,12 @@ async def _report_step(record: StepRecord) -> None:
     writer({STEP_EVENT: dict(record)})
 
 
-def _remaining_settings(settings: TPOSettings, draft: AIMessage, seconds: float) -> dict[str, Options]:
+def _role(options: CallOptions) -> str:
+    # another `model` in the call may take something else
+    return f"policy {options.policy.get('model')}"
+
+
+def _remaining_settings(settings: TPOSettings, draft: AIMessage, requests: int, seconds: float) -> dict[str, Options]:
     """What the draft leaves to the run: the rest of the budget, and seeds that the draft did not have.
 
     Raises:
@@ -232,7 +211,7 @@ def _remaining_settings(settings: TPOSettings, draft: AIMessage, seconds: float)
         if settings.budget_requests == 1 and settings.n > 1:
             raise _budget_too_small(settings)
         # no step takes a single request, so that one is as good as none
-        remaining["budget_requests"] = max(1, settings.budget_requests - 1)
+        remaining["budget_requests"] = max(1, settings.budget_requests - requests)
     if settings.budget_tokens is not None:
         used = draft.usage_metadata["total_tokens"] if draft.usage_metadata else 0
         remaining["budget_tokens"] = max(1, settings.budget_tokens - used)

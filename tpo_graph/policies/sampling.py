@@ -7,19 +7,23 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
-from langchain_core.messages import BaseMessage
-from langchain_core.runnables import Runnable
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.runnables import Runnable, RunnableConfig
+from langgraph.constants import TAG_NOSTREAM
 
 from tpo_graph.accounting import Stopwatch, no_usage, plus
-from tpo_graph.errors import BudgetError, ConfigurationError, PolicyError
-from tpo_graph.policies.completions import CompletionClient
+from tpo_graph.errors import BudgetError, ConfigurationError, PolicyError, TPOError
+from tpo_graph.policies.completions import CompletionClient, with_limits, with_thinking_tokens
 from tpo_graph.policies.failures import ProviderFailure, policy_failed
 from tpo_graph.policies.limits import SYSTEM_ROLE, ProviderLimits, Refusal, fold_system, refused_part
-from tpo_graph.policies.providers import Policy, takes
+from tpo_graph.policies.providers import Policy, knob_fields, takes
 from tpo_graph.policies.reading import Completion
+from tpo_graph.policies.retries import before_deadline
 from tpo_graph.settings import Sampling
-from tpo_graph.types import PhaseUsage
+from tpo_graph.types import Options, PhaseUsage
 
 _log = logging.getLogger(__name__)
 
@@ -150,6 +154,67 @@ class Sampler:
             draw.errors + again.errors,
             lost,
         )
+
+    async def reply(
+        self,
+        messages: Sequence[BaseMessage],
+        sampling: Sampling,
+        *,
+        seed: int | None = None,
+        usage: PhaseUsage,
+        most_requests: int | None = None,
+    ) -> AIMessage:
+        """The whole message that the policy answers by itself: calls of its tools, or a text.
+
+        Args:
+            messages: what the policy is shown.
+            sampling: temperature and the like, of which only what a person has set is sent.
+            seed: of the answer; None sends none.
+            usage: each time that the request is sent counts there.
+            most_requests: it is not sent again once `usage` has so many; None for no limit.
+
+        Raises:
+            PolicyError: the policy failed.
+            BudgetError: the run's `budget_seconds` were over before the answer came.
+            ConfigurationError: what answered is not a message, or a knob was set that this policy has no way to take.
+        """
+        knobs = {
+            knob: value
+            for knob in _KNOBS
+            if knob in sampling.explicit and (value := getattr(sampling, knob)) is not None
+        } | ({} if seed is None else {"seed": seed})
+        arguments = {"stop": list(sampling.stop)} if sampling.stop else {}
+        config: RunnableConfig = {"tags": [TAG_NOSTREAM]}  # keeps its tokens out of the message stream
+
+        def may_repeat() -> bool:
+            return most_requests is None or usage["requests"] < most_requests
+
+        while True:
+            refused = frozenset(self._limits.refused)
+            shown = fold_system(messages) if SYSTEM_ROLE in refused else list(messages)
+
+            def fields(model: BaseChatModel, refused: frozenset[str] = refused) -> dict[str, Options]:
+                # not streamed, because chunks lose the usage
+                sent = with_thinking_tokens(model, knobs, sampling)
+                return {"disable_streaming": True, **knob_fields(model, *sent, refused)}
+
+            policy = with_limits(self.policy, fields, usage, may_repeat)
+            try:
+                reply = await before_deadline(partial(policy.ainvoke, shown, config, **arguments))
+            except TPOError:
+                raise
+            except Exception as error:  # any provider's
+                names = self._client.limit_names
+                part = refused_part(
+                    ProviderFailure.of(error), refused, knobs=frozenset(), limit_names=names, messages=messages
+                )
+                if part is None or not may_repeat():
+                    raise policy_failed(error, usage=usage) from error
+                self._limits.refused.add(part)
+                continue
+            if not isinstance(reply, AIMessage):
+                raise ConfigurationError(f"The policy returned {type(reply).__name__!r}, not a message.")
+            return reply
 
     async def _draw(  # noqa: PLR0917  # those of `draw`, and the tokens for reasoning
         self,
