@@ -59,6 +59,9 @@ def test_what_a_refusal_of_20_completions_says(error, named, smaller):
     "error",
     [
         ProviderError(500, "The server had an error"),
+        ProviderError(502, '{"n": 5, "messages": [{"content": "Only the maximum'),
+        ProviderError(500, "Only some of 'n': 5, 'messages' was read"),
+        ProviderError(500, "n"),
         ProviderError(429, "n too large for the rate"),
         ProviderError(400, "Invalid", param="messages"),
         ProviderError(400, "top_p is not supported"),

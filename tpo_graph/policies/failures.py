@@ -30,6 +30,7 @@ _TRANSIENT = frozenset({408, 409, 425, 429})
 _RETRYABLE: AbstractSet[FailureKind] = frozenset({"transient", "timeout", "disconnected", "unreachable"})
 _SHOWN_CHARACTERS = 300  # of a server's answer, which may be a whole page
 _MOST_CHARACTERS = 4000  # of a message, of which a hostile server may send any amount
+_NOT_SHOWN = re.compile(r"<(script|style)\b.*?</\1>|<[^>]*>", re.IGNORECASE | re.DOTALL)  # of a page
 _CONTEXT = re.compile(
     r"context ?overflow|context[ _](length|size|window)|maximum context|too many tokens|(prompt|input) is too long|"
     r"exceeds the maximum number of tokens",
@@ -51,6 +52,9 @@ _N_WORDS = re.compile(
     r"(?<!\\)\bn\b|\bcandidate_?count\b|\b(multiple|number of) (candidates|completions|choices|generations)\b",
     re.IGNORECASE,
 )
+# what a garbled answer may repeat of a request, and how a server refuses
+_ECHO = re.compile(r"[{\[]|[\"']n[\"']\s*[:=]")
+_REFUSING = re.compile(r"support|allow|enabled|implement|\b(must|only|at most|maximum|exceeds?)\b", re.IGNORECASE)
 _MOST = re.compile(r"(?:at most|up to|no more than|maximum (?:of|is)|less than or equal to|<=) (\d{1,4})\b")
 _ONE_ALONE = re.compile(r"\bmultiple (candidates|completions|choices)\b", re.IGNORECASE)
 # a client library's own words, up to the first text that it quotes
@@ -174,8 +178,10 @@ class ProviderFailure:
         said = [text if not field or _has_word(text, field) else f"{field}: {text}" for field, text in found]
         message = "; ".join(dict.fromkeys(said))[:_MOST_CHARACTERS]
         kind = _kind_of_status(status)
-        if status >= 500 and (_names_n(message) or _SYSTEM_ROLE.search(message)):
-            kind = "refused"  # servers that let the error of a template or an engine through
+        # servers that let the error of a template or an engine through say so plainly
+        refuses_n = any(_names_n(text) and _REFUSING.search(text) for text in re.split(r"[.;]\s", message))
+        if status >= 500 and ((refuses_n and not _ECHO.search(message)) or _SYSTEM_ROLE.search(message)):
+            kind = "refused"
         return cls(
             kind=kind,
             summary=f"{name}status {status}: {_shown(message)}".rstrip(": ."),
@@ -407,7 +413,7 @@ def _words_in(body: JSON, field: str = "", depth: int = 8) -> Iterator[tuple[str
         if inner is not None:
             yield from _words_in(inner, field, depth - 1)
         elif text and text != "null":
-            yield field, _one_line(_html_text(text) if text.startswith("<") else text)
+            yield field, _one_line(html.unescape(_NOT_SHOWN.sub(" ", text)) if text.startswith("<") else text)
     elif isinstance(body, Mapping):
         values = {str(key).lower(): value for key, value in body.items()}
         place = values.get("loc")
@@ -425,11 +431,6 @@ def _words_in(body: JSON, field: str = "", depth: int = 8) -> Iterator[tuple[str
     elif isinstance(body, list):
         for item in body if depth else ():
             yield from _words_in(item, field, depth - 1)
-
-
-def _html_text(page: str) -> str:
-    """What a page shows."""
-    return html.unescape(re.sub(r"<(script|style)\b.*?</\1>|<[^>]*>", " ", page, flags=re.IGNORECASE | re.DOTALL))
 
 
 def _names_n(message: str) -> bool:
