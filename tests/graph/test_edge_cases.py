@@ -150,6 +150,14 @@ def test_first_candidates_are_drawn_again_while_none_can_be_used():
     assert result["usage"]["sample"]["requests"] == 15
 
 
+@pytest.mark.parametrize(("tools", "requests"), [({}, 15), ({"tools": [{"name": "f"}]}, 5)])
+def test_a_policy_that_has_tools_and_calls_them_is_not_asked_again(tools, requests):
+    policy = scripted_policy(sample=AIMessage("", tool_calls=[{"name": "f", "args": {}, "id": "1"}]))
+    with pytest.raises(PolicyError, match=rf"None of the {requests} completions .*tool calls"):
+        run(policy.bind(**tools))
+    assert len(policy.requests) == requests
+
+
 def test_no_text_at_all_is_an_error_with_a_hint():
     with pytest.raises(PolicyError, match="None of the 15 completions") as caught:
         run(scripted_policy(sample=""))

@@ -14,7 +14,7 @@ from tpo_graph.errors import BudgetError, ConfigurationError, PolicyError
 from tpo_graph.graph.bridge import AsyncNode
 from tpo_graph.graph.request import PhaseRequest, PromptedModel, draw_failures
 from tpo_graph.graph.state import TPOState
-from tpo_graph.policies.providers import Policy
+from tpo_graph.policies.providers import Policy, unbind
 from tpo_graph.policies.reading import Completion
 from tpo_graph.policies.sampling import Draw, Sampler
 from tpo_graph.policies.thinking import strip_thinking
@@ -98,6 +98,7 @@ async def _draw_missing(request: PhaseRequest, conversation: list[BaseMessage], 
             hint="Raise budget_requests, or draw fewer candidates.",
         )
     messages = request.messages(conversation)
+    has_tools = "tools" in unbind(request.sampler.policy)[1]
     try:
         draw = await request.draw(messages, n)
     except (PolicyError, BudgetError) as error:
@@ -108,7 +109,9 @@ async def _draw_missing(request: PhaseRequest, conversation: list[BaseMessage], 
         # what was lost to reasoning has been asked for once more already
         is_lost = bool(draw.replaced) and all(completion.lost_to_thinking for completion in draw.completions)
         is_usable = has_drafts or any(completion.problem is None for completion in draw.completions)
-        if is_usable or is_lost or not fits_budget(settings, request.usage(draw.usage), requests):
+        # a policy that has tools and calls them means it
+        is_calling = has_tools and all(completion.tool_calls for completion in draw.completions)
+        if is_usable or is_lost or is_calling or not fits_budget(settings, request.usage(draw.usage), requests):
             break
         try:
             again = await request.draw(messages, n, attempt=attempt, used=draw.usage)
