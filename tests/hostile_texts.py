@@ -1,4 +1,4 @@
-"""Texts that break templates, tags, escapes and terminals."""
+"""Texts that break templates, tags, escapes and terminals, and values that break what reads them."""
 
 HOSTILE = [
     "$query",
@@ -20,3 +20,11 @@ HOSTILE = [
     "हिन्दी ภาษาไทย ქართული",
     "\u2028\u2029\ufeff\u00a0x",
 ]
+
+
+def nested(depth):
+    """A mapping in a mapping, and so on."""
+    value = {}
+    for _ in range(depth):
+        value = {"a": value}
+    return value

@@ -2,6 +2,8 @@
 
 from typing import TypeVar, cast
 
+from tpo_graph.errors import ConfigurationError
+
 T = TypeVar("T")
 
 
@@ -21,7 +23,17 @@ def storable(value: T) -> T:
 
     Args:
         value: what a run is given; anything but texts, lists, tuples, dicts and messages is returned as it is.
+
+    Raises:
+        ConfigurationError: it is nested too deep to be read.
     """
+    try:
+        return _storable(value)
+    except RecursionError as error:
+        raise ConfigurationError("The conversation holds a value that is nested too deep.") from error
+
+
+def _storable(value: T) -> T:
     from langchain_core.messages import (
         AIMessage,
         BaseMessage,
@@ -31,12 +43,12 @@ def storable(value: T) -> T:
     if isinstance(value, str):
         new = storable_text(value)
     elif isinstance(value, list | tuple):
-        new = type(value)(map(storable, value))
+        new = type(value)(map(_storable, value))
     elif isinstance(value, dict):
-        new = {name: storable(item) for name, item in value.items()}
+        new = {name: _storable(item) for name, item in value.items()}
     elif isinstance(value, BaseMessage):
-        fields: dict[str, object] = {"content": storable(value.content)}
+        fields: dict[str, object] = {"content": _storable(value.content)}
         if isinstance(value, AIMessage) and value.tool_calls:
-            fields["tool_calls"] = storable(value.tool_calls)
+            fields["tool_calls"] = _storable(value.tool_calls)
         new = value.model_copy(update=fields)
     return cast("T", new)  # the same type, by each branch

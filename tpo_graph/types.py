@@ -51,8 +51,7 @@ FailureReason: TypeAlias = Literal[
     "request_failed",  # the provider raised; `detail` has its message
     "empty",  # no text, or white space alone
     "no_tags",  # a revision without the opening tag
-    "not_closed",  # a revision without the closing tag
-    "truncated",  # a revision that ended at the token limit
+    "truncated",  # a revision that was cut before its closing tag, at the token limit or because the provider broke off
     "tool_calls",  # the policy called a tool and wrote no text
     "thinking_only",  # the model reasoned, and wrote no answer: its token limit may have gone into that
     "refused",  # the provider says that the model refuses; `detail` has its words

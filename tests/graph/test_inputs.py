@@ -7,9 +7,11 @@ from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, Tool
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.types import Command
 
+from tests.hostile_texts import nested
 from tests.tpo_script import number_reward, scripted_policy
 from tpo_graph import ConfigurationError, TPOSettings, create_tpo_graph
 from tpo_graph.human import human_nodes
+from tpo_graph.langchain.chat_model import ChatTPO
 from tpo_graph.testing import TableReward
 
 BON = {"mode": "bon"}
@@ -126,6 +128,16 @@ CALL = AIMessage("", tool_calls=[{"name": "search", "args": {}, "id": "1"}])
 )
 def test_only_the_last_message_of_a_person_must_have_a_text(messages):
     assert run({"messages": messages}, depth=1)["stop_reason"] == "depth"
+
+
+def test_a_conversation_that_is_nested_too_deep_is_an_error_that_says_so():
+    call = AIMessage("", tool_calls=[{"name": "search", "args": nested(10_000), "id": "1"}])
+    for run_with in (
+        lambda messages: run({"messages": messages}),
+        ChatTPO(policy=scripted_policy(), reward=number_reward()).invoke,
+    ):
+        with pytest.raises(ConfigurationError, match="nested too deep"):
+            run_with([HumanMessage("find it"), call, ToolMessage("", tool_call_id="1")])
 
 
 HALF, NUL = "a\ud800b", "a\0b"

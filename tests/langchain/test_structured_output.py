@@ -5,6 +5,7 @@ from typing import Annotated
 
 import pytest
 from langchain_core.exceptions import OutputParserException
+from langchain_core.messages import ChatMessage, SystemMessage
 from langgraph.types import Command, Overwrite
 from pydantic import BaseModel, Field, field_validator
 from pydantic.v1 import BaseModel as OldBaseModel
@@ -298,3 +299,9 @@ def test_a_title_with_blanks_becomes_a_name_that_providers_take():
     schema = {**JOKE_SCHEMA, "title": "A good joke", "description": "Fun."}
     sent = AnswerSchema.of(schema, method="json_schema").policy_arguments(None)["response_format"]["json_schema"]
     assert (sent["name"], sent["schema"]) == ("A_good_joke", schema)
+
+
+def test_the_schema_is_in_the_last_message_of_the_user_whatever_its_class():
+    asked = [ChatMessage("Tell me.", role="user"), SystemMessage("Be brief.")]
+    shown = AnswerSchema.of(JOKE_SCHEMA).instruct(asked)
+    assert [len(message.text) > 20 for message in shown] == [True, False]

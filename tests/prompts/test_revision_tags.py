@@ -140,15 +140,15 @@ QUOTED = "<r>Use <r>x</r> in the prompt, then the rest is cu"
 @pytest.mark.parametrize(
     ("completion", "open_tag", "close_tag", "text", "problem"),
     [
-        ("<r>cut", "<r>", "</r>", "cut", "not_closed"),
-        ("</r><r>A</r", "<r>", "</r>", "A</r", "not_closed"),
-        ("<R>cut", "<r>", "</r>", "cut", "not_closed"),
-        ("###BEGIN cut", "###BEGIN", "###END", "cut", "not_closed"),
-        (QUOTED, "<r>", "</r>", QUOTED.removeprefix("<r>"), "not_closed"),
-        ("I put it between <r> and </r>.\n<r>fin", "<r>", "</r>", "fin", "not_closed"),
+        ("<r>cut", "<r>", "</r>", "cut", "truncated"),
+        ("</r><r>A</r", "<r>", "</r>", "A</r", "truncated"),
+        ("<R>cut", "<r>", "</r>", "cut", "truncated"),
+        ("###BEGIN cut", "###BEGIN", "###END", "cut", "truncated"),
+        (QUOTED, "<r>", "</r>", QUOTED.removeprefix("<r>"), "truncated"),
+        ("I put it between <r> and </r>.\n<r>fin", "<r>", "</r>", "fin", "truncated"),
         ("<r>whole</r>\nI hope that", "<r>", "</r>", "whole", None),
         ("<r>Use <r>x</r> in it.</r> Now", "<r>", "</r>", "Use <r>x</r> in it.", None),
-        ("--- A --- B --- cu", "---", "---", "A --- B --- cu", "not_closed"),
+        ("--- A --- B --- cu", "---", "---", "A --- B --- cu", "truncated"),
         ("--- A --- cu", "---", "---", "A", None),
         ("---begin A ---end and", "---begin", "---end", "A", None),
     ],
@@ -180,7 +180,7 @@ def test_blank_edges_are_cut_and_indentation_is_not(text, trimmed):
         ("A</r>", {"opened": True}, "A", None),
         ("A</r> B", {"opened": True}, "A", None),
         ("A", {"opened": True}, "A", None),
-        ("A", {"opened": True, "truncated": True}, "A", "not_closed"),
+        ("A", {"opened": True, "truncated": True}, "A", "truncated"),
         ("<R>A", {"opened": True}, "A", None),
         ("A", {"opened": True, "closed": True}, "A", None),
         ("", {"opened": True, "closed": True}, "", "empty"),
@@ -228,5 +228,5 @@ def test_a_revision_of_any_text_is_cut_out_whole(text):
 def test_without_tags_the_completion_is_the_revision():
     assert extract("\n\n  A <r>b</r>\n", "", "") == ("  A <r>b</r>", None)
     assert extract("  \n", "", "") == ("", "empty")
-    assert extract("A b", "", "", truncated=True) == ("A b", "not_closed")
+    assert extract("A b", "", "", truncated=True) == ("A b", "truncated")
     assert extract("A b", "", "", truncated=True, keep_truncated=True) == ("A b", None)

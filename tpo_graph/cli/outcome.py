@@ -102,7 +102,7 @@ class Outcome:
 
     def document(self) -> JSONObject:
         """The run as plain values; the same keys whether it finished, failed or was interrupted."""
-        from tpo_graph.prompts.template import ROLES
+        from tpo_graph.prompts.template import role_of
 
         state, request = self.state, self.request
         return {
@@ -118,10 +118,7 @@ class Outcome:
             "warnings": state.get("warnings", []),
             "usage": self.usage,
             "seconds": round(self.seconds, 3),
-            "messages": [
-                {"role": ROLES.get(message.type, message.type), "content": message.text}
-                for message in state.get("messages", [])
-            ],
+            "messages": [{"role": role_of(message), "content": message.text} for message in state.get("messages", [])],
             "models": dict(request.models) if request else {},
             "variant": request.variant if request else None,
             "prompts": self.prompts or None,

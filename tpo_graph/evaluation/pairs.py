@@ -14,6 +14,7 @@ from typing import Literal, TypedDict
 from langchain_core.messages import BaseMessage, HumanMessage, convert_to_messages
 
 from tpo_graph.errors import ConfigurationError, RewardError
+from tpo_graph.prompts.template import role_of
 from tpo_graph.rewards.base import RewardModel, RunContext, gather, score_responses
 from tpo_graph.rewards.warnings import WatchedReward
 from tpo_graph.types import JSON, JSONObject
@@ -381,19 +382,20 @@ def _pair(number: int, row: JSON) -> Pair:
             raise ConfigurationError("chosen and rejected do not go on from prompt")
         messages = (system or system_before) + turns_before
     columns = {name: value for name, value in row.items() if name not in _COLUMNS}
-    last = next((message for message in reversed(messages) if message.type == "human"), None)
+    last = next((message for message in reversed(messages) if role_of(message) == "user"), None)
     if last is not None:
         last.additional_kwargs = {**columns, **last.additional_kwargs}
     return Pair(number, messages, chosen, rejected)
 
 
 def _split_system(messages: list[BaseMessage]) -> tuple[list[BaseMessage], list[BaseMessage]]:
-    count = int(messages[0].type == "system")
+    count = int(role_of(messages[0]) == "system")
     return messages[:count], messages[count:]
 
 
 def _same(left: list[BaseMessage], right: list[BaseMessage]) -> bool:
-    return [(message.type, message.text) for message in left] == [(message.type, message.text) for message in right]
+    turns, others = ([(role_of(message), message.text) for message in messages] for messages in (left, right))
+    return turns == others
 
 
 def _response(row: JSONObject, name: str) -> tuple[list[BaseMessage], str]:
@@ -403,8 +405,8 @@ def _response(row: JSONObject, name: str) -> tuple[list[BaseMessage], str]:
     if not isinstance(value, list) or not value:
         raise ConfigurationError(f"{name} is {_shown(value)}; it must be a text or a list of messages")
     *before, last = _messages(value, name)
-    if last.type != "ai":
-        raise ConfigurationError(f"{name} ends with a {last.type} message; the last one must be the assistant's")
+    if (role := role_of(last)) != "assistant":
+        raise ConfigurationError(f"{name} ends with a message of the {role}; the last one must be the assistant's")
     return before, last.text
 
 

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from tpo_graph._json_schema import JSONSchema, parse_json, require_jsonschema, strip_code_fence
 from tpo_graph.errors import ConfigurationError
 from tpo_graph.policies.providers import is_openai_compatible
+from tpo_graph.prompts.template import role_of
 from tpo_graph.types import JSON, JSONObject
 
 StructuredMethod: TypeAlias = Literal["json_schema", "json_mode", "function_calling"]
@@ -173,7 +174,7 @@ class AnswerSchema:
         """
         schema = json.dumps(self.json_schema or {"type": "object"}, ensure_ascii=False)
         instruction = f"{_INSTRUCTION}\n{schema}"
-        place = next((at for at in reversed(range(len(messages))) if messages[at].type == "human"), None)
+        place = next((at for at in reversed(range(len(messages))) if role_of(messages[at]) == "user"), None)
         if place is None:
             return [*messages, HumanMessage(instruction)]
         content: str | list[Any] = messages[place].content

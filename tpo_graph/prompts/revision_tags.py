@@ -72,7 +72,7 @@ def extract_revision(
     if not open_tag:
         whole = without_blank_edges(completion)
         if truncated and not keep_truncated:
-            return Extraction(whole, "not_closed", is_closed=False)
+            return Extraction(whole, "truncated", is_closed=False)
         return Extraction(whole, None if whole else "empty", is_closed=not truncated)
     exact, lenient = _tag_patterns(open_tag, close_tag)
     is_xml = exact != lenient
@@ -93,7 +93,7 @@ def extract_revision(
     # only what stands on a line of its own is indented on purpose
     inner = without_blank_edges(inner) if _BLANK_LINES.match(inner) else inner.strip()
     if closing is None and truncated and not keep_truncated:
-        return Extraction(inner, "not_closed", is_closed=False)
+        return Extraction(inner, "truncated", is_closed=False)
     return Extraction(inner, None if inner else "empty", is_closed=closing is not None)
 
 

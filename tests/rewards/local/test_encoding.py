@@ -13,6 +13,7 @@ from langchain_core.messages import (
 )
 from tokenizers import AddedToken, normalizers, pre_tokenizers
 
+from tests.hostile_texts import nested
 from tests.rewards.local.checkpoints import DECODER_TEMPLATE, make_tokenizer
 from tpo_graph.errors import RewardError
 from tpo_graph.rewards.local.encoding import (
@@ -291,6 +292,11 @@ def test_tool_calls_that_the_template_leaves_out_are_text():
     assert 'assistant\nLet me see.\nadd({"a": 3})<|end|>' in written(
         [*QUESTION, AIMessage("Let me see.", tool_calls=CALLS[:1])]
     )
+
+
+def test_arguments_of_a_tool_call_that_are_nested_too_deep_are_no_accident():
+    with pytest.raises(RewardError, match="nested too deep"):
+        chat_turns([*QUESTION, AIMessage("", tool_calls=[{"name": "f", "args": nested(10_000), "id": "1"}])])
 
 
 def test_an_image_is_refused_by_name():

@@ -100,8 +100,6 @@ def _revision(completion: Completion, request: PhaseRequest, messages: list[Base
         keep_truncated=request.settings.keep_truncated,
     )
     text, problem = request.prompts.sections.restore(found.text), found.problem
-    if problem == "not_closed" and completion.truncated:
-        problem = "truncated"
     if problem is None and not request.settings.keep_thinking:
         # the reasoning may also begin behind the tag
         text = strip_thinking(text, may_be_bare=False).text

@@ -276,7 +276,8 @@ def chat_turns(messages: Sequence[BaseMessage]) -> list[ChatTurn]:
         messages: the conversation.
 
     Raises:
-        RewardError: when a message holds an image or something else that a text reward model can't read.
+        RewardError: a message holds an image or something else that a text reward model can't read, or arguments of a
+            tool call that are nested too deep.
     """
     turns: list[ChatTurn] = []
     for message in messages:
@@ -288,11 +289,14 @@ def chat_turns(messages: Sequence[BaseMessage]) -> list[ChatTurn]:
                 "a local reward model reads text alone.",
                 hint="Leave images and files out of the conversation that is scored.",
             )
-        turn = convert_to_openai_messages(message.model_copy(update={"content": str(message.text)}))
+        try:
+            turn = convert_to_openai_messages(message.model_copy(update={"content": str(message.text)}))
+            for call in turn.get("tool_calls") or ():
+                # templates print the arguments themselves; as a JSON text they would be quoted twice
+                call["function"]["arguments"] = json.loads(call["function"]["arguments"])
+        except RecursionError as error:
+            raise RewardError("The arguments of a tool call are nested too deep to be read.") from error
         turn["role"] = role_of(message)
-        for call in turn.get("tool_calls") or ():
-            # templates print the arguments themselves; as a JSON text they would be quoted twice
-            call["function"]["arguments"] = json.loads(call["function"]["arguments"])
         turns.append(turn)
     return turns
 
