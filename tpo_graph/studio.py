@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.runtime import Runtime
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from tpo_graph._bounded_cache import BoundedCache
 from tpo_graph.graph.bridge import AsyncNode
@@ -29,6 +29,7 @@ from tpo_graph.types import PERSON, JSONObject, Node, PartialState, Phase
 
 _PHASES: tuple[PolicyPhase, ...] = get_args(PolicyPhase)
 _PROMPTS: tuple[PolicyPhase | Literal["critique"], ...] = (*_PHASES, "critique")
+_FIRST = ("policy", "reward", "n", "depth", "preference", "ask")
 _PROMPT_FIELDS = tuple(f"{name}_{part}" for name in _PROMPTS for part in ("prompt", "system"))
 
 
@@ -47,6 +48,12 @@ def _prompt(name: str, part: str, node: str = "") -> Any:
     return Field("", description=text, json_schema_extra=shown)
 
 
+def _show_first(schema: JSONObject) -> None:
+    """Put what most people change before the many fields that few do."""
+    fields = schema["properties"]
+    schema["properties"] = {name: fields[name] for name in (*_FIRST, *fields)}
+
+
 class StudioSettings(TPOSettings):
     """The context schema of the Studio graph: `TPOSettings`, and what Python holds as live objects.
 
@@ -59,6 +66,8 @@ class StudioSettings(TPOSettings):
         ask: stop after each scoring, so that a person can choose.
         edit_critique: stop after each loss, so that a person can edit it.
     """
+
+    model_config = ConfigDict(json_schema_extra=_show_first)
 
     policy: str = _name(
         "TPO_POLICY",

@@ -4,7 +4,7 @@ Nothing here is a dataclass, a pydantic object, a numpy scalar or a tensor, so t
 back as what was written and an edit in LangGraph Studio keeps its type.
 """
 
-from typing import Any, Literal, NotRequired, TypeAlias
+from typing import Any, Literal, NotRequired, TypeAlias, cast
 
 # the one of typing has no field information that pydantic can read before Python 3.12
 from typing_extensions import TypedDict
@@ -87,6 +87,30 @@ class ScoredCandidate(Candidate):
     reward: float
 
 
+def scored_candidate(candidate: Candidate, reward: float) -> ScoredCandidate:
+    """The candidate with its reward, in the order in which a person reads: the text is long and comes last.
+
+    Args:
+        candidate: what was scored.
+        reward: a finite number.
+    """
+    rest = {name: value for name, value in candidate.items() if name != "text"}
+    first = {"id": candidate["id"], "step": candidate["step"], "reward": reward}
+    return cast("ScoredCandidate", {**first, **rest, "text": candidate["text"]})  # the same keys, in another order
+
+
+class RankedCandidate(TypedDict):
+    """A candidate of a step's ranking.
+
+    Attributes:
+        id: the candidate's.
+        reward: the candidate's.
+    """
+
+    id: str
+    reward: float
+
+
 class PreferencePair(TypedDict):
     """The best and the worst candidate of the whole cache ("chosen" and "rejected" in prompts)."""
 
@@ -140,6 +164,8 @@ class StepRecord(TypedDict):
         best_reward: its reward; never falls from one step to the next.
         worst_reward: the lowest reward of the whole cache.
         mean_reward: mean reward of the candidates that this step added; None when it added none.
+        ranking: ids and rewards of the candidates that this step added, best first; equal rewards in the order in which
+            they were drawn. Not there where nobody wrote it down.
         candidates: how many scored candidates this step added.
         failures: how many responses and requests of this step could not be used.
         requests: requests of this step to policy and critic, and to a reward model that counts its own (a judge).
@@ -155,6 +181,7 @@ class StepRecord(TypedDict):
     best_reward: float
     worst_reward: float
     mean_reward: float | None
+    ranking: NotRequired[list[RankedCandidate]]
     candidates: int
     failures: int
     requests: int

@@ -176,6 +176,7 @@ def test_ties_go_to_the_earliest_candidate():
     result = graph.invoke({"query": "q"})
     assert (result["best"]["text"], result["worst"]["text"]) == ("a", "b")
     assert (result["best"]["id"], result["worst"]["id"]) == ("0-0", "0-1")
+    assert [place["id"] for place in result["trajectory"][1]["ranking"]] == ["1-0", "1-1"]
 
 
 def test_equal_texts_are_scored_once_and_stay_candidates():
@@ -200,6 +201,8 @@ def test_the_trajectory_has_one_record_a_step():
     first, second, third = result["trajectory"]
     assert [record["step"] for record in result["trajectory"]] == [0, 1, 2]
     assert (first["best_reward"], first["worst_reward"], first["mean_reward"]) == (4.0, 0.0, 2.0)
+    assert [place["id"] for place in first["ranking"]] == ["0-4", "0-3", "0-2", "0-1", "0-0"]
+    assert second["ranking"][0] == {"id": "1-4", "reward": 11.0}
     assert (first["loss"], first["gradient"]) == ("", "")
     assert (second["loss"], second["gradient"]) == (LOSS, GRADIENT)
     assert (second["best_reward"], second["mean_reward"], second["worst_reward"]) == (11.0, 9.0, 0.0)

@@ -116,6 +116,7 @@ def test_updates_failed_after_two_steps_that_asked_twice():
     assert [each["reason"] for each in result["failures"]] == ["no_tags"] * 20
     assert result["trajectory"][-1]["failures"] == 10
     assert result["trajectory"][-1]["mean_reward"] is None
+    assert result["trajectory"][-1]["ranking"] == []
 
 
 @pytest.mark.parametrize("phase", ["loss", "gradient", "update"])

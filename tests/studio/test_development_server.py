@@ -36,6 +36,7 @@ async def test_the_context_schema_has_every_knob_with_its_node(client, assistant
     schema = (await client.assistants.get_schemas(assistant))["context_schema"]
     fields = schema["properties"]
     assert fields.keys() == StudioSettings.model_fields.keys()
+    assert list(fields)[:6] == ["policy", "reward", "n", "depth", "preference", "ask"]
     assert all(field["description"] and set(field["langgraph_nodes"]) <= set(NODES) for field in fields.values())
     assert (fields["n"]["minimum"], fields["n"]["maximum"], fields["depth"]["default"]) == (1, 1024, 2)
     assert (fields["policy"]["default"], fields["reward"]["default"]) == ("local", "local")
@@ -46,7 +47,8 @@ async def test_the_context_schema_has_every_knob_with_its_node(client, assistant
 
 async def test_input_and_state_have_schemas_that_can_be_read(client, assistant):
     schemas = await client.assistants.get_schemas(assistant)
-    assert schemas["input_schema"]["properties"].keys() == {"messages", "query", "drafts"}
+    fields = schemas["input_schema"]["properties"]
+    assert fields.keys() == {"messages", "query", "drafts"} and all(field["description"] for field in fields.values())
     assert schemas["state_schema"]["properties"].keys() >= {"cache", "trajectory", "loss", "gradient", "answer"}
 
 
@@ -62,8 +64,13 @@ async def test_a_run_tells_what_a_person_wants_to_read(client, context):
     state = await last_state(client, context)
     assert state["answer"].startswith("rev ") and state["stop_reason"] == "depth"
     assert [candidate["id"] for candidate in state["cache"]] == ["0-0", "0-1", "1-0", "1-1"]
-    assert all({"id", "step", "reward", "text"} <= candidate.keys() for candidate in state["cache"])
+    order = ["id", "step", "reward", "truncated", "finish_reason", "text"]  # the long text hides nothing
+    assert all(list(candidate) == order for candidate in [*state["cache"], state["best"]])
     assert [record["loss"] for record in state["trajectory"]] == ["", "the loss"]
+    assert [[place["id"] for place in record["ranking"]] for record in state["trajectory"]] == [
+        ["0-1", "0-0"],
+        ["1-1", "1-0"],
+    ]
     assert [message["type"] for message in state["messages"]] == ["human", "ai"]
 
 

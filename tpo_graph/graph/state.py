@@ -7,6 +7,7 @@ from langchain_core.messages import AnyMessage
 from langgraph.channels import DeltaChannel, EphemeralValue, LastValue
 from langgraph.graph.message import Messages, add_messages
 from langgraph.types import StateSnapshot
+from pydantic import Field
 from typing_extensions import TypedDict
 
 from tpo_graph._storable import storable
@@ -52,9 +53,14 @@ class TPOInput(TypedDict, total=False):
         drafts: responses that are there already; they are candidates of step 0, and the policy draws the rest of N.
     """
 
-    messages: Annotated[list[AnyMessage], add_storable_messages]
-    query: str
-    drafts: list[str]
+    messages: Annotated[
+        list[AnyMessage], Field(description="The conversation, with its latest message last."), add_storable_messages
+    ]
+    query: Annotated[str, Field(description="A question or a task as plain text; put at the end of `messages`.")]
+    drafts: Annotated[
+        list[str],
+        Field(description="Answers that are there already: the first candidates; the policy draws the rest of N."),
+    ]
 
 
 class TPOState(TypedDict, total=False):

@@ -24,9 +24,9 @@ from tpo_graph.types import (
     PartialState,
     PersonChoice,
     PreferencePair,
-    ScoredCandidate,
     StepRecord,
     StopReason,
+    scored_candidate,
 )
 
 
@@ -231,7 +231,7 @@ def human_score_node() -> AsyncNode:
             worst, best = min(reversed(new), key=rewards.__getitem__), max(rewards, key=rewards.__getitem__)
             if rewards[best] > rewards[worst]:
                 choices = [PersonChoice(step=state["step"], best=best, worst=worst, critique="")]
-        scored = [ScoredCandidate(**candidate, reward=rewards[candidate["text"]]) for candidate in pending]
+        scored = [scored_candidate(candidate, rewards[candidate["text"]]) for candidate in pending]
         return {"cache": scored, "pending": [], "choices": choices, "usage": {"score": no_usage()}}
 
     return AsyncNode(human_score)

@@ -24,7 +24,15 @@ from tpo_graph.rewards.functions import RewardFunction, as_reward_model
 from tpo_graph.rewards.warnings import scoring_warnings
 from tpo_graph.selection import preference_pair
 from tpo_graph.settings import TPOSettings
-from tpo_graph.types import Candidate, FailureReason, FailureRecord, PartialState, ScoredCandidate, Usage
+from tpo_graph.types import (
+    Candidate,
+    FailureReason,
+    FailureRecord,
+    PartialState,
+    ScoredCandidate,
+    Usage,
+    scored_candidate,
+)
 
 _GRACE = 0.1  # seconds; requests end by themselves before, and leave the scores that are there
 
@@ -127,7 +135,7 @@ def _split(
     for candidate in pending:
         text, reward = candidate["text"], rewards[candidate["text"]]
         if reward is not None and math.isfinite(reward):
-            scored.append(ScoredCandidate(**candidate, reward=reward))
+            scored.append(scored_candidate(candidate, reward))
         else:
             detail = reasons.get(text, "The reward does not apply to it." if reward is None else str(reward))
             failures.append(failure("score", candidate["step"], "not_finite", detail, text))

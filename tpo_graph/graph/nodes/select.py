@@ -10,7 +10,7 @@ from tpo_graph.graph.state import TPOState
 from tpo_graph.rewards.warnings import overoptimization_warnings
 from tpo_graph.selection import preference_pair, stop_reason
 from tpo_graph.settings import TPOSettings
-from tpo_graph.types import PartialState, PreferencePair, ScoredCandidate, StepRecord, StopReason
+from tpo_graph.types import PartialState, PreferencePair, RankedCandidate, ScoredCandidate, StepRecord, StopReason
 
 
 def select_node(*, settings: TPOSettings | None = None) -> AsyncNode:
@@ -70,14 +70,16 @@ def answer_message(text: str, best: ScoredCandidate | None, *, steps: int, stop_
 
 def _record(state: TPOState, pair: PreferencePair) -> StepRecord:
     step, before = state["step"], state["trajectory"]
-    new = [candidate["reward"] for candidate in state["cache"] if candidate["step"] == step]
+    new = [candidate for candidate in state["cache"] if candidate["step"] == step]
+    ranked = sorted(new, key=lambda candidate: candidate["reward"], reverse=True)  # keeps the order of equals
     used = total(state["usage"])
     return StepRecord(
         step=step,
         best_id=pair["best"]["id"],
         best_reward=pair["best"]["reward"],
         worst_reward=pair["worst"]["reward"],
-        mean_reward=sum(new) / len(new) if new else None,
+        mean_reward=sum(candidate["reward"] for candidate in new) / len(new) if new else None,
+        ranking=[RankedCandidate(id=candidate["id"], reward=candidate["reward"]) for candidate in ranked],
         candidates=len(new),
         failures=sum(failure["step"] == step for failure in state.get("failures", [])),
         requests=used["requests"] - sum(record["requests"] for record in before),
