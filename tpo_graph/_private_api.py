@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
     from contextlib import AbstractContextManager
     from types import FrameType
 
@@ -104,6 +104,37 @@ class GenerationContext(BaseChatModel):
     ) -> "ChatResult":
         with self.generation_context(run_manager):
             return super()._generate_with_cache(messages, stop=stop, run_manager=run_manager, **kwargs)
+
+
+class WholeGeneration(BaseChatModel):
+    """A base to name before a chat model's class: the model's run ends with what `whole_generation` makes of its own.
+
+    `_agenerate` alone is no place for that: it is not called where a handler asks for a stream, and LangChain waits for
+    a rate limit before it.
+    """
+
+    @abstractmethod
+    async def whole_generation(
+        self, generate: "Callable[[], Awaitable[ChatResult]]", run_manager: "AsyncCallbackManagerForLLMRun | None"
+    ) -> "ChatResult":
+        """The result of one generation.
+
+        Args:
+            generate: the model's own.
+            run_manager: the callbacks of the generation's run; None where there are no callbacks.
+        """
+
+    async def _agenerate_with_cache(
+        self,
+        messages: "list[BaseMessage]",
+        stop: list[str] | None = None,
+        run_manager: "AsyncCallbackManagerForLLMRun | None" = None,
+        **kwargs: Any,
+    ) -> "ChatResult":
+        generate = super()._agenerate_with_cache
+        return await self.whole_generation(
+            lambda: generate(messages, stop=stop, run_manager=run_manager, **kwargs), run_manager
+        )
 
 
 # transformers 5.23.0

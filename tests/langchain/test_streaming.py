@@ -155,7 +155,7 @@ async def test_the_newer_protocol_streams_the_answer_alone():
     stream = await chat().astream_events("q", version="v3")
     assert "".join([delta async for delta in stream.text]) == "rev 18"
     message = await stream.output
-    assert message.usage_metadata["output_tokens"] == 40
+    assert message.response_metadata["run_usage"]["output_tokens"] == 40
     assert message.response_metadata["tpo"]["reward"] == 18.0
 
 

@@ -3,7 +3,6 @@
 import asyncio
 
 import pytest
-from langchain_core.callbacks import get_usage_metadata_callback
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.tools import tool
@@ -150,16 +149,6 @@ def test_what_is_bound_beside_tools_is_not_sent_without_them():
     model.bind_tools([look_up], parallel_tool_calls=False, user="me").invoke("q")
     sent = [("parallel_tool_calls" in knobs, knobs["user"]) for knobs in policy.knobs]
     assert sent == [(True, "me")] * 2 + [(False, "me")] * 4
-
-
-def test_tokens_are_counted_once_for_each_model():
-    policy = tool_policy(calling())
-    with get_usage_metadata_callback() as usage:
-        with_tools(policy).invoke("q")
-    assert {name: used["total_tokens"] for name, used in usage.usage_metadata.items()} == {
-        "inner": 10,
-        "tpo/ScriptedChatModel": 10,
-    }
 
 
 def test_the_seed_of_the_run_is_that_of_the_first_reply():

@@ -3,6 +3,9 @@
 What the method does belongs under the model's own run in a trace, however the model is called. LangChain hands a chat
 model its run manager for `invoke`, but not for `stream`, nor for an `invoke` that it turns into a stream. The callbacks
 for inner runs are therefore set aside on the way in, and picked up where LangChain passes none.
+
+The inner runs tell callbacks which tokens they used. So that a trace counts them once, the model's own run ends with a
+message without usage, and who called the model gets the message with it.
 """
 
 import asyncio
@@ -12,13 +15,14 @@ from abc import abstractmethod
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AbstractContextManager, aclosing, contextmanager
 from contextvars import ContextVar
+from typing import Any, TypeVar
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManager, CallbackManagerForLLMRun
 from langchain_core.callbacks.manager import BaseRunManager
 from langchain_core.language_models import BaseChatModel, LanguageModelInput
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.messages.tool import tool_call_chunk
-from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult, LLMResult
 from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import ensure_config, set_config_context
 from langchain_core.utils.uuid import uuid7
@@ -27,7 +31,11 @@ from tpo_graph._private_api import GenerationContext
 from tpo_graph.graph.bridge import run_coroutine
 from tpo_graph.types import Options
 
+RUN_USAGE = "run_usage"
+"""Where `response_metadata` has the `usage_metadata` of an answer, also in a trace and in a stream of events."""
+
 _WORD = re.compile(r"\S*\s*")
+_Message = TypeVar("_Message", bound=BaseMessage)
 _set_aside: ContextVar[CallbackManager | None] = ContextVar("tpo_graph_inner_callbacks", default=None)
 
 
@@ -38,7 +46,7 @@ class AsyncChatModel(GenerationContext, BaseChatModel):
     async def _answer(
         self, messages: list[BaseMessage], stop: list[str] | None, arguments: Mapping[str, Options]
     ) -> AIMessage:
-        """The answer to a conversation. Runs in it become children of this model's run.
+        """The answer to a conversation. Runs in it become children of this model's run, and used what it says was used.
 
         Args:
             messages: the conversation.
@@ -59,7 +67,19 @@ class AsyncChatModel(GenerationContext, BaseChatModel):
             # LangGraph merges the callbacks that a graph is given with those around the call, whose parent would win
             config["callbacks"] = callbacks
         with set_config_context(config) as context:
-            return await asyncio.create_task(self._answer(messages, stop, arguments), context=context)
+            message = await asyncio.create_task(self._answer(messages, stop, arguments), context=context)
+        if message.usage_metadata is None:
+            return message
+        metadata = {**message.response_metadata, RUN_USAGE: message.usage_metadata}
+        return message.model_copy(update={"response_metadata": metadata, "usage_metadata": None})
+
+    async def agenerate(self, *arguments: Any, **options: Any) -> LLMResult:
+        """Generate answers; see `BaseChatModel.agenerate`."""
+        return _results_with_usage(await super().agenerate(*arguments, **options))
+
+    def generate(self, *arguments: Any, **options: Any) -> LLMResult:
+        """Generate answers; see `BaseChatModel.generate`."""
+        return _results_with_usage(super().generate(*arguments, **options))
 
     async def _agenerate(
         self,
@@ -121,9 +141,9 @@ class AsyncChatModel(GenerationContext, BaseChatModel):
             with _callbacks_set_aside(callbacks):
                 first = await anext(chunks, None)
             if first is not None:
-                yield first
+                yield _with_usage(first)
             async for chunk in chunks:
-                yield chunk
+                yield _with_usage(chunk)
 
     def stream(
         self,
@@ -139,12 +159,12 @@ class AsyncChatModel(GenerationContext, BaseChatModel):
         with _callbacks_set_aside(callbacks):
             first = next(chunks, None)
         if first is not None:
-            yield first
-        yield from chunks
+            yield _with_usage(first)
+        yield from map(_with_usage, chunks)
 
 
 def answer_chunks(message: AIMessage) -> Iterator[ChatGenerationChunk]:
-    """A message in chunks of a word; the last one carries usage, metadata and tool calls.
+    """A message in chunks of a word; the last one carries metadata and tool calls.
 
     Args:
         message: a whole answer. Content that is not text is one chunk.
@@ -165,7 +185,6 @@ def answer_chunks(message: AIMessage) -> Iterator[ChatGenerationChunk]:
             id=message.id,
             additional_kwargs=extra,
             response_metadata=message.response_metadata,
-            usage_metadata=message.usage_metadata,
             tool_call_chunks=[
                 tool_call_chunk(name=name, args=args, id=id, index=index)
                 for index, (name, args, id) in enumerate(calls)
@@ -173,6 +192,26 @@ def answer_chunks(message: AIMessage) -> Iterator[ChatGenerationChunk]:
             chunk_position="last",
         )
     )
+
+
+def _results_with_usage(result: LLMResult) -> LLMResult:
+    """Copies of the answers, because handlers may keep the answers themselves."""
+    copies = [
+        [
+            generation.model_copy(update={"message": _with_usage(generation.message)})
+            if isinstance(generation, ChatGeneration)
+            else generation
+            for generation in answers
+        ]
+        for answers in result.generations
+    ]
+    return result.model_copy(update={"generations": copies})
+
+
+def _with_usage(message: _Message) -> _Message:
+    """The message of an answer, or its chunk, as whoever called the model gets it."""
+    usage = message.response_metadata.get(RUN_USAGE)
+    return message if usage is None else message.model_copy(update={"usage_metadata": usage})
 
 
 @contextmanager

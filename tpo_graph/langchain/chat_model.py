@@ -40,6 +40,8 @@ class ChatTPO(AsyncChatModel):
     It goes wherever a chat model goes: into chains, agents and graphs, with streaming, tools, structured output,
     caching, retries and fallbacks. `usage_metadata` of an answer is the sum of all requests behind it, and
     `response_metadata["tpo"]` has its reward, the number of steps, the stop reason, the trajectory and the warnings.
+    In traces the inner requests have the tokens, each once; the answer as callbacks, `astream_events` and streams of
+    messages see it has their sum in `response_metadata["run_usage"]` alone.
 
     Example:
         >>> from tpo_graph.testing import ScriptedChatModel, TableReward

@@ -30,8 +30,9 @@ from tpo_graph.policies.providers import (
 )
 from tpo_graph.policies.reading import Completion, read_completion
 from tpo_graph.policies.retries import OwnLimits, before_deadline, send, without_retries
+from tpo_graph.policies.tracing import request_usage, traced
 from tpo_graph.settings import Sampling
-from tpo_graph.types import JSONObject, Options, PhaseUsage
+from tpo_graph.types import Options, PhaseUsage
 
 _MOST_COPIES = 64
 _OWN_ARGUMENTS = frozenset({"n", "stop", "stream", "callbacks", "tags", "metadata"})
@@ -55,7 +56,7 @@ class CompletionClient:
         # a policy with retries or fallbacks is invoked as a whole, and then adds its config by itself
         self.model = inner if isinstance(inner, BaseChatModel) else None
         self.limit_names = next((names for model in models_inside(self.policy) if (names := limit_names(model))), ())
-        self._once = None if self.model is None else without_retries(self.model)
+        self._once = None if self.model is None else traced(without_retries(self.model))
         self._own = OwnLimits() if self.model is None else OwnLimits.of(self.model)
         self._config: RunnableConfig = config if self.model is not None else {}
         # LangChain describes a model to callbacks once an instance, so the copies are kept
@@ -193,7 +194,7 @@ def with_limits(
 
         own, bound = OwnLimits(), part
         if isinstance(part, BaseChatModel):
-            own, bound = OwnLimits.of(part), without_retries(part).model_copy(update=dict(fields(part)))
+            own, bound = OwnLimits.of(part), traced(without_retries(part)).model_copy(update=dict(fields(part)))
         return _Limited(bound=bound, sends=sends)
 
     return change_models(policy, limited) if models_inside(policy) else limited(policy)
@@ -202,23 +203,9 @@ def with_limits(
 def _generations(result: LLMResult, usage: PhaseUsage) -> list[ChatGeneration]:
     """The completions in an answer, whose cost is added to `usage`."""
     generations = [generation for generation in result.generations[0] if isinstance(generation, ChatGeneration)]
-    _add_tokens(usage, [generation.message for generation in generations], result.llm_output)
+    if used := request_usage([generation.message for generation in generations], result.llm_output):
+        usage["input_tokens"] += used["input_tokens"]
+        usage["output_tokens"] += used["output_tokens"]
     if not generations:
         raise NoCompletionError("The provider returned no completion.")
     return generations
-
-
-def _add_tokens(usage: PhaseUsage, messages: Sequence[BaseMessage], llm_output: JSONObject | None) -> None:
-    """Add a request's tokens. With n > 1 each message repeats the usage of all; `llm_output` has it once."""
-    whole = (llm_output or {}).get("token_usage") or {}
-    if whole.get("prompt_tokens") is not None or whole.get("completion_tokens") is not None:
-        usage["input_tokens"] += whole.get("prompt_tokens") or 0
-        usage["output_tokens"] += whole.get("completion_tokens") or 0
-        return
-    counts = [message.usage_metadata for message in messages if isinstance(message, AIMessage)]
-    counted = [count for count in counts if count]
-    if counted:
-        first = counted[0]
-        usage["input_tokens"] += first["input_tokens"]
-        is_repeated = len(counted) > 1 and all(count == first for count in counted)
-        usage["output_tokens"] += sum(count["output_tokens"] for count in (counted[:1] if is_repeated else counted))

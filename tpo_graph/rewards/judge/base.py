@@ -28,6 +28,7 @@ from tpo_graph.policies.providers import (
     takes,
 )
 from tpo_graph.policies.retries import OwnLimits, send, without_retries
+from tpo_graph.policies.tracing import traced
 from tpo_graph.rewards.base import ConcurrencyLimit, DetailedReward, gather
 from tpo_graph.rewards.judge.prompts import JudgePrompt, Method, load_judge_prompt
 from tpo_graph.rewards.judge.verdicts import NoVerdictError
@@ -86,7 +87,7 @@ class ChatModelJudge(DetailedReward):
                 hint='load_policy("openai:gpt-4o-mini") makes one; what is bound to a model can be its own argument.',
             )
         model = loop_safe(model)
-        self._model, self._own = without_retries(model), OwnLimits.of(model)
+        self._model, self._own = traced(without_retries(model)), OwnLimits.of(model)
         self._finding_out = ConcurrencyLimit(1)  # many at once would all be refused
         self._lock = threading.Lock()  # loops of several threads may share this
         self._total = no_usage()
