@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # tests run in this many processes
 WORKERS ?= 2
-QUESTION ?= Why does warmth make you feel tired?
+QUESTION ?= Why is the sky blue?
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test unit coverage format format-check lint types pictures clean
@@ -26,8 +26,8 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --group dev --editable '.[local,langchain,serve,verifiers]'
 	@touch $(STAMP)
 
-demo: $(STAMP)  ## answer a question with the embedded models: make demo QUESTION="..."
-	$(BIN)/tpo-graph run "$(QUESTION)"
+demo: $(STAMP)  ## align the embedded model's answer to a preference: make demo QUESTION="..."
+	$(BIN)/python examples/demo.py "$(QUESTION)"
 
 test: $(STAMP) format-check lint types  ## everything that must pass: format, lint, types, all tests
 	$(BIN)/pytest -q -n $(WORKERS) --dist loadfile

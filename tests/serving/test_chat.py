@@ -36,7 +36,7 @@ def test_the_finish_reason_is_that_of_the_answer(serve, word, reason):
 
 def test_a_refusal_by_all_is_an_error_that_quotes_it(serve):
     policy = scripted_policy(sample=AIMessage("", additional_kwargs={"refusal": "I can't help with that."}))
-    with pytest.raises(openai.APIStatusError, match=r"4 refused.*I can't help with that") as caught:
+    with pytest.raises(openai.APIStatusError, match=r"6 refused.*I can't help with that") as caught:
         serve(policy).chat()
     assert caught.value.status_code == 502
 

@@ -115,7 +115,7 @@ CATALOGUE: Mapping[str, EmbeddedModel] = {
     )
 }
 
-DEFAULT_MODEL = "gemma-270m"
+DEFAULT_MODEL = "1.5b"
 """What `local` without a name is."""
 
 
