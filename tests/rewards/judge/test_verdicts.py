@@ -23,6 +23,7 @@ def verdict(reader, text):
         *("7", " 7.\n", '"7"', "\uff17", "[[7]]", "**7**", "7/10", "7 out of 9", "(7)", r"$\boxed{7}$", "[RESULT] 7"),
         *(
             "Score: 7",
+            "Score: 7.0",
             "**Grade:** 7",
             "The score is 7.",
             "Overall rating = 7",

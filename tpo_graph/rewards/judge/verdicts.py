@@ -164,11 +164,13 @@ def _usual_patterns(labels: Sequence[str]) -> tuple[re.Pattern[str], re.Pattern[
     """What states a verdict anywhere in an answer, and a line that is one by itself; their first group has it."""
     either = "|".join(map(re.escape, sorted(labels, key=len, reverse=True)))
     # no part of a word, of a larger number or of a range
-    label = rf"(?<![\w.,+-])((?-i:{either}))(?!\w|[.,]\d|[ \t]*[\u2013-][ \t]*\d)"
+    is_numeric = all(label.isdecimal() for label in labels)
+    zero = r"(?:\.0+)?" if is_numeric else ""
+    label = rf"(?<![\w.,+-])((?-i:{either})){zero}(?!\w|[.,]\d|[ \t]*[\u2013-][ \t]*\d)"
     start = rf"(?:^|[.!?;,:]\s){_MARKS}(?:(?:so|thus|therefore|hence),? )?"
     end = rf"(?={_MARKS}(?:$|[.,;:!?(\u2013\u2014-]|</|because\b))"
     nouns = "verdict|score|grade|rating|judge?ment|winner|choice"
-    if all(label.isdecimal() for label in labels):
+    if is_numeric:
         # many models think of ten where the scale ends at nine
         top = max(map(int, labels))
         verdict = rf"{label}(?:{_MARKS}(?:/|of|out of){_MARKS}(?:{top}|{top + 1})(?!\w|[.,]\d))?"
