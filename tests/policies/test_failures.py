@@ -38,6 +38,7 @@ LLAMA_CPP = "Value must be between 1 <= value <= 8, but got 20"
         (ProviderError(400, LLAMA_CPP), True, 8),
         (ProviderError(422, "Unknown field", param="n"), True, 10),
         (ProviderError(500, "n > 1 is not supported"), True, 1),
+        (ProviderError(500, "Only one completion choice is allowed"), True, 1),
         (ProviderError(400, "The content was flagged"), False, 10),
         (ProviderError(400, "In 'first line\\n second line'"), False, 10),
         (TypeError("got an unexpected keyword argument 'n'"), True, 10),

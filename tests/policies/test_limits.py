@@ -42,6 +42,10 @@ def test_the_system_text_leads_the_next_message_of_the_user(messages, folded):
         ("After the optional system message, conversation roles must alternate user/assistant", 400),
         ("Developer instruction is not enabled for models/gemma-3-27b-it", 400),
         ("This model does not support system messages.", 400),
+        ("Unsupported value: 'messages[0].role' does not support 'system' with this model.", 400),
+        ("'system' is not a valid role", 400),
+        ("Invalid role: system", 422),
+        ("The role 'system' is not supported", 400),
     ],
 )
 def test_what_says_that_there_is_no_system_role(message, status):

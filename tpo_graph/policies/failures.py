@@ -1,16 +1,13 @@
-"""What it means when a provider fails: the only reader of errors, of any client library and of plain HTTP answers."""
+"""What it means when a provider fails: decided here alone, for any client library and for plain HTTP answers."""
 
-import email.utils
-import html
-import json
 import re
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 from tpo_graph.errors import PolicyError, TPOError
+from tpo_graph.policies.error_contents import answer_in, error_chain, headers_of, one_line, seconds_to_wait, words_in
 from tpo_graph.types import JSON, PhaseUsage
 
 FailureKind: TypeAlias = Literal[
@@ -30,7 +27,6 @@ _TRANSIENT = frozenset({408, 409, 425, 429})
 _RETRYABLE: AbstractSet[FailureKind] = frozenset({"transient", "timeout", "disconnected", "unreachable"})
 _SHOWN_CHARACTERS = 300  # of a server's answer, which may be a whole page
 _MOST_CHARACTERS = 4000  # of a message, of which a hostile server may send any amount
-_NOT_SHOWN = re.compile(r"<(script|style)\b.*?</\1>|<[^>]*>", re.IGNORECASE | re.DOTALL)  # of a page
 _CONTEXT = re.compile(
     r"context ?overflow|context[ _](length|size|window)|maximum context|too many tokens|(prompt|input) is too long|"
     r"exceeds the maximum number of tokens",
@@ -49,14 +45,15 @@ _UNKNOWN_FIELD = re.compile(
 )
 # how providers call the number of completions; the \n of a quoted text does not count
 _N_WORDS = re.compile(
-    r"(?<!\\)\bn\b|\bcandidate_?count\b|\b(multiple|number of) (candidates|completions|choices|generations)\b",
+    r"(?<!\\)\bn\b|\bcandidate_?count\b|"
+    r"\b(multiple|number of|only one|more than one) (candidate|completion|choice|generation)s?\b",
     re.IGNORECASE,
 )
 # what a garbled answer may repeat of a request, and how a server refuses
 _ECHO = re.compile(r"[{\[]|[\"']n[\"']\s*[:=]")
 _REFUSING = re.compile(r"support|allow|enabled|implement|\b(must|only|at most|maximum|exceeds?)\b", re.IGNORECASE)
 _MOST = re.compile(r"(?:at most|up to|no more than|maximum (?:of|is)|less than or equal to|<=) (\d{1,4})\b")
-_ONE_ALONE = re.compile(r"\bmultiple (candidates|completions|choices)\b", re.IGNORECASE)
+_ONE_ALONE = re.compile(r"\b(multiple|only one|more than one) (candidate|completion|choice)s?\b", re.IGNORECASE)
 # a client library's own words, up to the first text that it quotes
 _UNSUPPORTED = re.compile(r"^[^'\"<{]*?(\bargument\b|\bn\b|(not|n't) support|not implemented)", re.IGNORECASE)
 _DISCONNECTED = frozenset(
@@ -72,31 +69,13 @@ _UNREADABLE = frozenset(
 )
 # chat templates' words for it, and those of providers that apply one
 _SYSTEM_ROLE = re.compile(
-    r"roles must alternate|only user,? (and )?assistant|unexpected role .{0,3}system"
+    r"roles must alternate|only user,? (and )?assistant|(system|developer).{0,3} is not a (valid|supported) role"
+    r"|(un(expected|supported|known)|invalid|not a valid)\b.{0,40}\brole\b.{0,30}\b(system|developer)\b"
+    r"|\brole.{0,4}(system|developer).{0,20}(not|n't) (be )?(support|allow|accept)"
     r"|(system|developer) (role|message|prompt|instruction)s?\b.{0,40}(not (be )?(support|enabl|allow|accept))"
     r"|(not|n't) (support|allow|accept) .{0,8}(system|developer).{0,3} (role|message|prompt|instruction)",
     re.IGNORECASE,
 )
-# LangChain's own kinds, which name no status, and gRPC's codes: the statuses that Google's HTTP API has for them
-_NAMED_STATUSES: Mapping[str, int] = {
-    name: status
-    for status, names in {
-        400: "ModelInvalidRequestError ContextOverflowError INVALID_ARGUMENT FAILED_PRECONDITION OUT_OF_RANGE",
-        401: "ModelAuthenticationError UNAUTHENTICATED",
-        403: "ModelPermissionDeniedError PERMISSION_DENIED",
-        404: "ModelNotFoundError NOT_FOUND",
-        409: "ABORTED",
-        429: "ModelRateLimitError RESOURCE_EXHAUSTED",
-        499: "CANCELLED",
-        500: "ModelAPIError UNKNOWN INTERNAL",
-        501: "UNIMPLEMENTED",
-        503: "UNAVAILABLE",
-        504: "DEADLINE_EXCEEDED",
-    }.items()
-    for name in names.split()
-}
-# where the bodies of errors have their words
-_MESSAGE_KEYS = ("message", "msg", "error", "detail", "details", "errors", "title", "raw", "metadata")
 
 
 class NoCompletionError(PolicyError):
@@ -129,20 +108,20 @@ class ProviderFailure:
     @classmethod
     def of(cls, error: BaseException) -> "ProviderFailure":
         """What an exception of any client library means."""
-        name, text = type(error).__name__, _one_line(str(error))
+        name, text = type(error).__name__, one_line(str(error))
         if isinstance(error, NoCompletionError):
             return cls("transient", error.message.rstrip("."), error.message, status=200, is_retryable=True)
         if isinstance(error, TPOError):
             return cls("other", f"{name}: {text}".rstrip(": ."), text)
-        chain = _chain(error)
+        chain = error_chain(error)
         for cause in chain:
-            status, body = _answer_in(cause)
+            status, body = answer_in(cause)
             if status is not None and status >= 400:
                 own_param = getattr(cause, "param", None)
                 return cls._of_answer(
                     status,
                     body if body is not None else str(cause),
-                    headers=_headers_of(cause),
+                    headers=headers_of(cause),
                     name="" if type(error).__module__ == "builtins" else f"{name}: ",
                     param=own_param if isinstance(own_param, str) else None,
                 )
@@ -155,7 +134,7 @@ class ProviderFailure:
         elif any(isinstance(cause, ConnectionRefusedError) for cause in chain):
             summary = "the connection was refused"
         elif kind == "unreachable":  # the innermost says which host, and why
-            summary = _shown(next((words for cause in reversed(chain) if (words := _one_line(str(cause)))), summary))
+            summary = _shown(next((words for cause in reversed(chain) if (words := one_line(str(cause)))), summary))
         return cls(kind, _shown(summary), text, is_retryable=kind in _RETRYABLE)
 
     @classmethod
@@ -173,7 +152,7 @@ class ProviderFailure:
     def _of_answer(
         cls, status: int, body: JSON, *, headers: Mapping[str, str], name: str = "", param: str | None = None
     ) -> "ProviderFailure":
-        found = list(_words_in(body))
+        found = list(words_in(body))
         param = param or next((field for field, _ in found if field), None)
         said = [text if not field or _has_word(text, field) else f"{field}: {text}" for field, text in found]
         message = "; ".join(dict.fromkeys(said))[:_MOST_CHARACTERS]
@@ -188,7 +167,7 @@ class ProviderFailure:
             message=message,
             status=status,
             param=param,
-            retry_after=_retry_after(headers),
+            retry_after=seconds_to_wait(headers),
             is_retryable=kind in _RETRYABLE and headers.get("x-should-retry") != "false",
         )
 
@@ -340,109 +319,12 @@ def _kind_of_errors(chain: list[BaseException]) -> FailureKind:
     return "transient" if may_be_answer and not isinstance(chain[0], UnicodeError) else "other"
 
 
-def _chain(error: BaseException) -> list[BaseException]:
-    """The error and its causes."""
-    chain: list[BaseException] = []
-    cause: BaseException | None = error
-    while cause is not None and not any(cause is other for other in chain):
-        chain.append(cause)
-        cause = cause.__cause__ or cause.__context__  # httpx hides the error of the socket, which says most
-    return chain
-
-
-def _answer_in(error: BaseException) -> tuple[int | None, JSON]:
-    """Status and body that an error holds, each None where it holds none."""
-    if type(error).__module__.startswith("aiohttp"):
-        return None, None  # its own status is 400 for any answer that is no HTTP
-    response: Any = getattr(error, "response", None)
-    body: JSON = getattr(error, "body", None)
-    code, details = getattr(error, "code", None), getattr(error, "details", None)  # Google's; gRPC's are methods
-    code, details = code() if callable(code) else code, details() if callable(details) else details
-    if isinstance(response, Mapping):  # AWS's
-        statuses = [(response.get("ResponseMetadata") or {}).get("HTTPStatusCode")]
-        body = response.get("Error") if body is None else body
-    else:
-        statuses = [getattr(error, "status_code", None), getattr(response, "status_code", None)]
-    if isinstance(error, ValueError) and error.args and isinstance(error.args[0], Mapping):  # LangChain's, of a 200
-        body = error.args[0]
-        statuses += [body.get(key) for key in ("code", "status", "status_code")]
-    statuses += [code, _NAMED_STATUSES.get(getattr(code, "name", ""))]
-    statuses += [status for base in type(error).__mro__ if (status := _NAMED_STATUSES.get(base.__name__))]
-    if body is None and response is not None:
-        try:
-            body = getattr(response, "text", None)
-        except RuntimeError:  # it was streamed, and is gone
-            body = None
-    if not body and isinstance(details, str | Mapping):
-        body = details
-    texts = [f"{int(status)}" if isinstance(status, int) else str(status) for status in statuses]
-    status = next((int(text) for text in texts if re.fullmatch(r"[1-5]\d\d", text)), None)
-    return status, body if isinstance(body, str | bytes | list | Mapping) else None
-
-
-def _headers_of(error: BaseException) -> Mapping[str, str]:
-    response: Any = getattr(error, "response", None)
-    metadata = (response.get("ResponseMetadata") or {}) if isinstance(response, Mapping) else {}
-    headers = metadata.get("HTTPHeaders") or getattr(response, "headers", None)
-    return headers if isinstance(headers, Mapping) else {}
-
-
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds from `retry-after-ms` or `Retry-After`, which has seconds or a date."""
-    for header, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
-        value = headers.get(header, "")
-        try:
-            if re.fullmatch(r"\s*\d+(\.\d+)?\s*", value):
-                return float(value) * unit
-            return max(email.utils.parsedate_to_datetime(value).timestamp() - time.time(), 0.0)
-        except (ValueError, OverflowError):  # it is missing, or no date
-            continue
-    return None
-
-
-def _words_in(body: JSON, field: str = "", depth: int = 8) -> Iterator[tuple[str, str]]:
-    """The texts for people in the body of an error, each with the request's field that it is about, or ""."""
-    if isinstance(body, bytes):
-        body = body.decode("utf-8", "replace")
-    if isinstance(body, str):
-        text = body.strip()
-        try:
-            inner = json.loads(text) if depth and text[:1] in ("{", "[") else None
-        except (ValueError, RecursionError):
-            inner = None
-        if inner is not None:
-            yield from _words_in(inner, field, depth - 1)
-        elif text and text != "null":
-            yield field, _one_line(html.unescape(_NOT_SHOWN.sub(" ", text)) if text.startswith("<") else text)
-    elif isinstance(body, Mapping):
-        values = {str(key).lower(): value for key, value in body.items()}
-        place = values.get("loc")
-        if isinstance(place, list | tuple):  # pydantic's; the first says which part of the request
-            field = ".".join(str(part) for part in place if part != "body") or field
-        elif isinstance(values.get("param"), str):
-            field = values["param"]
-        found = [
-            words
-            for key in _MESSAGE_KEYS
-            if depth and key in values
-            for words in _words_in(values[key], field, depth - 1)
-        ]
-        yield from found or [(field, _one_line(json.dumps(body, default=str)))]
-    elif isinstance(body, list):
-        for item in body if depth else ():
-            yield from _words_in(item, field, depth - 1)
-
-
 def _names_n(message: str) -> bool:
     return _N_WORDS.search(message) is not None
 
 
 def _has_word(text: str, word: str) -> bool:
     return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text) is not None
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
 
 
 def _shown(text: str) -> str:
