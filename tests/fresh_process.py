@@ -13,7 +13,9 @@ _timer.start()
 """
 
 
-def run_script(script: str, *, stuck_after: float = 20.0, flags: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
+def run_script(
+    script: str, *, stuck_after: float = 20.0, flags: Sequence[str] = ()
+) -> subprocess.CompletedProcess[str]:
     """Run a script and wait for its end.
 
     Args:
