@@ -192,6 +192,34 @@ class StepRecord(TypedDict):
     gradient: str
 
 
+class NewCandidates(TypedDict):
+    """What a node drew or scored.
+
+    Attributes:
+        phase: `sample` and `update` draw, `score` scores what they drew.
+        step: the step that it belongs to.
+        candidates: those of `score` have their `reward`.
+        failures: what could not be used.
+    """
+
+    phase: Literal["sample", "update", "score"]
+    step: int
+    candidates: list[Candidate] | list[ScoredCandidate]
+    failures: list[FailureRecord]
+
+
+class StreamEvent(TypedDict, total=False):
+    """What a run writes into LangGraph's stream `custom` while it goes on; it has one of the two keys.
+
+    Attributes:
+        tpo_candidates: after `sample`, `update` and `score`.
+        tpo_step: after `select`.
+    """
+
+    tpo_candidates: NewCandidates
+    tpo_step: StepRecord
+
+
 class PhaseUsage(TypedDict):
     """What one phase has used so far.
 

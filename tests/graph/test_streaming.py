@@ -8,7 +8,7 @@ from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.globals import set_llm_cache
 
 from tests.tpo_script import GRADIENT, LOSS, number_reward, scripted_policy
-from tpo_graph import create_tpo_graph
+from tpo_graph import Candidate, create_tpo_graph
 
 QUERY = {"query": "q"}
 NODES = ["sample", "score", "select", *["loss", "gradient", "update", "score", "select"] * 2]
@@ -119,6 +119,42 @@ async def test_custom_shows_what_a_node_writes(way):
         {"phase": "loss", "step": 1},
         {"phase": "loss", "step": 2},
     ]
+
+
+def no_tags(number):
+    return "without its tags" if number == 4 else f"<revised_response>rev {number}</revised_response>"
+
+
+@pytest.mark.parametrize("way", ["stream", "astream"])
+async def test_custom_shows_candidates_as_they_come_and_each_step(way):
+    graph = create_tpo_graph(scripted_policy(update=no_tags), number_reward())
+    settings, modes = {"n": 2, "depth": 1}, ["custom", "values"]
+    if way == "stream":
+        parts = list(graph.stream(QUERY, context=settings, stream_mode=modes))
+    else:
+        parts = [part async for part in graph.astream(QUERY, context=settings, stream_mode=modes)]
+    news = [part for mode, part in parts if mode == "custom"]
+    assert [next(iter(part)) for part in news] == ["tpo_candidates", "tpo_candidates", "tpo_step"] * 2
+    drawn = [part["tpo_candidates"] for part in news if "tpo_candidates" in part]
+    assert [(part["phase"], part["step"], [each["text"] for each in part["candidates"]]) for part in drawn] == [
+        ("sample", 0, ["cand 0", "cand 1"]),
+        ("score", 0, ["cand 0", "cand 1"]),
+        ("update", 1, ["rev 5"]),
+        ("score", 1, ["rev 5"]),
+    ]
+    assert [each["reward"] for each in drawn[1]["candidates"]] == [0.0, 1.0]
+    assert [failure["reason"] for failure in drawn[2]["failures"]] == ["no_tags"]
+    assert [part["tpo_step"] for part in news if "tpo_step" in part] == parts[-1][1]["trajectory"]
+
+
+def test_custom_shows_what_nodes_of_a_persons_own_draw():
+    def sample(state):
+        return {"pending": [Candidate(id="0-0", step=0, text="mine 3", truncated=False)], "step": 0}
+
+    graph = create_tpo_graph(scripted_policy(), number_reward(), nodes={"sample": sample})
+    shown = list(graph.stream({"messages": [("user", "q")]}, context={"mode": "bon"}, stream_mode="custom"))
+    assert [part["tpo_candidates"]["candidates"][0]["text"] for part in shown[:2]] == ["mine 3"] * 2
+    assert shown[2]["tpo_step"]["best_reward"] == 3.0
 
 
 @pytest.mark.parametrize("most_n", [None, 1], ids=["n in one request", "one by one"])

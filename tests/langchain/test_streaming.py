@@ -145,9 +145,11 @@ async def test_events_stream_the_answer_and_tell_the_steps():
 
 
 @pytest.mark.parametrize("sync", [False, True], ids=["async", "sync"])
-def test_steps_are_in_the_custom_stream_of_a_graph(sync):
+def test_steps_and_candidates_are_in_the_custom_stream_of_a_graph(sync):
     parts = streamed(sync, chat(), stream_mode="custom")
-    assert [part["tpo_step"]["best_reward"] for part in parts] == [4.0, 11.0, 18.0]
+    assert [part["tpo_step"]["best_reward"] for part in parts if "tpo_step" in part] == [4.0, 11.0, 18.0]
+    phases = [part["tpo_candidates"]["phase"] for part in parts if "tpo_candidates" in part]
+    assert phases == ["sample", "score", "update", "score", "update", "score"]
 
 
 @BETA

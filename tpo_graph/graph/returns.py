@@ -11,6 +11,7 @@ from langgraph.types import Command
 
 from tpo_graph.errors import ConfigurationError
 from tpo_graph.graph.bridge import as_runnable, is_async
+from tpo_graph.graph.events import stream_result
 from tpo_graph.types import Node
 
 _OWED: Mapping[str, Collection[str]] = {
@@ -24,7 +25,9 @@ _OWED: Mapping[str, Collection[str]] = {
 
 
 def checked_node(name: str, node: Node, known: Collection[str]) -> Node:
-    """The node, whose results are checked. A compiled graph stays as it is: LangGraph looks for it among the nodes.
+    """The node, whose results are checked, and streamed as events.
+
+    A compiled graph stays as it is: LangGraph looks for it among the nodes.
 
     Args:
         name: of the node.
@@ -33,7 +36,11 @@ def checked_node(name: str, node: Node, known: Collection[str]) -> Node:
     """
     if isinstance(node, PregelProtocol):
         return node
-    check = functools.partial(check_result, name, known=known)
+
+    def check(result: object, state: object) -> None:
+        check_result(name, result, state, known=known)
+        stream_result(name, result, state)
+
     if isinstance(node, Runnable) or is_async(node):
         return _CheckedNode(as_runnable(node, name), check, name)
 

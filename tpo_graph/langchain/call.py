@@ -16,6 +16,7 @@ from langgraph.types import Command, Overwrite
 from tpo_graph.accounting import total
 from tpo_graph.errors import ConfigurationError, PolicyError
 from tpo_graph.graph.bridge import AsyncNode, as_runnable
+from tpo_graph.graph.events import written
 from tpo_graph.graph.request import failure
 from tpo_graph.graph.state import TPOState
 from tpo_graph.langchain.schema import AnswerSchema
@@ -168,9 +169,9 @@ class CallOptions:
                 message = f"Every completion of the policy begins with one of the stop texts {list(self.stop)}."
                 if invalid:
                     message = f"None of the first {len(unusable)} candidates is valid for the schema."
-                raise NoAnswerError(message, invalid=invalid, usage=total(_written(update.get("usage", {}))))
+                raise NoAnswerError(message, invalid=invalid, usage=total(written(update.get("usage", {}))))
             failures = update.get("failures", [])
-            all_failures = [*_written(failures), *unusable]
+            all_failures = [*written(failures), *unusable]
             # `sample` writes over the failures of the run before
             failures = Overwrite(all_failures) if isinstance(failures, Overwrite) else all_failures
             changed = {**update, "pending": usable, "failures": failures}
@@ -188,8 +189,3 @@ def pop_settings(arguments: dict[str, Options]) -> dict[str, Options]:
             # a name with the phase in it is the more precise one
             named = {f"sample_{knob}": value, f"update_{knob}": value} | named
     return named
-
-
-def _written(value: Any) -> Any:
-    """What a node writes, also where it writes over what was there."""
-    return value.value if isinstance(value, Overwrite) else value

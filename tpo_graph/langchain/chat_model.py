@@ -51,8 +51,9 @@ class ChatTPO(AsyncChatModel):
         >>> answer.text, answer.response_metadata["tpo"]["reward"]
         ('4', 1.0)
 
-    During a run each step is reported as a custom event `tpo_step`, in `astream_events` and, inside a graph, in
-    `stream_mode="custom"`. Then the answer is streamed; candidates never are.
+    During a run each step is reported as a custom event `tpo_step` in `astream_events`. Inside a graph,
+    `stream_mode="custom"` shows steps and candidates (`tpo_graph.types.StreamEvent`). Then the answer is streamed; in
+    streams of messages candidates never are.
 
     With tools bound, the policy is asked once at first. When it calls a tool, its message is returned unchanged; when
     it writes a text, that text is a candidate of step 0.

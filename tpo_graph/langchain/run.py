@@ -30,7 +30,7 @@ from tpo_graph.policies.sampling import Sampler
 from tpo_graph.policies.thinking import strip_thinking
 from tpo_graph.run_parts import LoadedParts, RunParts, policy_name
 from tpo_graph.settings import ContextOnly, TPOSettings
-from tpo_graph.types import Options, PartialState, Phase, StepRecord, StopReason
+from tpo_graph.types import Options, PartialState, Phase, StopReason
 
 STEP_EVENT = "tpo_step"
 """Name of the custom event after each step; its data is the step's record."""
@@ -152,13 +152,23 @@ async def _run(
     config: RunnableConfig = {"run_name": "tpo", "recursion_limit": _MOST_SUPERSTEPS}
     # or the run would get the context and the config of the graph around this model
     context = ContextOnly(**settings.model_dump(exclude_unset=True))
-    states: AsyncIterator[Any] = graph.astream(start, config, context=context, stream_mode="values")
+    parts: AsyncIterator[Any] = graph.astream(start, config, context=context, stream_mode=["values", "custom"])
     state: PartialState = {}
     reported = 0
     try:
-        async for state in states:
+        write = get_stream_writer()
+    except (RuntimeError, KeyError):  # not in a graph
+        write = None
+    try:
+        async for mode, part in parts:
+            if mode == "custom":
+                if write is not None:
+                    write(part)
+                continue
+            state = part
             for record in state.get("trajectory", [])[reported:]:
-                await _report_step(record)
+                if getattr(ensure_config().get("callbacks"), "parent_run_id", None) is not None:
+                    await adispatch_custom_event(STEP_EVENT, dict(record))
                 reported += 1
     except (PolicyError, RewardError) as error:
         if drafts and settings.on_failure == "stop":
@@ -180,17 +190,6 @@ async def _run(
             hint="Use the compiled graph of create_tpo_graph as a node of your graph.",
         )
     return state
-
-
-async def _report_step(record: StepRecord) -> None:
-    """Send the step's record as a custom event, to callbacks and to the custom stream of a graph around the model."""
-    if getattr(ensure_config().get("callbacks"), "parent_run_id", None) is not None:
-        await adispatch_custom_event(STEP_EVENT, dict(record))
-    try:
-        writer = get_stream_writer()
-    except (RuntimeError, KeyError):
-        return  # not in a graph
-    writer({STEP_EVENT: dict(record)})
 
 
 def _role(options: CallOptions) -> str:
