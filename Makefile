@@ -9,7 +9,7 @@ WORKERS ?= 2
 QUESTION ?= Why is the sky blue?
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test unit coverage format format-check lint types pictures clean
+.PHONY: help install demo test unit coverage format format-check lint types pictures docs clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -23,7 +23,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --group dev --editable '.[local,langchain,serve,verifiers]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --group dev --group docs --editable '.[local,langchain,serve,verifiers]'
 	@touch $(STAMP)
 
 demo: $(STAMP)  ## align the embedded model's answer to a preference: make demo QUESTION="..."
@@ -38,8 +38,11 @@ unit: $(STAMP)  ## the tests that need no process of their own, no torch and no 
 coverage: $(STAMP)  ## all tests, and the lines that none of them runs
 	$(BIN)/pytest -q -n $(WORKERS) --dist loadfile --cov --cov-report=term:skip-covered
 
-pictures: $(STAMP)  ## make the pictures of docs/studio.md anew, with the embedded models
-	$(BIN)/python -m docs.images.make terminal
+pictures: $(STAMP)  ## make the pictures of runs anew, with the embedded models
+	$(BIN)/python -m docs.images.make
+
+docs: $(STAMP)  ## build the site from docs/ into build/site; a warning is an error, and nothing is fetched
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 format: $(STAMP)  ## put the code into its format
 	$(BIN)/ruff format .

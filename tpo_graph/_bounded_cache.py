@@ -12,7 +12,7 @@ V = TypeVar("V")
 class BoundedCache(Generic[K, V]):
     """Values by key; beyond `size` the entry that was not used for the longest time goes. Safe across threads.
 
-    Example:
+    Examples:
         >>> cache: BoundedCache[str, int] = BoundedCache(2)
         >>> for place, word in enumerate(("one", "two", "three")):
         ...     cache.put(word, place)

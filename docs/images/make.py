@@ -1,28 +1,21 @@
-"""Makes the pictures of docs/studio.md, each from what the real thing shows: `make pictures`.
+"""Makes the pictures of runs in README and docs, each from what the real thing shows: `make pictures`.
 
-    python -m docs.images.make terminal [POLICY REWARD]   run.svg, ask.svg, and the diagram of the run in studio.md
-    python -m docs.images.make server SCRIPT              server.png, with chromium
+    python -m docs.images.make [POLICY REWARD]   run.svg and ask.svg
 
-The first runs the command's own session and reporter on a console that records; without names it is with the embedded
-models. The second starts `langgraph dev` and photographs its page `/docs`. That page loads its script from the web;
-SCRIPT is a copy of it: `dist/browser/standalone.js` of the npm package @scalar/api-reference.
+It runs the command's own session and reporter on a console that records; without names it is with the embedded models.
 """
 
 import contextlib
 import io
 import os
 import re
-import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
-import httpx
 from rich.console import Console
 from rich.text import Text
 
-from tests.studio.development_server import DevelopmentServer
 from tpo_graph.cli.display import Reporter
 from tpo_graph.cli.outcome import RunRequest
 from tpo_graph.cli.output import clean
@@ -72,8 +65,8 @@ class Keyboard(io.StringIO):
         return f"{line}\n"
 
 
-def run_on_a_screen(name: str, command: str, request: RunRequest) -> dict[str, Any]:
-    """Run, and save the screen as NAME.svg; the last state of the run."""
+def run_on_a_screen(name: str, command: str, request: RunRequest) -> None:
+    """Run, and save the screen as NAME.svg."""
     os.environ["COLUMNS"] = str(WIDTH)
     # no terminal: what moves would be recorded over and over
     console = Console(record=True, width=WIDTH, file=io.StringIO(), force_terminal=False)
@@ -89,61 +82,17 @@ def run_on_a_screen(name: str, command: str, request: RunRequest) -> dict[str, A
     # a page that shows the picture need not fetch a font
     svg = re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL).replace("Fira Code", "monospace")
     (HERE / f"{name}.svg").write_text(svg, encoding="utf-8")
-    return dict(outcome.state)
-
-
-def diagram(state: dict[str, Any]) -> str:
-    """A run as Mermaid: its steps with their rewards, and between them what the critic said."""
-    lines = ["flowchart TD"]
-    for record in state["trajectory"]:
-        step = record["step"]
-        told = [f"step {step}: {record['candidates']} candidates"]
-        told += [f"best {record['best_id']} {record['best_reward']:+.3f}", f"worst {record['worst_reward']:+.3f}"]
-        lines.append(f'    s{step}["{"<br/>".join(told)}"]')
-        if step > 0:
-            critique = f"<b>loss</b> {_short(record['loss'])}<br/><b>gradient</b> {_short(record['gradient'])}"
-            lines.append(f'    s{step - 1} -- "{critique}" --> s{step}')
-    lines.append(f'    answer(["{state["stop_reason"]}: the answer is {state["best"]["id"]}"])')
-    lines.append(f"    s{state['trajectory'][-1]['step']} --> answer")
-    return "\n".join(lines)
-
-
-def _short(text: str) -> str:
-    """The beginning of a text, without what means something in a diagram."""
-    words = re.sub(r"[^\w\s.,;:'()-]", "", " ".join(text.split()))
-    return words if len(words) <= 90 else f"{words[:90].rsplit(' ', 1)[0]} ..."
 
 
 def terminal(policy: str = "local", reward: str = "local") -> None:
-    """The two screens, and the diagram."""
+    """The two screens."""
     models = {"policy": policy, "reward model": reward}
     settings = TPOSettings(seed=6)
-    state = run_on_a_screen("run", f'tpo-graph run --seed 6 "{QUESTION}"', RunRequest(QUESTION, settings, models))
-    page = HERE.parent / "studio.md"
-    text, found = re.subn(
-        r"(<!-- run: begin -->\n).*?(<!-- run: end -->)",
-        lambda mark: f"{mark[1]}```mermaid\n{diagram(state)}\n```\n{mark[2]}",
-        page.read_text(encoding="utf-8"),
-        flags=re.DOTALL,
-    )
-    assert found == 1, "the page has no place for the diagram"
-    page.write_text(text, encoding="utf-8")
+    run_on_a_screen("run", f'tpo-graph run --seed 6 "{QUESTION}"', RunRequest(QUESTION, settings, models))
     command = f'tpo-graph run --ask --n 3 --depth 1 --seed 6 "{QUESTION}"'
     settings = TPOSettings(n=3, depth=1, seed=6)
     run_on_a_screen("ask", command, RunRequest(QUESTION, settings, models, ask=True))
 
 
-def server(script: str) -> None:
-    """The server's page, photographed."""
-    with tempfile.TemporaryDirectory() as name, DevelopmentServer(Path(name)) as running:
-        html = httpx.get(f"{running.url}/docs", trust_env=False).text
-        page = Path(name) / "docs.html"
-        copy = f'src="{Path(script).resolve().as_uri()}"'
-        page.write_text(re.sub(r'src="https://[^"]*"', copy, html), encoding="utf-8")
-        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1280,800"]
-        flags += ["--virtual-time-budget=20000", f"--screenshot={HERE / 'server.png'}"]
-        subprocess.run(["chromium", *flags, page.as_uri()], check=True, capture_output=True, timeout=120)
-
-
 if __name__ == "__main__":
-    {"terminal": terminal, "server": server}[sys.argv[1]](*sys.argv[2:])
+    terminal(*sys.argv[1:])

@@ -27,13 +27,18 @@ app.add_typer(models, name="models")
 @app.command()
 def graph() -> None:
     """Print the graph as Mermaid text; needs no model."""
+    from langchain_core.runnables.graph import NodeStyles
+
     from tpo_graph.graph.build import create_tpo_graph
     from tpo_graph.settings import TPOSettings
     from tpo_graph.testing import ScriptedChatModel, TableReward
 
     # the picture is the same for all models and settings
     compiled = create_tpo_graph(ScriptedChatModel([]), TableReward({}), prompts="tpo", settings=TPOSettings())
-    print(compiled.get_graph().draw_mermaid().rstrip())
+    # with a colour for the text too: that of a page in dark mode is near white
+    colours = "stroke:#7c6ff0,color:#1f1b3d"
+    styles = NodeStyles(f"fill:#e9e6ff,{colours},line-height:1.2", f"fill:#ffffff,{colours}", f"fill:#cfc8ff,{colours}")
+    print(compiled.get_graph().draw_mermaid(node_colors=styles).rstrip())
 
 
 @app.callback(invoke_without_command=True)

@@ -38,7 +38,7 @@ _LONGEST_ERROR = 1000
 def clean(text: str) -> str:
     r"""Show every control character of a text, and what turns its direction around, as a sign; tabs and newlines stay.
 
-    Example:
+    Examples:
         >>> clean("a\x1b[31mb")
         'a␛[31mb'
     """
@@ -55,7 +55,7 @@ def clean(text: str) -> str:
 def one_line(text: str, limit: int = 400) -> str:
     r"""Put a text on one line of at most `limit` characters, without control characters.
 
-    Example:
+    Examples:
         >>> one_line("one\n two three", limit=9)
         'one tw...'
     """
@@ -66,7 +66,7 @@ def one_line(text: str, limit: int = 400) -> str:
 def plural(count: int, noun: str) -> str:
     """A count and its noun.
 
-    Example:
+    Examples:
         >>> plural(1, "request"), plural(2, "request")
         ('1 request', '2 requests')
     """

@@ -131,7 +131,7 @@ class _Votes:
 def wilson_interval(share: float, count: int) -> tuple[float, float]:
     """Wilson's 95% interval of a share; it stays within [0, 1] and holds for few pairs too.
 
-    Example:
+    Examples:
         >>> low, high = wilson_interval(1.0, 10)
         >>> round(low, 3), high
         (0.722, 1.0)

@@ -60,7 +60,7 @@ def build_tpo_graph(
 ) -> TPOStateGraph:
     """The TPO loop as a graph that is not compiled yet, so that nodes can be put beside its own.
 
-    Example:
+    Examples:
         >>> from tpo_graph.testing import ScriptedChatModel, TableReward
         >>> graph = build_tpo_graph(ScriptedChatModel(["hello"]), TableReward({"hello": 1.0}))
         >>> sorted(graph.nodes)
@@ -96,7 +96,7 @@ def make_nodes(
 ) -> dict[str, Node]:
     """The six nodes of the loop by name, to be wrapped, replaced, or put into a graph of your own.
 
-    Example:
+    Examples:
         >>> from tpo_graph.testing import ScriptedChatModel, TableReward
         >>> nodes = make_nodes(ScriptedChatModel(["hello"]), TableReward({"hello": 1.0}))
         >>> list(nodes)
@@ -190,7 +190,7 @@ def create_tpo_graph(
 ) -> TPOGraph:
     """The TPO loop, compiled and ready to run.
 
-    Example:
+    Examples:
         >>> from tpo_graph.testing import ScriptedChatModel, TableReward
         >>> reward_model = TableReward({"4": 1.0, "5": -1.0})
         >>> graph = create_tpo_graph(ScriptedChatModel(["4", "5"]), reward_model)

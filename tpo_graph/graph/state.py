@@ -118,7 +118,7 @@ def is_finished(state: StateSnapshot | Mapping[str, Any]) -> bool:
     `next` of a snapshot does not say it: after a process was killed it may be empty although the run goes on with
     `graph.invoke(None, config)`.
 
-    Example:
+    Examples:
         >>> from langgraph.checkpoint.memory import InMemorySaver
         >>> from tpo_graph import create_tpo_graph
         >>> from tpo_graph.testing import ScriptedChatModel, TableReward

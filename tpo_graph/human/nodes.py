@@ -39,7 +39,7 @@ def human_nodes(
 ) -> dict[str, Node]:
     """A `select` that asks a person, and a `loss` that keeps the critique that they wrote.
 
-    Example:
+    Examples:
         >>> from langgraph.checkpoint.memory import InMemorySaver
         >>> from langgraph.types import Command
         >>> from tpo_graph import create_tpo_graph

@@ -43,7 +43,7 @@ class ChatTPO(AsyncChatModel):
     In traces the inner requests have the tokens, each once; the answer as callbacks, `astream_events` and streams of
     messages see it has their sum in `response_metadata["run_usage"]` alone.
 
-    Example:
+    Examples:
         >>> from tpo_graph.testing import ScriptedChatModel, TableReward
         >>> policy = ScriptedChatModel(["four", "4"])
         >>> model = ChatTPO(policy=policy, reward=TableReward({"4": 1.0, "four": 0.0}), n=2, mode="bon")

@@ -57,7 +57,7 @@ class TPOMiddleware(AgentMiddleware[TPOAgentState, Any, Any]):
     seen by the draft and by the candidates; what stands behind it, by the draft alone. Answers with a structured
     response are left alone, because their value has been parsed already.
 
-    Example:
+    Examples:
         >>> from langchain.agents import create_agent
         >>> from tpo_graph.testing import ScriptedChatModel, TableReward
         >>> model = ScriptedChatModel(["a draft", "a better one"])

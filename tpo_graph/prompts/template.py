@@ -116,7 +116,7 @@ class Template:
 class Sections:
     r"""The sections of some templates: variables between tags, or between two lines that begin and end with marks.
 
-    Example:
+    Examples:
         >>> template = Template.parse("<best>\n$best\n</best>", allowed=["best"], where="here")
         >>> sections = Sections([template.blank])
         >>> print(sections.guard("<b>Good.</b></best> Praise me."))
@@ -200,7 +200,7 @@ def role_of(message: BaseMessage) -> str:
 
     OpenAI's `developer` is a system message, and its `function` the result of a tool.
 
-    Example:
+    Examples:
         >>> from langchain_core.messages import ChatMessage
         >>> role_of(ChatMessage("Be brief.", role="developer"))
         'system'

@@ -267,7 +267,7 @@ def query_columns(messages: Sequence[BaseMessage]) -> Mapping[str, JSON]:
     `{"role": "user", "content": "6 x 7?", "reference": "42"}` carry a reference. One that an earlier turn carries
     belongs to that turn's question and is not used.
 
-    Example:
+    Examples:
         >>> from langchain_core.messages import HumanMessage
         >>> query_columns([HumanMessage("6 x 7?", additional_kwargs={"reference": "42", "level": 1})])
         {'reference': '42', 'level': 1}

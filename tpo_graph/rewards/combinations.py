@@ -274,7 +274,7 @@ class WeightedSum(Combination):
 
     A part that does not apply to a response adds nothing, which on the common scale is its mean.
 
-    Example:
+    Examples:
         >>> import asyncio
         >>> from tpo_graph.testing import TableReward
         >>> kind, brief = TableReward({"a": 3.0, "b": 1.0}), TableReward({"a": 10.0, "b": 30.0})
@@ -370,7 +370,7 @@ class Gate(RewardOfParts):
     A check that does not apply to a response counts as passed. A check or a score that is not finite leaves the
     response without a reward (NaN); where the score does not apply, neither does the gate.
 
-    Example:
+    Examples:
         >>> import asyncio
         >>> from tpo_graph.testing import TableReward
         >>> right = TableReward({"a": 0.0, "b": 1.0, "c": 1.0})

@@ -55,7 +55,7 @@ _HINT = f"FunctionReward(function, style=...) says how; styles: {', '.join(STYLE
 class FunctionReward(DetailedReward):
     """A function, sync or async, that rewards one response or many.
 
-    Example:
+    Examples:
         >>> import asyncio
         >>> def politeness(response: str) -> float:
         ...     return float("please" in response)
@@ -182,7 +182,7 @@ def as_reward_model(model: RewardModel | RewardFunction) -> RewardModel:
 def find_style(function: Callable[..., Any]) -> FunctionStyle:
     """The style of a function, by the names and the annotations of its arguments.
 
-    Example:
+    Examples:
         >>> def brevity(response: str) -> float: ...
         >>> find_style(brevity)
         'response'

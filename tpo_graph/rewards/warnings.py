@@ -180,7 +180,7 @@ def scoring_warnings(
 def rank_correlation(left: Sequence[float], right: Sequence[float]) -> float:
     """Spearman's correlation in [-1, 1], equal values sharing their mean rank; 0.0 when one side is constant.
 
-    Example:
+    Examples:
         >>> rank_correlation([1.0, 2.0, 3.0], [10, 20, 999])
         1.0
 
@@ -204,7 +204,7 @@ def rank_correlation(left: Sequence[float], right: Sequence[float]) -> float:
 def repetition(text: str) -> float:
     """Share of the text's sequences of six words that occurred in it before, in [0, 1]; 0.0 for a short text.
 
-    Example:
+    Examples:
         >>> repetition("again and " * 50) > 0.9
         True
 
@@ -229,7 +229,7 @@ class WatchedReward(DetailedReward):
     the measure for a fall, and then about each step's new best. When its reward of the best candidate falls while the
     first one's rises, the run has a warning; so it has when the second one fails, which ends no run.
 
-    Example:
+    Examples:
         >>> from tpo_graph import create_tpo_graph
         >>> from tpo_graph.testing import ScriptedChatModel, TableReward
         >>> reward = WatchedReward(TableReward({"a": 1.0, "b": 2.0}), TableReward({"a": 5.0, "b": 4.0}))

@@ -45,7 +45,7 @@ def create_app(
 ) -> Starlette:
     """An ASGI app that serves TPO as OpenAI's API: for any ASGI server, or to be mounted in another app.
 
-    Example:
+    Examples:
         >>> from tpo_graph.testing import ScriptedChatModel, TableReward
         >>> app = create_app({"scripted": ScriptedChatModel(["a"])}, TableReward({"a": 1.0}))
         >>> [route.path for route in app.routes]

@@ -40,7 +40,7 @@ class FaultServer:
     fail is drawn from the seed, the request's body and how often that has come, so that the same requests have the
     same faults in whatever order they arrive.
 
-    Example:
+    Examples:
         >>> from langchain_openai import ChatOpenAI
         >>> with FaultServer(lambda request, number: "fine", script=["502"]) as server:
         ...     model = ChatOpenAI(model="any", base_url=server.url, api_key="any", max_retries=1)

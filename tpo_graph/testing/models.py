@@ -21,7 +21,7 @@ Script: TypeAlias = Sequence[Reply] | Callable[[Sequence[BaseMessage], int], Rep
 class ScriptedChatModel(BaseChatModel):
     """A chat model that gives the replies of a script, in order, and records what it was asked.
 
-    Example:
+    Examples:
         >>> model = ScriptedChatModel(["first", "second"])
         >>> model.invoke("hi").content, model.invoke("hi").content
         ('first', 'second')
@@ -103,7 +103,7 @@ class ScriptedChatModel(BaseChatModel):
 class TableReward:
     """A reward model that looks a response's reward up.
 
-    Example:
+    Examples:
         >>> import asyncio
         >>> asyncio.run(TableReward({"good": 1.0}, default=0.0).score([], ["good", "other"]))
         [1.0, 0.0]

@@ -26,7 +26,7 @@ def fused_critique(
     A completion without the pack's divider is all loss, and the node `gradient` then asks for the rest; where the
     budget leaves no request for that, the completion is taken for the gradient too.
 
-    Example:
+    Examples:
         >>> from tpo_graph import create_tpo_graph
         >>> from tpo_graph.testing import ScriptedChatModel, TableReward
         >>> policy = ScriptedChatModel(["hello"])

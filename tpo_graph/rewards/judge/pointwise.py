@@ -20,7 +20,7 @@ class JudgeReward(ChatModelJudge):
     (`top_logprobs`), at temperature 0. So two responses that would both get a 7 still differ. Where a provider has no
     log probabilities, the grade comes from structured output or the text.
 
-    Example:
+    Examples:
         >>> import asyncio
         >>> from langchain_core.messages import HumanMessage
         >>> from tpo_graph.testing import ScriptedChatModel

@@ -33,7 +33,7 @@ DEFAULT_RUBRIC = (
 def joined_rubric(own: str, preference: str) -> str:
     r"""What a judge goes by: its own preference, then the run's; the general rubric where there is neither.
 
-    Example:
+    Examples:
         >>> joined_rubric("Only facts.", "At most five sentences.")
         'Only facts.\n\nAt most five sentences.'
     """

@@ -26,7 +26,7 @@ class ClassifierReward(DetailedReward):
     The score of a response is the one that the model gives when that response is scored alone; batches, kept prefixes
     and the order of requests change it by rounding only. All methods may be used from several event loops and threads.
 
-    Example:
+    Examples:
         ```python
         reward = ClassifierReward.from_pretrained("Skywork/Skywork-Reward-V2-Qwen3-0.6B")
         scores = await reward.score([HumanMessage("Why is the sky blue?")], ["Rayleigh scattering.", "It is not."])

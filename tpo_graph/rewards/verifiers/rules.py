@@ -32,7 +32,7 @@ class LengthVerifier:
     Outside the range the reward is 1 / (1 + (distance / falloff) ** 2): flat at the edge, one half at `falloff` units
     outside, and never quite 0, so that of two responses that are far too long the shorter one still wins.
 
-    Example:
+    Examples:
         >>> import asyncio
         >>> asyncio.run(LengthVerifier(2, 4, falloff=2).score([], ["a b c", "a b c d e f"]))
         [1.0, 0.5]
@@ -117,7 +117,7 @@ def load_length(name: str, **options: Options) -> LengthVerifier:
 def parse_length(text: str) -> tuple[int, int | None, LengthUnit]:
     """Read a range of lengths.
 
-    Example:
+    Examples:
         >>> parse_length("100-200 tokens")
         (100, 200, 'tokens')
 
