@@ -24,8 +24,11 @@ if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel
     from langchain_core.messages import BaseMessage
     from langchain_core.outputs import ChatResult
+    from langgraph.graph.state import CompiledStateGraph
     from transformers import PreTrainedConfig
     from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+
+    from tpo_graph.types import PartialState
 else:
     BaseChatModel = object  # langchain-core is imported by whoever makes a chat model, not here
 
@@ -135,6 +138,28 @@ class WholeGeneration(BaseChatModel):
         return await self.whole_generation(
             lambda: generate(messages, stop=stop, run_manager=run_manager, **kwargs), run_manager
         )
+
+
+# langgraph 1.2.22
+
+
+def write_at_start(graph: "CompiledStateGraph[Any, Any, Any, Any]", values: "Callable[[], PartialState]") -> None:
+    """Let a graph write values whenever it is given an input, before its first node and beside the input's own keys.
+
+    A node of the graph would do that as a step of its own, drawn and streamed.
+
+    Args:
+        graph: the compiled graph.
+        values: makes them, by key of the state; `Overwrite` where its reducer is not meant.
+    """
+    from langgraph.constants import START
+    from langgraph.pregel._write import ChannelWrite, ChannelWriteTupleEntry
+
+    def writes(given: object) -> list[tuple[str, Any]]:
+        # whoever draws the graph gives None, and writes nothing
+        return [] if given is None else [*values().items()]
+
+    graph.nodes[START].writers.append(ChannelWrite((ChannelWriteTupleEntry(writes),)))
 
 
 # transformers 5.23.0

@@ -7,9 +7,10 @@ import sqlite3
 import pytest
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+from langgraph.graph import StateGraph
 
 from tests.tpo_script import number_reward, phases_asked, scripted_policy
-from tpo_graph import PolicyError, RewardError, TPOSettings, create_tpo_graph, is_finished
+from tpo_graph import PolicyError, RewardError, TPOSettings, build_tpo_graph, create_tpo_graph, is_finished
 
 THREAD = {"configurable": {"thread_id": "1"}}
 
@@ -39,6 +40,32 @@ def test_a_second_run_in_a_thread_begins_anew_and_keeps_the_conversation():
     assert sum(used["requests"] for used in second["usage"].values()) == 12
     assert min(each["reward"] for each in second["cache"]) == 19.0
     assert (second["step"], second["stop_reason"], second["failures"]) == (1, "depth", [])
+
+
+def test_what_sample_shows_is_what_it_did():
+    graph = saved_graph(scripted_policy(), settings=TPOSettings(n=2, depth=1))
+    for query in ("first", "second"):
+        (update,) = [part["sample"] for part in graph.stream({"query": query}, THREAD) if "sample" in part]
+        assert update.keys() == {"messages", "pending", "step", "failures", "usage"}
+        assert (len(update["pending"]), update["usage"]["sample"]["requests"], update["failures"]) == (2, 2, [])
+        state = graph.get_state(THREAD).values
+        assert (len(state["cache"]), len(state["trajectory"])) == (4, 2)
+
+
+@pytest.mark.parametrize("interrupts", [[], ["sample"]])
+def test_a_thread_that_the_graph_did_not_empty_is_emptied_by_sample(interrupts):
+    # a graph that is wired in another way, or a checkpoint of an earlier version
+    builder, saver = (
+        build_tpo_graph(scripted_policy(), number_reward(), settings=TPOSettings(n=2, depth=1)),
+        InMemorySaver(),
+    )
+    other = StateGraph.compile(builder, checkpointer=saver)
+    other.invoke({"query": "first"}, THREAD)
+    other.invoke({"query": "second"}, THREAD, interrupt_before=interrupts)
+    result = builder.compile(checkpointer=saver).invoke(None, THREAD) if interrupts else other.get_state(THREAD).values
+    assert [candidate["id"] for candidate in result["cache"]] == ["0-0", "0-1", "1-0", "1-1"]
+    assert [message.text for message in result["messages"]] == ["first", "rev 5", "second", result["answer"]]
+    assert (len(result["trajectory"]), result["usage"]["sample"]["requests"], result["failures"]) == (2, 2, [])
 
 
 def test_failures_of_an_earlier_run_in_the_thread_do_not_end_the_next():

@@ -7,6 +7,7 @@ from typing import Literal, TypeAlias, TypeVar
 from langgraph.graph import END, START, StateGraph
 from langgraph.graph.state import CompiledStateGraph
 
+from tpo_graph._private_api import write_at_start
 from tpo_graph.errors import ConfigurationError
 from tpo_graph.graph.nodes.gradient import gradient_node
 from tpo_graph.graph.nodes.loss import loss_node
@@ -16,7 +17,7 @@ from tpo_graph.graph.nodes.select import select_node
 from tpo_graph.graph.nodes.update import update_node
 from tpo_graph.graph.request import pack_for
 from tpo_graph.graph.returns import checked_node
-from tpo_graph.graph.state import TPOInput, TPOState
+from tpo_graph.graph.state import TPOInput, TPOState, new_run
 from tpo_graph.policies.load import load_policy
 from tpo_graph.policies.providers import Policy
 from tpo_graph.policies.sampling import Sampler, as_sampler
@@ -157,6 +158,15 @@ def replace_nodes(nodes: Mapping[str, Node], replacements: Mapping[str, Node] | 
     return {**nodes, **(replacements or {})}
 
 
+class _LoopGraph(StateGraph[TPOState, Settings, TPOInput, TPOState]):
+    """A graph whose every input begins a new run, also in a thread that holds an earlier one."""
+
+    def compile(self, *arguments: Options, **options: Options) -> CompiledStateGraph[TPOState, Settings, TPOInput]:
+        graph = super().compile(*arguments, **options)
+        write_at_start(graph, new_run)
+        return graph
+
+
 def wire(nodes: Mapping[str, Node], *, context_schema: type[Settings]) -> StateGraph[TPOState, Settings, TPOInput]:
     """The six nodes and the loop, as in the paper's figure.
 
@@ -165,7 +175,7 @@ def wire(nodes: Mapping[str, Node], *, context_schema: type[Settings]) -> StateG
         context_schema: what a call's context may hold.
     """
     graph: StateGraph[TPOState, Settings, TPOInput]
-    graph = StateGraph(TPOState, context_schema=context_schema, input_schema=TPOInput)
+    graph = _LoopGraph(TPOState, context_schema=context_schema, input_schema=TPOInput)
     for name, node in nodes.items():
         graph.add_node(name, checked_node(name, node, graph.channels))
     graph.add_edge(START, "sample")

@@ -6,14 +6,23 @@ from typing import Annotated, Any, TypeVar
 from langchain_core.messages import AnyMessage
 from langgraph.channels import DeltaChannel, EphemeralValue, LastValue
 from langgraph.graph.message import Messages, add_messages
-from langgraph.types import StateSnapshot
+from langgraph.types import Overwrite, StateSnapshot
 from pydantic import Field
 from typing_extensions import TypedDict
 
 from tpo_graph._storable import storable
 from tpo_graph.accounting import add_usage
 from tpo_graph.rewards.warnings import OveroptimizationWarning
-from tpo_graph.types import Candidate, FailureRecord, PersonChoice, ScoredCandidate, StepRecord, StopReason, Usage
+from tpo_graph.types import (
+    Candidate,
+    FailureRecord,
+    PartialState,
+    PersonChoice,
+    ScoredCandidate,
+    StepRecord,
+    StopReason,
+    Usage,
+)
 
 T = TypeVar("T")
 
@@ -110,6 +119,20 @@ class TPOState(TypedDict, total=False):
     warnings: list[OveroptimizationWarning]
     stop_reason: StopReason | None
     answer: Annotated[str, StorableText]
+
+
+def new_run() -> PartialState:
+    """What empties the state of a thread for the next run; the conversation stays."""
+    return {
+        **{name: Overwrite([]) for name in ("cache", "trajectory", "failures", "choices")},
+        "usage": Overwrite({}),
+        "step": 0,
+        **dict.fromkeys(("loss", "gradient", "answer"), ""),
+        "highest_reward": None,
+        "second_rewards": {},
+        "warnings": [],
+        "stop_reason": None,
+    }
 
 
 def is_finished(state: StateSnapshot | Mapping[str, Any]) -> bool:

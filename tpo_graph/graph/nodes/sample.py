@@ -13,7 +13,7 @@ from tpo_graph.accounting import no_usage, plus
 from tpo_graph.errors import BudgetError, ConfigurationError, PolicyError
 from tpo_graph.graph.bridge import AsyncNode
 from tpo_graph.graph.request import PhaseRequest, PromptedModel, draw_failures
-from tpo_graph.graph.state import TPOState
+from tpo_graph.graph.state import TPOState, new_run
 from tpo_graph.policies.providers import Policy, unbind
 from tpo_graph.policies.reading import Completion
 from tpo_graph.policies.sampling import Draw, Sampler
@@ -30,7 +30,8 @@ def sample_node(
 ) -> AsyncNode:
     """The node that draws the first N candidates, v_1..v_N ~ M(x) (TPO paper, section 3).
 
-    It begins a new run: what an earlier run left in the thread is reset, the conversation is kept.
+    The graph has emptied the state for it. Where it has not (in a graph that is wired in another way), what an earlier
+    run left in the thread is reset here; the conversation is kept.
 
     Args:
         policy: the model that answers.
@@ -61,23 +62,19 @@ def sample_node(
             )
             for place, completion in enumerate(usable)
         ]
-        return {
+        usage = {"sample": draw.usage}
+        drawn: PartialState = {
             # a plain value: the stream of messages then has the answer alone, not the query again
             "messages": [{"role": "user", "content": message.text} for message in query],
             "pending": pending,
-            "cache": Overwrite([]),
             "step": 0,
-            "loss": "",
-            "gradient": "",
-            "trajectory": Overwrite([]),
-            "failures": Overwrite(failures),
-            "choices": Overwrite([]),
-            "usage": Overwrite({"sample": draw.usage}),
-            "highest_reward": None,
-            "warnings": [],
-            "stop_reason": None,
-            "answer": "",
+            "failures": failures,
+            "usage": usage,
         }
+        empty = new_run()
+        if not any(state.get(name) for name in empty):
+            return drawn
+        return empty | drawn | {"failures": Overwrite(failures), "usage": Overwrite(usage)}
 
     return AsyncNode(sample)
 
