@@ -25,7 +25,7 @@ ORDER = """
     variants human
     run_parts
     langchain studio
-    evaluation serving
+    evaluation report serving
     cli
     __main__
 """
