@@ -10,7 +10,7 @@ from langgraph.runtime import Runtime
 from langgraph.types import Command
 
 from tests.tpo_script import GRADIENT, LOSS, number_reward, phases_asked, scripted_policy
-from tpo_graph import ConfigurationError, TPOSettings, build_tpo_graph, create_tpo_graph
+from tpo_graph import ConfigurationError, TPOError, TPOSettings, build_tpo_graph, create_tpo_graph
 from tpo_graph.graph.bridge import as_runnable
 from tpo_graph.graph.build import make_nodes
 from tpo_graph.graph.returns import check_result
@@ -137,6 +137,24 @@ async def test_a_node_that_returns_other_keys_than_it_owes_is_named_with_them(na
         await graph.ainvoke({"query": "q"})
     assert hint in caught.value.hint
     with pytest.raises(ConfigurationError, match=message):
+        graph.invoke({"query": "q"})
+
+
+@pytest.mark.parametrize(
+    ("name", "returned", "message"),
+    [
+        ("loss", {"loss": None}, "loss=None, which is not a text"),
+        ("score", {"cache": [REVISION]}, "a candidate in 'cache' without a fitting 'reward'"),
+        ("score", {"cache": [{**REVISION, "reward": "3"}]}, "without a fitting 'reward'"),
+        ("score", {"cache": []}, "No candidate was scored"),
+        ("sample", {"pending": [{"text": "a"}], "step": 0}, "'pending' without a fitting 'id', 'step', 'truncated'"),
+        ("sample", {"pending": ["a"], "step": 0}, "'pending' without a fitting 'id', 'step', 'text', 'truncated': 'a'"),
+        ("sample", {"pending": [], "step": 0}, "No candidate was scored"),
+    ],
+)
+def test_a_node_that_returns_something_else_than_the_others_read_is_named(name, returned, message):
+    graph = create_tpo_graph(scripted_policy(), number_reward(), nodes={name: lambda state: returned})
+    with pytest.raises(TPOError, match=message):
         graph.invoke({"query": "q"})
 
 

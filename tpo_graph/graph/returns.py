@@ -3,11 +3,12 @@
 import difflib
 import functools
 from collections.abc import Callable, Collection, Mapping
+from numbers import Real
 from typing import Any
 
 from langchain_core.runnables import Runnable, RunnableConfig
 from langgraph.pregel.protocol import PregelProtocol
-from langgraph.types import Command
+from langgraph.types import Command, Overwrite
 
 from tpo_graph.errors import ConfigurationError
 from tpo_graph.graph.bridge import as_runnable, is_async
@@ -22,6 +23,8 @@ _OWED: Mapping[str, Collection[str]] = {
     "gradient": ("gradient",),
     "update": ("pending", "step"),
 }
+# what the other nodes read of a candidate
+_CANDIDATE: Mapping[str, type] = {"id": str, "step": int, "text": str, "truncated": bool}
 
 
 def checked_node(name: str, node: Node, known: Collection[str]) -> Node:
@@ -78,21 +81,22 @@ def check_result(name: str, result: object, state: object, *, known: Collection[
         known: the keys of the state.
 
     Raises:
-        ConfigurationError: it names the keys.
+        ConfigurationError: it names the keys, or the value that is none of its kind.
     """
-    keys: set[str] = set()
-    ends = False
+    written: dict[str, Any] = {}
     for part in result if isinstance(result, list | tuple) else [result]:
         if isinstance(part, Command) and (part.goto or part.graph):
             return  # it leaves the loop's own way, and owes nothing to the nodes on it
         update = part.update if isinstance(part, Command) else part
         if not isinstance(update, Mapping | None):
             return  # LangGraph takes objects with annotations, too
-        keys |= (update or {}).keys()
-        ends |= name == "select" and bool(update and update.get("stop_reason"))
+        written |= update or {}
+    keys = written.keys()
+    ends = name == "select" and bool(written.get("stop_reason"))
     owed = _owed(name, state if isinstance(state, Mapping) else {}) | ({"answer"} if ends else set())
     lacking, unknown = owed - keys, keys - set(known)
     if not lacking and not unknown:
+        _check_values(name, written)
         return
     problem = f" and not {_quoted(lacking)}" if lacking else ""
     problem += f"; the state has no {_quoted(unknown)}" if unknown else ""
@@ -101,6 +105,23 @@ def check_result(name: str, result: object, state: object, *, known: Collection[
         f"The node {name!r} returned {_quoted(keys) or 'nothing'}{problem}.",
         hint=f"Is {_quoted(close)} meant?" if close else f"It must return {_quoted(owed)}." if owed else "",
     )
+
+
+def _check_values(name: str, written: Mapping[str, Any]) -> None:
+    """Refuse texts that are none, and candidates that lack what the other nodes read."""
+    for key in ("loss", "gradient", "answer"):
+        if not isinstance(written.get(key, ""), str | Overwrite):
+            raise ConfigurationError(f"The node {name!r} returned {key}={written[key]!r}, which is not a text.")
+    for key, needed in (("pending", _CANDIDATE), ("cache", {**_CANDIDATE, "reward": Real})):
+        values = written.get(key, ())
+        for value in () if isinstance(values, Overwrite) else values:
+            fields = value if isinstance(value, Mapping) else {}
+            wrong = [field for field, kind in needed.items() if not isinstance(fields.get(field), kind)]
+            if wrong:
+                raise ConfigurationError(
+                    f"The node {name!r} returned a candidate in {key!r} without a fitting {_quoted(wrong)}: {value!r}.",
+                    hint=f"A candidate there has {_quoted(needed)}.",
+                )
 
 
 def _owed(name: str, state: Mapping[str, Any]) -> set[str]:

@@ -4,6 +4,7 @@ from langchain_core.messages import AIMessage
 from langgraph.runtime import Runtime
 
 from tpo_graph.accounting import total
+from tpo_graph.errors import RewardError
 from tpo_graph.graph.bridge import AsyncNode
 from tpo_graph.graph.request import effective_settings
 from tpo_graph.graph.state import TPOState
@@ -26,6 +27,8 @@ def select_node(*, settings: TPOSettings | None = None) -> AsyncNode:
 
     async def select(state: TPOState, runtime: Runtime[TPOSettings] | None = None) -> PartialState:
         chosen = effective_settings(defaults, runtime)
+        if not state["cache"]:
+            raise RewardError("No candidate was scored.", hint="A node that scores returns them in 'cache'.")
         pair = preference_pair(state["cache"])
         record = _record(state, pair)
         reason = stop_reason(
