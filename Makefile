@@ -42,7 +42,7 @@ pictures: $(STAMP)  ## make the pictures of runs anew, with the embedded models
 	$(BIN)/python -m docs.images.make
 
 docs: $(STAMP)  ## build the site from docs/ into build/site; a warning is an error, and nothing is fetched
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 format: $(STAMP)  ## put the code into its format
 	$(BIN)/ruff format .

@@ -36,6 +36,13 @@ def test_the_site_is_built_without_a_warning_and_loads_nothing_from_elsewhere(si
         assert 'class="mermaid"' not in html, "the theme would fetch a library for it"
 
 
+def test_docstrings_have_the_headings_that_the_reference_reads():
+    for path in (ROOT / "tpo_graph").rglob("*.py"):
+        assert not re.search(r"^ *(?:Example|Arg|Return|Raise|Attribute):$", path.read_text(encoding="utf-8"), re.M), (
+            path
+        )
+
+
 def test_every_public_name_is_in_the_reference(site):
     ids = {found for path in site.glob("api/*.html") for found in re.findall(r'id="([\w.]+)"', path.read_text())}
     assert {f"tpo_graph.{name}" for name in tpo_graph.__all__ if not name.endswith("Error")} - ids == {
