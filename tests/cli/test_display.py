@@ -1,6 +1,7 @@
 """What a person sees of a run: as a snapshot, on a real pseudo-terminal, and what its words and its chart are."""
 
 import io
+import json
 import math
 import re
 import time
@@ -125,8 +126,10 @@ class TestTerminal:
             ),
         ],
     )
-    def test_ctrl_c_keeps_what_was_paid_for(self, chat_server, faults, reward, until, says, last_line):
-        terminal = Terminal("run", QUESTION, *at(chat_server(faults=faults), reward=reward))
+    def test_ctrl_c_keeps_what_was_paid_for(self, chat_server, tmp_path, faults, reward, until, says, last_line):
+        file = tmp_path / "run.json"
+        server = chat_server(faults=faults)
+        terminal = Terminal("run", QUESTION, *at(server, reward=reward), "--save", str(file))
         terminal.read(until=until)
         interrupted_at = time.monotonic()
         terminal.interrupt()
@@ -135,6 +138,8 @@ class TestTerminal:
         assert says in terminal.text
         assert terminal.text.rstrip().endswith(last_line)
         assert "Traceback" not in terminal.text
+        assert file.exists() == (reward != "slow")
+        assert not file.exists() or json.loads(file.read_text())["interrupted"] is True
 
 
 def test_a_long_wait_is_not_silent():
@@ -144,7 +149,8 @@ def test_a_long_wait_is_not_silent():
         reporter.load("policy", "local", None)
         for now[0] in (10.0, 25.0, 26.0):
             reporter.idle()
-        reporter.phase_started("sample", 0, TPOSettings())
+        request = RunRequest("q", TPOSettings(), {"policy": "p", "reward model": "r"})
+        reporter.phase_started("sample", 0, request, {})
         reporter.arrived(2)
         for now[0] in (45.0, 47.0):
             reporter.idle()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import tpo_graph
 from tests.cli.conftest import at, run_process
 from tests.fresh_process import run_script
 from tests.tpo_script import FailsAtACost, phase_of, server_reply
@@ -48,7 +49,7 @@ def test_json_is_the_whole_result(chat_server, tpo):
     assert (result["settings"]["n"], result["settings"]["depth"]) == (3, 1)
     assert result["models"] == {"policy": f"server:{server.url}#scripted", "reward model": "number"}
     assert (result["prompts"], result["variant"]) == ("tpo", None)
-    assert result["error"] is None
+    assert (result["error"], result["version"]) == (None, tpo_graph.__version__)
     assert result["interrupted"] is False
     roles = [(message["role"], message["content"]) for message in server.bodies[0]["messages"]]
     assert roles == [("system", "Be brief."), ("user", QUESTION)]
@@ -266,6 +267,67 @@ class TestRefused:
         done = run_script(script)
         assert done.returncode == 2
         assert "\nerror: " in done.stderr and "pip install '.[local]'" in done.stderr and "Traceback" not in done.stderr
+
+
+class TestSave:
+    """`--save`: the document of `--json`, whole or not at all."""
+
+    @pytest.fixture
+    def file(self, tmp_path):
+        return tmp_path / "run.json"
+
+    def test_it_is_what_json_prints(self, chat_server, tpo, file):
+        ended = tpo("run", QUESTION, *at(chat_server()), "--json", "--save", str(file))
+        assert ended.code == 0
+        assert json.loads(file.read_text("utf-8")) == json.loads(ended.out)
+        assert ended.err.endswith(f"\nsaved; to see it again: tpo-graph replay {file}\n")
+        assert [path.name for path in file.parent.iterdir()] == ["run.json"]
+
+    def test_it_has_the_phases_in_their_order(self, chat_server, tpo, file):
+        tpo("run", QUESTION, *at(chat_server()), "-q", "--depth", "1", "--save", str(file))
+        phases = json.loads(file.read_text())["phases"]
+        steps = [(phase["phase"], phase["step"]) for phase in phases]
+        begin = [("sample", 0), ("score", 0), ("select", 0)]
+        assert steps == begin + [(name, 1) for name in ("loss", "gradient", "update", "score", "select")]
+        assert all(phase["seconds"] >= 0 for phase in phases)
+
+    def test_a_run_that_failed_after_candidates_were_scored(self, chat_server, tpo, file):
+        server = chat_server(faults=[None, None, "401"])
+        ended = tpo("run", QUESTION, *at(server), "--on-failure", "raise", "--save", str(file))
+        saved = json.loads(file.read_text())
+        assert (ended.code, saved["error"]["kind"], saved["answer"]) == (3, "PolicyError", "cand 4")
+        assert (saved["loss"], saved["trajectory"][-1]["step"]) == ("the loss", 0)  # paid for, and not yet a step's
+
+    def test_candidates_that_could_not_be_scored(self, chat_server, tpo, file):
+        assert tpo("run", QUESTION, *at(chat_server(), reward="broken"), "--save", str(file)).code == 4
+        assert len(json.loads(file.read_text())["unscored"]) == 5
+
+    def test_a_run_that_brought_nothing_leaves_the_file_as_it_was(self, chat_server, tpo, file):
+        file.write_text("earlier")
+        assert tpo("run", QUESTION, *at(chat_server(always="401")), "--save", str(file)).code == 3
+        assert file.read_text() == "earlier"
+
+    def test_who_may_read_the_file_stays_as_it_was(self, chat_server, tpo, file):
+        file.touch(mode=0o600)
+        assert tpo("run", QUESTION, *at(chat_server()), "--mode", "bon", "--save", str(file)).code == 0
+        assert file.stat().st_mode & 0o777 == 0o600 and json.loads(file.read_text())["answer"] == "cand 4"
+
+    @pytest.mark.parametrize("place", ["nowhere/run.json", ".", "/dev/null"])
+    def test_a_place_that_can_not_be_written_is_refused_before_a_model_is_loaded(self, tpo, tmp_path, place):
+        ended = tpo("run", QUESTION, "--policy", "server:nowhere", "--save", str(tmp_path / place))
+        assert ended.code == 2 and "--save " in ended.error.message
+        assert "tpo-graph  policy" not in ended.err
+
+    def test_a_folder_that_is_gone_at_the_end_costs_nothing(self, chat_server, tpo, tmp_path, monkeypatch):
+        folder, elsewhere = tmp_path / "folder", tmp_path / "elsewhere"
+        folder.mkdir()
+        elsewhere.mkdir()
+        monkeypatch.chdir(elsewhere)
+        server = chat_server(answer=lambda *asked: (folder.exists() and folder.rmdir()) or server_reply(*asked))
+        ended = tpo("run", QUESTION, *at(server), "--mode", "bon", "--save", str(folder / "run.json"))
+        assert (ended.code, ended.out) == (6, "cand 4\n")
+        (kept,) = elsewhere.iterdir()
+        assert str(kept) in ended.error.hint and json.loads(kept.read_text())["answer"] == "cand 4"
 
 
 class TestFailures:

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -21,7 +21,7 @@ from tpo_graph.accounting import total
 from tpo_graph.cli.chart import ASCII_MARKS, UNICODE_MARKS, format_reward, mean_reward, reward_chart
 from tpo_graph.cli.outcome import Outcome, Role, RunRequest, State
 from tpo_graph.cli.output import clean, one_line, plural, stderr_console
-from tpo_graph.settings import TPOSettings
+from tpo_graph.selection import is_tie
 from tpo_graph.types import FailureReason, FailureRecord, Phase, ScoredCandidate, StopReason
 
 _LONGEST_SILENCE = 20.0  # seconds
@@ -152,21 +152,28 @@ class Reporter:
         """Show something that a person should know."""
         self._print_wrapped(Text("  ! ", "yellow"), Text(one_line(text), "yellow"))
 
-    def phase_started(
-        self, phase: Phase, step: int, settings: TPOSettings, *, asks_person: bool = False, tie: bool = False
-    ) -> None:
-        """A node starts to work for a step."""
-        alone = tie or settings.mode == "revision"
+    def phase_started(self, phase: Phase, step: int, request: RunRequest | None, state: State) -> None:
+        """A node starts to work for a step.
+
+        Args:
+            phase: the node.
+            step: the step.
+            request: what the run was asked for; None when that is not known.
+            state: what the node reads.
+        """
+        n = request.settings.n if request else None
+        pair: Any = state
+        alone = phase == "loss" and (is_tie(pair) or (request and request.settings.mode == "revision"))
         doing = {
-            "sample": f"drawing {plural(settings.n, 'candidate')}",
-            "score": "asking you" if asks_person else "asking the reward model",
+            "sample": f"drawing {plural(n, 'candidate') if n else 'candidates'}",
+            "score": "asking you" if request and request.person_rates else "asking the reward model",
             "select": "choosing the best and the worst",
             "loss": "judging the best alone" if alone else "comparing the best with the worst",
             "gradient": "turning the loss into advice",
-            "update": f"writing {plural(settings.n, 'revision')}",
+            "update": f"writing {plural(n, 'revision') if n else 'revisions'}",
         }[phase]
         self._begin(f"{phase}: {doing}")
-        self._wanted = settings.n if phase in ("sample", "update") else 0
+        self._wanted = n or 0 if phase in ("sample", "update") else 0
         if step != self._step:
             self._step = step
             self._print(Text(f"\nstep {step}", "bold"))

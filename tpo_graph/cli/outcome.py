@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from typing_extensions import TypedDict
+
 from tpo_graph.cli.output import describe_error
 from tpo_graph.errors import PolicyError, RewardError
 from tpo_graph.settings import TPOSettings
@@ -17,6 +19,14 @@ Role: TypeAlias = Literal["policy", "critic", "reward model", "second reward mod
 
 State: TypeAlias = Mapping[str, Any]
 """A `TPOState`, or the beginning of one."""
+
+
+class PhaseRecord(TypedDict):
+    """A phase that is done, its step, and how long it took."""
+
+    phase: Phase
+    step: int
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -42,6 +52,11 @@ class RunRequest:
     ask: bool = False
 
     @property
+    def conversation(self) -> list[tuple[str, str]]:
+        """Roles and texts of the messages that the run begins with."""
+        return [*([("system", self.system)] if self.system else []), ("user", self.question)]
+
+    @property
     def person_rates(self) -> bool:
         """Whether a person is the reward model."""
         return self.models["reward model"].strip() == PERSON
@@ -56,6 +71,7 @@ class Outcome:
         prompts: the name of the prompt pack; "" while it is not decided.
         state: the last state of the graph; empty when the graph did not start.
         phase: the phase that started last; None before the first.
+        phases: the phases that are done, in their order.
         error: what ended the run, or None.
         interrupted: a person ended it.
         seconds: wall time, loading included.
@@ -65,6 +81,7 @@ class Outcome:
     prompts: str = ""
     state: State = field(default_factory=dict)
     phase: Phase | None = None
+    phases: list[PhaseRecord] = field(default_factory=list)
     error: BaseException | None = None
     interrupted: bool = False
     seconds: float = 0.0
@@ -102,10 +119,13 @@ class Outcome:
 
     def document(self) -> JSONObject:
         """The run as plain values; the same keys whether it finished, failed or was interrupted."""
+        from tpo_graph import __version__
         from tpo_graph.prompts.template import role_of
 
         state, request = self.state, self.request
+        messages = [(role_of(message), message.text) for message in state.get("messages", [])]
         return {
+            "version": __version__,
             "answer": self.answer,
             "stop_reason": state.get("stop_reason"),
             "best": self.best,
@@ -113,12 +133,17 @@ class Outcome:
             "trajectory": state.get("trajectory", []),
             "cache": state.get("cache", []),
             "unscored": self.unscored,
+            "loss": state.get("loss", ""),
+            "gradient": state.get("gradient", ""),
             "failures": state.get("failures", []),
             "choices": state.get("choices", []),
             "warnings": state.get("warnings", []),
             "usage": self.usage,
+            "phases": self.phases,
             "seconds": round(self.seconds, 3),
-            "messages": [{"role": role_of(message), "content": message.text} for message in state.get("messages", [])],
+            "messages": [
+                {"role": role, "content": text} for role, text in messages or (request.conversation if request else [])
+            ],
             "models": dict(request.models) if request else {},
             "variant": request.variant if request else None,
             "prompts": self.prompts or None,

@@ -1,7 +1,10 @@
 """What the command writes: text that is safe for a terminal, answers, JSON, and errors with their exit codes."""
 
 import json
+import os
 import re
+import secrets
+import shutil
 import sys
 import traceback
 from contextlib import suppress
@@ -98,9 +101,63 @@ def write_json(document: JSONObject) -> None:
         OutputError: it can't be written there; it is kept in a file.
     """
     unicode = (sys.stdout.encoding or "").lower().replace("-", "").startswith("utf")
-    text = json.dumps(document, indent=2, ensure_ascii=not unicode, allow_nan=False)
+    deliver(_as_json(document, ascii_only=not unicode), suffix=".json")
+
+
+def check_can_save(path: Path) -> None:
+    """Refuse a place where no file can be written, before anything is paid for.
+
+    Raises:
+        ConfigurationError: the folder is not there or is read-only, or the path is something else than a file.
+    """
+    folder = path.resolve().parent
+    problem = (
+        "is not a file"
+        if path.exists() and not path.is_file()
+        else f"can't be written: there is no folder {str(folder)!r}"
+        if not folder.is_dir()
+        else f"can't be written: the folder {str(folder)!r} is read-only"
+        if not os.access(folder, os.W_OK)
+        else ""
+    )
+    if problem:
+        raise ConfigurationError(f"--save {str(path)!r} {problem}.", hint="Name a file in a folder of yours.")
+
+
+def save_json(document: JSONObject, path: Path) -> None:
+    """Write one JSON document to a file, which is there as a whole or as it was before.
+
+    Raises:
+        OutputError: it can't be written there; it is kept in another file.
+    """
+    text = _as_json(document)
+    path = path.resolve()  # what a link leads to is replaced, not the link
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        try:
+            with part.open("x", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(f"{text}\n")
+                file.flush()
+                os.fsync(file.fileno())
+            if path.exists():
+                shutil.copymode(path, part)
+            part.replace(path)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+    except (OSError, KeyboardInterrupt) as error:
+        reason = error.strerror if isinstance(error, OSError) else "interrupted"
+        where = keep(text, suffix=".json")
+        raise OutputError(
+            f"{str(path)!r} can't be written: {reason}.",
+            hint=f"The run is kept in {where}." if where else "The run stands above; no file can be written.",
+        ) from error
+
+
+def _as_json(document: JSONObject, *, ascii_only: bool = False) -> str:
+    text = json.dumps(document, indent=2, ensure_ascii=ascii_only, allow_nan=False)
     # such a character can only stand inside a string, where its escape means the same
-    deliver(_UNSAFE_IN_JSON.sub(lambda match: f"\\u{ord(match.group()):04x}", text), suffix=".json")
+    return _UNSAFE_IN_JSON.sub(lambda match: f"\\u{ord(match.group()):04x}", text)
 
 
 def deliver(text: str, *, kept: str | None = None, suffix: str = ".txt") -> None:

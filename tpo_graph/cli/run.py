@@ -1,6 +1,10 @@
 """`tpo-graph run`: answers a question."""
 
+import shlex
 import sys
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -16,7 +20,18 @@ from tpo_graph.cli.options import (
     with_setting_flags,
 )
 from tpo_graph.cli.outcome import Outcome, Role, RunRequest
-from tpo_graph.cli.output import ExitCode, OutputError, clean, keep, plural, report_error, write_answer, write_json
+from tpo_graph.cli.output import (
+    ExitCode,
+    OutputError,
+    check_can_save,
+    clean,
+    keep,
+    plural,
+    report_error,
+    save_json,
+    write_answer,
+    write_json,
+)
 from tpo_graph.cli.process import stderr_is_lost
 from tpo_graph.cli.session import answer
 from tpo_graph.errors import ConfigurationError, TPOError
@@ -61,6 +76,12 @@ def run(
         bool, output_option("Choose best and worst yourself after each scoring, edit the critique, or stop.", "--ask")
     ] = False,
     as_json: Annotated[bool, output_option("Print the whole result as one JSON document.", "--json")] = False,
+    save: Annotated[
+        Path | None,
+        output_option(
+            "Write the whole result to a file as well, for replay and report.", "--save", metavar="FILE.json"
+        ),
+    ] = None,
     quiet: Annotated[bool, output_option("No progress: the answer, and what went wrong.", "--quiet", "-q")] = False,
     **settings: Options,
 ) -> None:
@@ -76,6 +97,8 @@ def run(
     }
     try:
         # everything that can be checked before a model is loaded
+        if save is not None:
+            check_can_save(save)
         chosen = TPOSettings.load(config, **explicit_settings(settings))
         person_rates = reward.strip() == PERSON
         if question == "-" and (ask or person_rates):
@@ -86,19 +109,7 @@ def run(
                 f"--second-reward watches a reward model, and with --reward {PERSON} there is none."
             )
         question = _read_question(question)
-        for name, text in (
-            ("question", question),
-            ("system message", system),
-            ("preference", settings.get("preference") or ""),
-        ):
-            try:
-                text.encode()
-            except UnicodeEncodeError as error:
-                # Python lets bytes that are not UTF-8 in as halves of pairs, which no request can hold
-                raise ConfigurationError(
-                    f"The {name} is not valid UTF-8 after {text[max(0, error.start - 20) : error.start]!r}.",
-                    hint="Convert it first, as in: iconv -t utf-8 FILE.",
-                ) from error
+        _check_encoding({"question": question, "system message": system, "preference": settings.get("preference")})
         pack = None
         if prompts is not None:
             from tpo_graph.prompts.pack import PromptPack
@@ -122,16 +133,30 @@ def run(
             print(said, file=sys.stderr)
     except TPOError as error:
         outcome = Outcome(error=error)
-    try:
-        _write(outcome, as_json=as_json)
-    except OutputError as error:
-        if not (outcome.interrupted or outcome.error):
-            raise
-        report_error(error)
+    errors = []
+    for write in (partial(_save, save, quiet=quiet), partial(_print, as_json=as_json)):
+        try:
+            write(outcome)
+        except OutputError as error:
+            errors.append(error)
+    for lost in errors if outcome.interrupted or outcome.error else errors[:-1]:
+        report_error(lost)
     if outcome.interrupted:
         raise typer.Exit(ExitCode.INTERRUPTED)
-    if outcome.error is not None:
-        raise outcome.error
+    if outcome.error or errors:
+        raise outcome.error or errors[-1]
+
+
+def _check_encoding(texts: Mapping[str, str | None]) -> None:
+    for name, text in texts.items():
+        try:
+            (text or "").encode()
+        except UnicodeEncodeError as error:
+            # Python lets bytes that are not UTF-8 in as halves of pairs, which no request can hold
+            raise ConfigurationError(
+                f"The {name} is not valid UTF-8 after {error.object[max(0, error.start - 20) : error.start]!r}.",
+                hint="Convert it first, as in: iconv -t utf-8 FILE.",
+            ) from error
 
 
 def _read_question(question: str) -> str:
@@ -153,7 +178,15 @@ def _read_question(question: str) -> str:
     return question.strip()
 
 
-def _write(outcome: Outcome, *, as_json: bool) -> None:
+def _save(path: Path | None, outcome: Outcome, *, quiet: bool) -> None:
+    """Save a run that has brought something."""
+    if path is not None and (outcome.best or outcome.unscored):
+        save_json(outcome.document(), path)
+        if not quiet:
+            print(clean(f"saved; to see it again: tpo-graph replay {shlex.quote(str(path))}"), file=sys.stderr)
+
+
+def _print(outcome: Outcome, *, as_json: bool) -> None:
     """Print what there is; nothing that was paid for is lost."""
     if as_json:
         write_json(outcome.document())

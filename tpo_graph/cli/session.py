@@ -11,12 +11,8 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from langchain_core.callbacks import BaseCallbackHandler
-from langchain_core.outputs import LLMResult
-
 from tpo_graph.cli.outcome import Outcome, RunRequest
 from tpo_graph.settings import TPOSettings
-from tpo_graph.types import Phase
 
 if TYPE_CHECKING:
     from tpo_graph.cli.display import Reporter
@@ -116,54 +112,21 @@ def _load(request: RunRequest, reporter: "Reporter", outcome: Outcome) -> "TPOGr
     )
 
 
-class _Arrivals(BaseCallbackHandler):
-    """Counts completions as the requests for them end: a model that takes no `n` gets several requests."""
-
-    def __init__(self, reporter: "Reporter") -> None:
-        self._reporter = reporter
-
-    def on_llm_end(self, response: LLMResult, **_: Any) -> None:
-        """A request has ended."""
-        self._reporter.arrived(sum(map(len, response.generations)))
-
-
 async def _run(graph: "TPOGraph", request: RunRequest, reporter: "Reporter", outcome: Outcome) -> None:
-    """Stream the graph until the end of the run, again with every answer of a person.
-
-    A task that starts is a phase that starts; the next state is what the phase did.
-    """
+    """Stream the graph until the end of the run, again with every answer of a person."""
     from langgraph.types import Command
 
     from tpo_graph.cli.ask import ask
-    from tpo_graph.selection import is_tie
+    from tpo_graph.cli.following import STREAM_MODES, Follower
 
-    conversation = [*([("system", request.system)] if request.system else []), ("user", request.question)]
-    graph_input: Any = {"messages": conversation}
-    config: Any = {"configurable": {"thread_id": "run"}, "callbacks": [_Arrivals(reporter)]}
-    phase: Phase | None = None
-    started = 0.0
+    follower = Follower(outcome, reporter)
+    graph_input: Any = {"messages": request.conversation}
+    config: Any = {"configurable": {"thread_id": "run"}, "callbacks": [follower]}
     while True:
         question = None
-        stream: AsyncIterator[Any] = graph.astream(graph_input, config, stream_mode=["tasks", "values"])
+        stream: AsyncIterator[Any] = graph.astream(graph_input, config, stream_mode=STREAM_MODES)
         async for kind, news in stream:
-            if kind == "tasks" and "input" in news:
-                outcome.phase = phase = news["name"]
-                started, done = time.perf_counter(), int(outcome.state.get("step", 0))
-                step = {"sample": 0, "score": done, "select": done}.get(news["name"], done + 1)
-                asks_person = request.person_rates and phase == "score"
-                tie = phase == "loss" and is_tie(news["input"])
-                reporter.phase_started(news["name"], step, request.settings, asks_person=asks_person, tie=tie)
-            elif kind == "values" and "__interrupt__" in news:
-                question, phase = news["__interrupt__"][0].value, None
-            elif kind == "values":
-                before, outcome.state = outcome.state, news
-                if phase is not None:
-                    reporter.phase_ended(phase, before, news, time.perf_counter() - started)
-                    shown = {warning["kind"] for warning in before.get("warnings") or []}
-                    for warning in news.get("warnings") or []:
-                        if warning["kind"] not in shown:
-                            reporter.warn(warning["message"])
-                phase = None
+            question = follower.see(kind, news) or question
         if question is None:
             return
         try:
