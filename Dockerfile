@@ -3,6 +3,9 @@
 # Without TPO_POLICY and TPO_REWARD the embedded policy and the demonstration reward answer. docs/serving.md says more.
 FROM python:3.12-slim
 
+# the embedded engine needs it
+RUN apt-get update && apt-get install --yes --no-install-recommends libgomp1 && rm -rf /var/lib/apt/lists/*
+
 # torch for the CPU; for a GPU build with --build-arg TORCH_INDEX=https://pypi.org/simple
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 

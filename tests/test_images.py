@@ -38,6 +38,7 @@ def test_langgraph_makes_an_image_that_can_be_parsed_and_has_what_the_app_needs(
     needed = EXTRAS if folder == "." else {"local": EXTRAS["local"]}
     for package in {re.split("[<>=]", wanted)[0] for packages in needed.values() for wanted in packages}:
         assert package in installs.split(), package
+    assert "libgomp1" in installs.split()  # of the system, for the embedded engine
     added = [rest for name, rest in found if name in ("ADD", "COPY")]
     assert any(rest.endswith(f"/deps/{ROOT.name}") for rest in added), "the package itself"
 
@@ -51,5 +52,6 @@ def test_the_server_s_image_is_sent_what_it_copies():
     assert copied == sent and all((ROOT / part).exists() for part in copied)
     (installed,) = [rest for name, rest in found if name == "RUN" and "'.[" in rest]
     assert set(re.search(r"\.\[(.*)\]", installed)[1].split(",")) == EXTRAS.keys()
+    assert any("libgomp1" in rest for name, rest in found if name == "RUN")
     (command,) = [json.loads(rest) for name, rest in found if name == "ENTRYPOINT"]
     assert command == ["tpo-graph", "serve", "--host", "0.0.0.0"]

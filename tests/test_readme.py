@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from tests.test_imports import ORDER
-from tpo_graph import TPOSettings, create_tpo_graph
+from tpo_graph import ConfigurationError, TPOSettings, TPOState, create_tpo_graph
 from tpo_graph.cli.commands import graph as print_graph
+from tpo_graph.graph.returns import check_result
 from tpo_graph.testing import ScriptedChatModel, TableReward
 
 ROOT = Path(__file__).parent.parent
@@ -91,6 +92,20 @@ def test_no_page_tells_to_install_a_name_that_is_not_on_the_index():
     texts = [path.read_text(encoding="utf-8") for path in [*ROOT.glob("*.md"), *DOCS.rglob("*.md")]]
     texts += [path.read_text(encoding="utf-8") for path in (ROOT / "tpo_graph").rglob("*.py")]
     assert not any(re.search(r"pip install [\"']?tpo-graph", text) for text in texts)
+
+
+def test_what_nodes_must_return_is_what_is_checked():
+    rows = [[cell.strip() for cell in line.split("|")] for line in page("nodes").splitlines() if line.startswith("| `")]
+    keys = [*TPOState.__annotations__]
+    nodes = {row[1].strip("`"): row[3] for row in rows if len(row) == 6}
+    assert nodes.keys() == {"sample", "score", "select", "loss", "gradient", "update"}
+    for node, documented in nodes.items():
+        with pytest.raises(ConfigurationError) as refused:
+            check_result(node, {}, {}, known=keys)
+        owed = re.findall(r"'(\w+)'", refused.value.hint)
+        assert set(re.findall(r"`(\w+)`", documented)) - {"answer"} == set(owed), node
+    described = {key for row in rows if len(row) == 5 for key in re.findall(r"`(\w+)`", row[1])}
+    assert described == {*keys} - {"query", "drafts"}
 
 
 def test_the_order_of_imports_is_the_one_that_is_checked():
