@@ -143,6 +143,21 @@ def test_the_first_reply_has_the_tokens_for_thinking_too():
     assert policy.knobs[0]["max_tokens"] == 1100
 
 
+def test_a_first_reply_that_its_thinking_cut_off_is_asked_for_with_a_larger_limit():
+    cut = AIMessage(
+        "<think>hm",
+        response_metadata={"finish_reason": "length"},
+        usage_metadata={"input_tokens": 7, "output_tokens": 100, "total_tokens": 107},
+    )
+    policy = tool_policy(cut, calling(word="tree"))
+    answer = with_tools(policy, max_tokens=100).invoke("q")
+    assert answer.tool_calls[0]["args"] == {"word": "tree"}
+    assert [knobs["max_tokens"] for knobs in policy.knobs] == [100, 2248]
+    assert answer.usage_metadata == {"input_tokens": 14, "output_tokens": 103, "total_tokens": 117}
+    alone = with_tools(tool_policy(cut, RuntimeError("too long")), n=2, mode="bon", max_tokens=100).invoke("q")
+    assert alone.text == "cand 2"
+
+
 def test_what_is_bound_beside_tools_is_not_sent_without_them():
     policy = tool_policy("draft 9")
     model = ChatTPO(policy=policy, reward=number_reward(), n=2, depth=1)

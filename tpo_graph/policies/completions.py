@@ -132,15 +132,18 @@ class CompletionClient:
                 return _generations(result, usage)
 
             generations = await send(ask, self._own, may_repeat=may_repeat)
-        models = models_inside(self.policy) if self.model is None else [self.model]
-        limits = (token_limit(model, *with_thinking_tokens(model, knobs, sampling)) for model in models)
-        most = next(limits, None)
+        most = self.token_limit(knobs, sampling)
         return [
             read_completion(
                 generation.message, generation.generation_info, keep_thinking=sampling.keep_thinking, limit=most
             )
             for generation in generations
         ]
+
+    def token_limit(self, knobs: Mapping[str, float], sampling: Sampling) -> int | None:
+        """The token limit of a request with these knobs, of several models the first one's; None for none."""
+        models = models_inside(self.policy) if self.model is None else [self.model]
+        return next((token_limit(model, *with_thinking_tokens(model, knobs, sampling)) for model in models), None)
 
 
 def with_thinking_tokens(

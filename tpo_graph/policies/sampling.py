@@ -11,6 +11,7 @@ from functools import partial
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.messages.ai import add_usage
 from langchain_core.runnables import Runnable, RunnableConfig
 from langgraph.constants import TAG_NOSTREAM
 
@@ -20,7 +21,7 @@ from tpo_graph.policies.completions import CompletionClient, with_limits, with_t
 from tpo_graph.policies.failures import ProviderFailure, policy_failed
 from tpo_graph.policies.limits import SYSTEM_ROLE, ProviderLimits, Refusal, fold_system, refused_part
 from tpo_graph.policies.providers import Policy, knob_fields, takes
-from tpo_graph.policies.reading import Completion
+from tpo_graph.policies.reading import Completion, read_completion
 from tpo_graph.policies.retries import before_deadline
 from tpo_graph.settings import Sampling
 from tpo_graph.types import Options, PhaseUsage
@@ -137,9 +138,9 @@ class Sampler:
             return replace(draw, usage=plus(used, draw.usage))
         lost = [completion for completion in draw.completions if completion.lost_to_thinking and completion.limit]
         left = None if most_requests is None else most_requests - draw.usage["requests"]
-        if not lost or allowance >= _MOST_THINKING_TOKENS or (left is not None and left < 1):
+        more = _more_thinking_tokens(allowance, lost[0].limit) if lost else 0
+        if not more or (left is not None and left < 1):
             return draw
-        more = min(allowance + (lost[0].limit or 0) + _MORE_TOKENS, _MOST_THINKING_TOKENS)
         seed = None if seed is None else seed + _SEEDS_OF_A_DRAW
         try:
             again = await self._draw(messages, len(lost), sampling, more, seed, left)
@@ -166,6 +167,8 @@ class Sampler:
     ) -> AIMessage:
         """The whole message that the policy answers by itself: calls of its tools, or a text.
 
+        Where its token limit went into reasoning, the message of a second request with a larger one, as in `draw`.
+
         Args:
             messages: what the policy is shown.
             sampling: temperature and the like, of which only what a person has set is sent.
@@ -189,11 +192,15 @@ class Sampler:
         def may_repeat() -> bool:
             return most_requests is None or usage["requests"] < most_requests
 
+        sampling = replace(sampling, thinking_tokens=max(sampling.thinking_tokens, self._limits.thinking_tokens))
+        lost: AIMessage | None = None
         while True:
             refused = frozenset(self._limits.refused)
             shown = fold_system(messages) if SYSTEM_ROLE in refused else list(messages)
 
-            def fields(model: BaseChatModel, refused: frozenset[str] = refused) -> dict[str, Options]:
+            def fields(
+                model: BaseChatModel, sampling: Sampling = sampling, refused: frozenset[str] = refused
+            ) -> dict[str, Options]:
                 # not streamed, because chunks lose the usage
                 sent = with_thinking_tokens(model, knobs, sampling)
                 return {"disable_streaming": True, **knob_fields(model, *sent, refused)}
@@ -208,13 +215,22 @@ class Sampler:
                 part = refused_part(
                     ProviderFailure.of(error), refused, knobs=frozenset(), limit_names=names, messages=messages
                 )
-                if part is None or not may_repeat():
-                    raise policy_failed(error, usage=usage) from error
-                self._limits.refused.add(part)
-                continue
+                if part is not None and may_repeat():
+                    self._limits.refused.add(part)
+                    continue
+                if lost is not None:
+                    return lost
+                raise policy_failed(error, usage=usage) from error
             if not isinstance(reply, AIMessage):
                 raise ConfigurationError(f"The policy returned {type(reply).__name__!r}, not a message.")
-            return reply
+            if lost is not None:
+                self._limits.thinking_tokens = max(sampling.thinking_tokens, self._limits.thinking_tokens)
+                return reply.model_copy(update={"usage_metadata": add_usage(lost.usage_metadata, reply.usage_metadata)})
+            limit = self._client.token_limit(knobs, sampling)
+            more = _more_thinking_tokens(sampling.thinking_tokens, limit)
+            if not more or not read_completion(reply).lost_to_thinking or not may_repeat():
+                return reply
+            lost, sampling = reply, replace(sampling, thinking_tokens=more)
 
     async def _draw(  # noqa: PLR0917  # those of `draw`, and the tokens for reasoning
         self,
@@ -299,6 +315,15 @@ class Sampler:
             address = str(getattr(self._client.model, "openai_api_base", None) or "")
             raise _no_completion(draw, address) from draw.errors[-1]
         return draw
+
+
+def _more_thinking_tokens(allowance: int, limit: int | None) -> int:
+    """The next allowance for reasoning, after the whole limit went into it; 0 where there is no larger one."""
+    return (
+        min(allowance + limit + _MORE_TOKENS, _MOST_THINKING_TOKENS)
+        if limit and allowance < _MOST_THINKING_TOKENS
+        else 0
+    )
 
 
 def _is_too_long(error: PolicyError) -> bool:
