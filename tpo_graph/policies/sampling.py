@@ -319,11 +319,9 @@ class Sampler:
 
 def _more_thinking_tokens(allowance: int, limit: int | None) -> int:
     """The next allowance for reasoning, after the whole limit went into it; 0 where there is no larger one."""
-    return (
-        min(allowance + limit + _MORE_TOKENS, _MOST_THINKING_TOKENS)
-        if limit and allowance < _MOST_THINKING_TOKENS
-        else 0
-    )
+    if not limit or allowance >= _MOST_THINKING_TOKENS:
+        return 0
+    return min(allowance + limit + _MORE_TOKENS, _MOST_THINKING_TOKENS)
 
 
 def _is_too_long(error: PolicyError) -> bool:
