@@ -43,7 +43,7 @@ class TestFile:
         with pytest.raises(ConfigurationError, match=message) as refused:
             read_run(path)
         assert str(path) in refused.value.message
-        assert "tpo-graph run --json" in refused.value.hint
+        assert "tpo-graph run --save" in refused.value.hint
         assert len(refused.value.message) < 1000
 
     def test_a_file_that_is_too_large_or_not_there_is_refused(self, tmp_path):

@@ -10,6 +10,7 @@ from tpo_graph.cli.models import models
 from tpo_graph.cli.output import EXIT_CODES_HELP, ExitCode, print_error, report_error
 from tpo_graph.cli.process import discard_stdout, interrupt_code, stdout_is_lost
 from tpo_graph.cli.prompts import prompts
+from tpo_graph.cli.replay import replay
 from tpo_graph.cli.report import report
 from tpo_graph.cli.run import run
 from tpo_graph.cli.score import score
@@ -19,6 +20,7 @@ _NAME = "tpo-graph"
 
 app = typer.Typer(name=_NAME, epilog=EXIT_CODES_HELP)
 app.command(epilog=EXIT_CODES_HELP)(run)
+app.command()(replay)
 app.command()(report)
 app.command()(score)
 app.command()(serve)

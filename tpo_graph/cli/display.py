@@ -283,7 +283,7 @@ def ending(outcome: Outcome) -> str:
     """Why a run is over, as a sentence without its full stop."""
     reason: StopReason | None = outcome.state.get("stop_reason")
     if reason and not outcome.error and not outcome.interrupted:
-        return f"{reason}: {_STOP_REASONS[reason]}"
+        return clean(f"{reason}: {_STOP_REASONS[reason]}" if reason in _STOP_REASONS else reason)
     how = "interrupted" if outcome.interrupted else "failed" if outcome.error else "finished"
     if outcome.best is not None:
         return f"{how}: the answer is the best candidate so far"
@@ -321,7 +321,7 @@ def trouble(outcome: Outcome) -> str:
 
 def failure_line(failure: FailureRecord) -> str:
     """Why a response or a request could not be used, with the provider's message or the beginning of the text."""
-    words = _FAILURES[failure["reason"]]
+    words = _FAILURES.get(failure["reason"]) or clean(failure["reason"])
     detail = one_line(failure["detail"], 200) or one_line(failure["text"], 60)
     return f"{words}: {detail}" if detail else words
 

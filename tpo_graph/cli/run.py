@@ -134,7 +134,7 @@ def run(
     except TPOError as error:
         outcome = Outcome(error=error)
     errors = []
-    for write in (partial(_save, save, quiet=quiet), partial(_print, as_json=as_json)):
+    for write in (partial(_save, save, quiet=quiet), partial(print_outcome, as_json=as_json)):
         try:
             write(outcome)
         except OutputError as error:
@@ -186,7 +186,7 @@ def _save(path: Path | None, outcome: Outcome, *, quiet: bool) -> None:
             print(clean(f"saved; to see it again: tpo-graph replay {shlex.quote(str(path))}"), file=sys.stderr)
 
 
-def _print(outcome: Outcome, *, as_json: bool) -> None:
+def print_outcome(outcome: Outcome, *, as_json: bool) -> None:
     """Print what there is; nothing that was paid for is lost."""
     if as_json:
         write_json(outcome.document())

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tpo_graph.errors import ConfigurationError
 from tpo_graph.settings import read_text
+from tpo_graph.types import Phase
 
 _SHOWN_PROBLEMS = 3
 
@@ -80,6 +81,14 @@ class PhaseCost(_Record):
     seconds: float = 0.0
 
 
+class PhaseDone(_Record):
+    """A phase that is done, and how long it took."""
+
+    phase: Phase
+    step: int = Field(ge=0)
+    seconds: float = Field(0.0, ge=0)
+
+
 class Warned(_Record):
     """What to look at before the reward is trusted."""
 
@@ -122,6 +131,9 @@ class RunDocument(_Record):
     choices: list[Choice] = []
     warnings: list[Warned] = []
     usage: dict[str, PhaseCost] = {}
+    phases: list[PhaseDone] = []
+    loss: str = ""
+    gradient: str = ""
     seconds: float | None = None
     messages: list[Message] = []
     models: dict[str, str] = {}
@@ -187,7 +199,7 @@ def read_run(path: Path) -> RunDocument:
         ConfigurationError: the file can't be read, is too large or nested too deep, or is no such document.
     """
     title = f"Run file {str(path)!r}"
-    hint = "Make one with: tpo-graph run --json QUESTION > run.json."
+    hint = "Make one with: tpo-graph run --save run.json QUESTION."
     text = read_text(path, title="Run file")
     try:
         values = json.loads(text.removeprefix("\ufeff"))
