@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from tpo_graph.cli.export import export
 from tpo_graph.cli.models import models
 from tpo_graph.cli.output import EXIT_CODES_HELP, ExitCode, print_error, report_error
 from tpo_graph.cli.process import discard_stdout, interrupt_code, stdout_is_lost
@@ -22,6 +23,7 @@ app = typer.Typer(name=_NAME, epilog=EXIT_CODES_HELP)
 app.command(epilog=EXIT_CODES_HELP)(run)
 app.command()(replay)
 app.command()(report)
+app.command()(export)
 app.command()(score)
 app.command()(serve)
 app.add_typer(prompts, name="prompts")
