@@ -59,6 +59,7 @@ def test_the_notebook_runs(embedded_model, monkeypatch, tmp_path):
     monkeypatch.setenv("NOTEBOOK_POLICY", embedded_model)
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
     notebook = nbformat.read(ROOT / "docs" / "notebook.ipynb", as_version=4)
+    assert "stopped by" in "".join(output["text"] for output in notebook.cells[-2]["outputs"]), "it shows a run"
     nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
     printed = ["".join(output.get("text", "") for output in cell.get("outputs", [])) for cell in notebook.cells]
     drafts, records = printed[-4], printed[-2]

@@ -67,7 +67,7 @@ class Chart:
 def nice_ticks(low: float, high: float, most: int = 6) -> list[float]:
     """Round values that cover `low` to `high`, a power of ten or 2 or 5 times one apart.
 
-    Example:
+    Examples:
         >>> nice_ticks(0.3, 2.7)
         [0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0]
         >>> nice_ticks(-40.0, 15.0)
@@ -101,7 +101,7 @@ def height_of(value: float, low: float, high: float) -> float:
 def spread(count: int) -> list[float]:
     """Where `count` points stand in a column of width 1, around its middle at 0.
 
-    Example:
+    Examples:
         >>> spread(1), spread(3)
         ([0.0], [-0.24, 0.0, 0.24])
     """

@@ -32,7 +32,7 @@ def word_differences(before: str, after: str) -> list[Piece]:
 
     Of very long texts, all between their common beginning and end counts as changed.
 
-    Example:
+    Examples:
         >>> [tuple(piece) for piece in word_differences("a red car", "a blue car")]
         [('same', 'a '), ('removed', 'red'), ('added', 'blue'), ('same', ' car')]
     """

@@ -33,7 +33,7 @@ STOP_REASONS: Mapping[str, str] = {
 def format_reward(value: float) -> str:
     """A reward with its sign, in a width that suits a column.
 
-    Example:
+    Examples:
         >>> format_reward(0.5), format_reward(-12.25), format_reward(1234567.0), format_reward(0.00012)
         ('+0.500', '-12.250', '+1.23e+06', '+0.00012')
     """
