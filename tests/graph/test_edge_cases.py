@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from langchain_core.messages import AIMessage
 
-from tests.tpo_script import number_reward, phase_of, phases_asked, scripted_policy
+from tests.tpo_script import number_reward, phase_of, scripted_policy
 from tpo_graph import PolicyError, RewardError, TPOSettings, create_tpo_graph
 from tpo_graph.testing import ScriptedChatModel, TableReward
 
@@ -95,8 +95,8 @@ def test_an_unusable_revision_is_recorded_and_is_no_candidate(completion, reason
     result = run(policy, depth=1, n=2)
     assert len(result["cache"]) == 2
     text = completion if isinstance(completion, str) else completion.text
-    records = [each for each in result["failures"] if each["phase"] == "update"]
-    assert [(each["reason"], each["step"], each["text"]) for each in records] == [(reason, 1, text)] * 4
+    records = [failure for failure in result["failures"] if failure["phase"] == "update"]
+    assert [(failure["reason"], failure["step"], failure["text"]) for failure in records] == [(reason, 1, text)] * 4
 
 
 @pytest.mark.parametrize("finish", [{}, {"finish_reason": "length"}])
@@ -117,7 +117,7 @@ def test_a_revision_that_is_closed_before_the_token_limit_is_whole():
 
 def test_empty_revisions_are_none_even_where_truncated_ones_are_kept():
     result = run(scripted_policy(update="<revised_response>"), depth=1, n=2, keep_truncated=True)
-    assert {each["reason"] for each in result["failures"]} == {"empty"}
+    assert {failure["reason"] for failure in result["failures"]} == {"empty"}
     assert result["stop_reason"] == "updates_failed"
 
 
@@ -131,22 +131,22 @@ def test_the_first_line_of_an_answer_keeps_its_indentation():
     code = "    if 9:\n        return 9"
     policy = scripted_policy(sample=f"\n{code}\n", update=f"<revised_response>\n{code}0\n</revised_response>")
     result = run(policy, depth=1, mode="revision", n=1)
-    assert [each["text"] for each in result["cache"]] == [code, f"{code}0"]
+    assert [candidate["text"] for candidate in result["cache"]] == [code, f"{code}0"]
 
 
 def test_empty_first_candidates_are_recorded():
     policy = scripted_policy(sample=lambda number: ["", "cand 1", "  ", "cand 3", AIMessage("cand 4")][number])
     result = run(policy, depth=0)
-    assert [each["text"] for each in result["cache"]] == ["cand 1", "cand 3", "cand 4"]
-    assert [(each["phase"], each["reason"]) for each in result["failures"]] == [("sample", "empty")] * 2
-    assert len({each["id"] for each in result["cache"]}) == 3
+    assert [candidate["text"] for candidate in result["cache"]] == ["cand 1", "cand 3", "cand 4"]
+    assert [(failure["phase"], failure["reason"]) for failure in result["failures"]] == [("sample", "empty")] * 2
+    assert len({candidate["id"] for candidate in result["cache"]}) == 3
 
 
 def test_first_candidates_are_drawn_again_while_none_can_be_used():
     filtered = AIMessage("can", response_metadata={"finish_reason": "content_filter"})
     result = run(scripted_policy(sample=lambda number: filtered if number < 10 else f"cand {number}"), depth=0)
-    assert [each["text"] for each in result["cache"]] == [f"cand {number}" for number in range(10, 15)]
-    assert [(each["phase"], each["reason"]) for each in result["failures"]] == [("sample", "filtered")] * 10
+    assert [candidate["text"] for candidate in result["cache"]] == [f"cand {number}" for number in range(10, 15)]
+    assert [(failure["phase"], failure["reason"]) for failure in result["failures"]] == [("sample", "filtered")] * 10
     assert result["usage"]["sample"]["requests"] == 15
 
 
@@ -170,8 +170,8 @@ def test_no_text_at_all_is_an_error_with_a_hint():
 def test_some_failing_requests_are_no_failure():
     policy = scripted_policy(sample=lambda number: ConnectionError("gone") if number % 2 else f"cand {number}")
     result = run(policy, depth=0)
-    assert [each["text"] for each in result["cache"]] == ["cand 0", "cand 2", "cand 4"]
-    assert [each["reason"] for each in result["failures"]] == ["request_failed"] * 2
+    assert [candidate["text"] for candidate in result["cache"]] == ["cand 0", "cand 2", "cand 4"]
+    assert [failure["reason"] for failure in result["failures"]] == ["request_failed"] * 2
     assert result["usage"]["sample"]["requests"] == 5
 
 
@@ -185,11 +185,11 @@ def test_all_requests_failing_is_an_error_that_names_the_last_cause():
 def test_a_reward_that_is_no_finite_number_is_never_best_or_worst(bad):
     reward = TableReward(lambda text: bad if text in ("cand 2", "rev 8") else float(text.split()[-1]))
     result = run(scripted_policy(), reward, depth=1)
-    texts = [each["text"] for each in result["cache"]]
+    texts = [candidate["text"] for candidate in result["cache"]]
     assert "cand 2" not in texts
     assert "rev 8" not in texts
     assert (result["answer"], result["worst"]["text"]) == ("rev 11", "cand 0")
-    records = [(each["phase"], each["reason"], each["text"]) for each in result["failures"]]
+    records = [(failure["phase"], failure["reason"], failure["text"]) for failure in result["failures"]]
     assert records == [("score", "not_finite", "cand 2"), ("score", "not_finite", "rev 8")]
     assert [record["failures"] for record in result["trajectory"]] == [1, 1]
 
@@ -197,7 +197,7 @@ def test_a_reward_that_is_no_finite_number_is_never_best_or_worst(bad):
 def test_no_finite_reward_at_first_is_an_error_that_keeps_the_candidates():
     with pytest.raises(RewardError, match="nan") as caught:
         run(scripted_policy(), TableReward({}, default=float("nan")))
-    assert [each["text"] for each in caught.value.unscored] == [f"cand {number}" for number in range(5)]
+    assert [candidate["text"] for candidate in caught.value.unscored] == [f"cand {number}" for number in range(5)]
 
 
 def test_a_reward_that_applies_to_nothing_is_told_in_one_sentence():
@@ -207,7 +207,7 @@ def test_a_reward_that_applies_to_nothing_is_told_in_one_sentence():
 
 
 @pytest.mark.parametrize(
-    ("outcome", "said"),
+    ("outcome", "message"),
     [
         ([1.0, 2.0], "2 rewards for 5"),
         ([], "0 rewards for 5"),
@@ -216,12 +216,12 @@ def test_a_reward_that_applies_to_nothing_is_told_in_one_sentence():
         (7.0, "TypeError"),
     ],
 )
-def test_a_reward_model_that_returns_something_else_is_an_error(outcome, said):
+def test_a_reward_model_that_returns_something_else_is_an_error(outcome, message):
     class Wrong:
         async def score(self, messages, responses):
             return outcome
 
-    with pytest.raises(RewardError, match=said):
+    with pytest.raises(RewardError, match=message):
         run(scripted_policy(), Wrong())
 
 
@@ -256,8 +256,8 @@ def test_rewards_of_any_number_type_become_floats():
             return numpy.arange(len(responses), dtype=numpy.float32)
 
     result = run(scripted_policy(), Model(), depth=0)
-    assert [each["reward"] for each in result["cache"]] == [0.0, 1.0, 2.0, 3.0, 4.0]
-    assert {type(each["reward"]) for each in result["cache"]} == {float}
+    assert [candidate["reward"] for candidate in result["cache"]] == [0.0, 1.0, 2.0, 3.0, 4.0]
+    assert {type(candidate["reward"]) for candidate in result["cache"]} == {float}
 
 
 def test_a_failing_reward_model_is_an_error_that_keeps_what_was_paid_for():
@@ -338,17 +338,10 @@ def test_tags_of_the_settings_fence_revisions():
         policy, TableReward(lambda text: float(text.split()[-1])), depth=1, open_tag="<<new>>", close_tag="<</new>>"
     )
     assert "between <<new>> and <</new>>" in policy.requests[-1][-1].text
-    assert [each["text"] for each in result["cache"]][-5:] == ["rev 9"] * 5
+    assert [candidate["text"] for candidate in result["cache"]][-5:] == ["rev 9"] * 5
 
 
 def test_a_policy_without_messages_of_its_own_is_no_policy():
     policy = scripted_policy() | (lambda message: {"not": "a message"})
     with pytest.raises(Exception, match="not a message"):
         create_tpo_graph(policy, number_reward(), settings=TPOSettings(n=1)).invoke({"query": "q"})
-
-
-def test_one_sampling_of_many_is_one_batch():
-    policy = scripted_policy()
-    result = run(policy, n=100, depth=0)
-    assert len(result["cache"]) == 100
-    assert phases_asked(policy) == ["sample"] * 100

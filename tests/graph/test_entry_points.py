@@ -38,11 +38,8 @@ def test_all_four_ways_give_the_same_run():
     assert caches == [caches[0]] * 4
 
 
-async def test_invoke_inside_a_running_event_loop():
+async def test_sync_calls_inside_a_running_event_loop():
     assert graph().invoke(QUERY)["stop_reason"] == "depth"
-
-
-async def test_stream_inside_a_running_event_loop():
     assert len(list(graph().stream(QUERY, stream_mode="updates"))) == 13
 
 

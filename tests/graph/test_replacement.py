@@ -97,7 +97,7 @@ def test_every_node_can_be_replaced(name):
 def test_a_score_node_of_ones_own():
     async def score(state):
         return {
-            "cache": [{**each, "reward": -float(each["text"].split()[-1])} for each in state["pending"]],
+            "cache": [{**candidate, "reward": -float(candidate["text"].split()[-1])} for candidate in state["pending"]],
             "pending": [],
         }
 

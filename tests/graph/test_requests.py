@@ -181,8 +181,8 @@ def test_a_conversation_in_a_format_of_ones_own(chat_server, chat_openai, own_pa
     graph = create_tpo_graph(chat_openai(server), number_reward(), prompts=PromptPack.load(own_pack))
     messages = [("system", "s"), ("user", "a"), ("ai", "b"), ("user", "c")]
     graph.invoke({"messages": messages}, context={"n": 2, "depth": 1})
-    told = "<|SYS|>s<|end|>\n<|USR|>a<|end|>\n<|BOT|>b<|end|>\n<|USR|>c<|end|>"
-    assert server.bodies[1]["messages"][1]["content"] == f"L1 {told} | cand 1 | cand 0 |"
+    conversation = "<|SYS|>s<|end|>\n<|USR|>a<|end|>\n<|BOT|>b<|end|>\n<|USR|>c<|end|>"
+    assert server.bodies[1]["messages"][1]["content"] == f"L1 {conversation} | cand 1 | cand 0 |"
     assert server.bodies[1]["messages"][0]["content"] == "loss of c"
 
 

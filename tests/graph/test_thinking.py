@@ -42,7 +42,7 @@ def test_thinking_is_no_part_of_candidates_critiques_and_revisions():
         update=lambda number: f"{THINKING}<revised_response>rev {number}</revised_response>",
     )
     result = run(policy, depth=1, n=2)
-    assert [each["text"] for each in result["cache"]] == ["cand 0", "cand 1", "rev 4", "rev 5"]
+    assert [candidate["text"] for candidate in result["cache"]] == ["cand 0", "cand 1", "rev 4", "rev 5"]
     assert (result["trajectory"][1]["loss"], result["trajectory"][1]["gradient"]) == ("the loss", "the gradient")
     assert not any("Put it into" in message.text for request in policy.requests for message in request)
 
@@ -73,7 +73,7 @@ def test_a_setting_keeps_thinking():
 
 def test_thinking_without_an_end_is_recorded_with_its_text():
     result = run(scripted_policy(sample=lambda number: f"cand {number}" if number else "<think>Hm"), n=2, depth=0)
-    records = [(each["reason"], each["text"], each["finish_reason"]) for each in result["failures"]]
+    records = [(failure["reason"], failure["text"], failure["finish_reason"]) for failure in result["failures"]]
     assert records == [("thinking_only", "<think>Hm", "")]
 
 
@@ -83,9 +83,9 @@ def test_a_token_limit_eaten_by_thinking_is_asked_for_once_more_and_learned(chat
     result = graph.invoke({"query": "q"}, context={"n": 3, "depth": 0})
     assert [limit_of(body) for body in server.bodies] == [2048, 2 * 2048 + 2048]
     assert server.asked_n == [3, 3]
-    assert [each["text"] for each in result["cache"]] == ["cand 3", "cand 4", "cand 5"]
+    assert [candidate["text"] for candidate in result["cache"]] == ["cand 3", "cand 4", "cand 5"]
     assert result["usage"]["sample"]["requests"] == 2
-    assert {(each["reason"], each["text"], each["finish_reason"]) for each in result["failures"]} == {
+    assert {(failure["reason"], failure["text"], failure["finish_reason"]) for failure in result["failures"]} == {
         ("thinking_only", "<think>Hm, ", "length")
     }
     assert "2048 tokens thinking" in result["failures"][0]["detail"]
@@ -157,7 +157,7 @@ def test_a_critic_that_only_thinks_is_named():
     policy = scripted_policy(loss=finished("<think>Hm", "length"))
     result = run(policy, depth=1)
     assert result["stop_reason"] == "policy_failed"
-    (first, second) = [each for each in result["failures"] if each["phase"] == "loss"]
+    (first, second) = [failure for failure in result["failures"] if failure["phase"] == "loss"]
     assert (first["reason"], second["reason"]) == ("thinking_only", "thinking_only")
     assert "raise loss_max_new_tokens or thinking_tokens" in second["detail"]
     with pytest.raises(PolicyError, match="thinking_tokens"):
@@ -177,7 +177,7 @@ def test_a_revision_that_a_filter_cut_is_none():
     cut = finished("<revised_response>rev 9</revised_response>", "SAFETY")
     result = run(scripted_policy(update=cut), depth=1, n=1, mode="revision")
     assert result["answer"] == "cand 0"
-    assert {each["reason"] for each in result["failures"]} == {"filtered"}
+    assert {failure["reason"] for failure in result["failures"]} == {"filtered"}
 
 
 @pytest.mark.parametrize(
@@ -201,8 +201,8 @@ def test_when_nothing_can_be_used_the_error_says_why_and_quotes_it(message, word
 def test_a_first_sampling_without_an_answer_is_asked_for_once_more():
     policy = scripted_policy(sample=lambda number: f"cand {number}" if number > 2 else finished("Half", "SAFETY"))
     result = run(policy, n=2, depth=0)
-    assert ([each["text"] for each in result["cache"]], len(policy.requests)) == (["cand 3"], 4)
-    assert [each["reason"] for each in result["failures"]] == ["filtered"] * 3
+    assert ([candidate["text"] for candidate in result["cache"]], len(policy.requests)) == (["cand 3"], 4)
+    assert [failure["reason"] for failure in result["failures"]] == ["filtered"] * 3
     with pytest.raises(PolicyError, match="2 filtered"):
         run(scripted_policy(sample=finished("Half", "SAFETY")), n=2, budget_requests=2)
 
@@ -213,7 +213,7 @@ def test_candidates_know_how_they_ended():
         update=finished("<revised_response>rev 1</revised_response> and", "max_tokens"),
     )
     result = run(policy, n=1, depth=1, mode="revision")
-    assert [(each["finish_reason"], each["truncated"]) for each in result["cache"]] == [
+    assert [(candidate["finish_reason"], candidate["truncated"]) for candidate in result["cache"]] == [
         ("stop", False),
         ("length", False),
     ]
@@ -233,7 +233,7 @@ def faulty(chat_openai):
 @pytest.mark.parametrize("fault", ["thinking", "thinking_end_alone"])
 def test_every_phase_is_free_of_thinking_on_the_wire_too(faulty, fault):
     result = faulty(fault, depth=1)
-    texts = [each["text"] for each in result["cache"]] + [
+    texts = [candidate["text"] for candidate in result["cache"]] + [
         result["trajectory"][1][name] for name in ("loss", "gradient")
     ]
     assert not any("Let me think" in text for text in texts)

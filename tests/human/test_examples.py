@@ -44,6 +44,6 @@ def test_the_person_can_stop_the_example(run_example):
 def test_preference_memory(run_example):
     lines, names = run_example("preference_memory.py")
     assert "stored: Answer in a few words." in lines
-    told = ["Answer in a few words." in messages[-1].text for messages in names["policy"].requests]
+    shown = ["Answer in a few words." in messages[-1].text for messages in names["policy"].requests]
     # 3 drafts and the sentence; then 3 drafts, loss, gradient and 3 revisions
-    assert told == [False] * 4 + [False] * 3 + [True] * 5
+    assert shown == [False] * 4 + [False] * 3 + [True] * 5

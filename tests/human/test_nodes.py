@@ -322,7 +322,7 @@ def test_a_person_rates_every_candidate():
     run = person_scores()
     assert run.asked["candidates"] == [{"id": f"0-{n}", "step": 0, "text": f"cand {n}"} for n in range(3)]
     run.answer({"ratings": {"0-0": 7, "0-1": 3.5, "0-2": -1}})
-    assert [each["reward"] for each in run.state["cache"]] == [7.0, 3.5, -1.0]
+    assert [candidate["reward"] for candidate in run.state["cache"]] == [7.0, 3.5, -1.0]
     assert run.asked["best_so_far"]["id"] == "0-0"
     state = run.answer({"ratings": {"1-0": 8, "1-1": 1, "1-2": 2}})
     assert (state["answer"], state["stop_reason"], phases_asked(run.policy).count("update")) == ("rev 5", "depth", 3)
@@ -331,19 +331,19 @@ def test_a_person_rates_every_candidate():
 def test_a_person_picks_step_by_step():
     run = person_scores(settings=TPOSettings(n=3, depth=2))
     run.answer({"best": "0-1", "worst": "0-2"})
-    assert [each["reward"] for each in run.state["cache"]] == [0.0, 1.0, -1.0]
+    assert [candidate["reward"] for candidate in run.state["cache"]] == [0.0, 1.0, -1.0]
     run.answer({"best": "0-1"})  # what was best still is
-    assert [each["reward"] for each in run.state["cache"][3:]] == [0.0, 0.0, 0.0]
+    assert [candidate["reward"] for candidate in run.state["cache"][3:]] == [0.0, 0.0, 0.0]
     state = run.answer('{"best": "2-0", "worst": "2-1"}')
-    assert [each["reward"] for each in state["cache"][6:]] == [2.0, -2.0, 0.0]
+    assert [candidate["reward"] for candidate in state["cache"][6:]] == [2.0, -2.0, 0.0]
     assert state["answer"] == state["best"]["text"] and state["best"]["id"] == "2-0"
 
 
 def test_equal_texts_are_rated_once():
     run = person_scores(policy=scripted_policy(sample="same"), settings=TPOSettings(n=2, depth=1))
-    assert [each["id"] for each in run.asked["candidates"]] == ["0-0"]
+    assert [candidate["id"] for candidate in run.asked["candidates"]] == ["0-0"]
     state = run.answer("0-0")
-    assert ([each["reward"] for each in state["cache"]], state["step"]) == ([1.0, 1.0], 1)
+    assert ([candidate["reward"] for candidate in state["cache"]], state["step"]) == ([1.0, 1.0], 1)
 
 
 @pytest.mark.parametrize(

@@ -39,16 +39,16 @@ class DevelopmentServer:
         command = [sys.executable, "-m", "langgraph_cli", "dev", "--config", str(self._config)]
         command += ["--port", str(self._port), "--no-browser", "--no-reload"]
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("TPO_", "LANG", "OPENAI_"))}
-        told = {"LANGGRAPH_CLI_NO_ANALYTICS": "1", "NO_COLOR": "1", "HOME": str(self._folder)}
+        chosen = {"LANGGRAPH_CLI_NO_ANALYTICS": "1", "NO_COLOR": "1", "HOME": str(self._folder)}
         # where the embedded model is unpacked, once for all
-        told["XDG_CACHE_HOME"] = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-        told |= {"LANGSMITH_TRACING": "false", "PYTHONPATH": str(ROOT)}
+        chosen["XDG_CACHE_HOME"] = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+        chosen |= {"LANGSMITH_TRACING": "false", "PYTHONPATH": str(ROOT)}
         with self.log.open("w") as log:
             self._process = subprocess.Popen(
                 # it keeps what its threads hold in a folder where it was started
                 command,
                 cwd=self._folder,
-                env=kept | told | self._variables,
+                env=kept | chosen | self._variables,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,

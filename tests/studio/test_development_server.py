@@ -109,7 +109,7 @@ async def test_an_edited_state_is_replayed_from_its_checkpoint(client, context, 
     studio_chat_server.requests.clear()
     second = await last_state(client, context, thread, input=None, checkpoint=forked["checkpoint"])
     assert all(
-        "what a person wrote" in each for phase in ("loss", "update") for each in shown(studio_chat_server, phase)
+        "what a person wrote" in prompt for phase in ("loss", "update") for prompt in shown(studio_chat_server, phase)
     )
     assert shown(studio_chat_server, "sample") == []
     assert [candidate["id"] for candidate in second["cache"]] == [candidate["id"] for candidate in first["cache"]]
@@ -188,7 +188,7 @@ async def test_a_person_edits_the_critique_over_the_sdk(client, context, studio_
     assert (asked["kind"], asked["critique"], asked["gradient"]) == ("tpo_critique", LOSS, GRADIENT)
     state = await last_state(client, context, thread, input=None, command={"resume": "It is stiff."})
     assert (state["trajectory"][1]["loss"], state["trajectory"][1]["gradient"]) == ("It is stiff.", GRADIENT)
-    assert all("It is stiff." in each for each in shown(studio_chat_server, "update"))
+    assert all("It is stiff." in prompt for prompt in shown(studio_chat_server, "update"))
     assert len(shown(studio_chat_server, "critique")) == 1
 
 

@@ -31,7 +31,7 @@ def http(server, studio_chat_server):
 
 def test_the_app_answers_there(http, studio_chat_server):
     assert http.get("/health").status_code == 200
-    assert "tpo-d2-n5/second" in [each["id"] for each in http.get("/v1/models").json()["data"]]
+    assert "tpo-d2-n5/second" in [model["id"] for model in http.get("/v1/models").json()["data"]]
     answer = http.post("/v1/chat/completions", json={"model": "bon-2/second", **BODY}).json()
     assert answer["choices"][0]["message"]["content"].startswith("cand ")
     assert {body["model"] for body in studio_chat_server.bodies} == {"two"}

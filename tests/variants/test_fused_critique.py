@@ -106,7 +106,7 @@ def test_the_budget_is_kept_where_the_critique_is_not_in_two_parts(chat_server, 
 def test_the_phase_gradient_is_seen_although_it_asks_nothing():
     graph = fused_graph(scripted_policy())
     updates = graph.stream({"query": "q"}, context={"depth": 1}, stream_mode="updates")
-    assert [each["gradient"] for each in updates if "gradient" in each] == [{"gradient": GRADIENT}]
+    assert [update["gradient"] for update in updates if "gradient" in update] == [{"gradient": GRADIENT}]
 
 
 def test_a_pack_without_the_prompt_is_refused_before_anything_is_paid_for(tmp_path):
