@@ -78,9 +78,11 @@ async def test_a_run_streams_in_every_mode(client, context):
     modes = ["values", "updates", "messages-tuple", "custom", "tasks", "checkpoints", "debug"]
     parts = await run(client, context, stream_mode=modes)
     events = {part.event for part in parts}
-    assert events == {"metadata", "values", "updates", "messages", "tasks", "checkpoints", "debug"}  # none is custom
+    assert events == {"metadata", "values", "updates", "messages", "custom", "tasks", "checkpoints", "debug"}
     assert [next(iter(part.data)) for part in parts if part.event == "updates"] == STEPS
     assert [part.data["name"] for part in parts if part.event == "tasks" and "input" in part.data] == STEPS
+    steps = [part.data["tpo_step"]["step"] for part in parts if part.event == "custom" and "tpo_step" in part.data]
+    assert steps == [0, 1]
     texts = [part.data[0]["content"] for part in parts if part.event == "messages"]
     assert len(texts) == 1 and texts[0].startswith("rev ")  # the answer, and no draft
 
