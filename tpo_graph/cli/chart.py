@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from rich.text import Text
 
 from tpo_graph.cli.outcome import State
+from tpo_graph.report.words import format_reward
 
 # the characters of a chart: best so far, candidate, mean of the step, line between the candidates
 UNICODE_MARKS = "◆•┼─"
@@ -68,13 +69,3 @@ def reward_chart(state: State, *, width: int, marks: str = UNICODE_MARKS, steps:
 def mean_reward(values: Sequence[float]) -> float:
     """The mean of rewards whose sum may not be finite."""
     return sum(value / len(values) for value in values)
-
-
-def format_reward(value: float) -> str:
-    """A reward with its sign, in a width that suits a column.
-
-    Examples:
-        >>> format_reward(0.5), format_reward(-12.25), format_reward(1234567.0), format_reward(0.00012)
-        ('+0.500', '-12.250', '+1.23e+06', '+0.00012')
-    """
-    return f"{value:+.3f}" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{value:+.3g}"

@@ -6,7 +6,7 @@ piped or the terminal is dumb, together with colours and control codes, and a lo
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
@@ -18,11 +18,12 @@ from rich.spinner import Spinner
 from rich.text import Text
 
 from tpo_graph.accounting import total
-from tpo_graph.cli.chart import ASCII_MARKS, UNICODE_MARKS, format_reward, mean_reward, reward_chart
+from tpo_graph.cli.chart import ASCII_MARKS, UNICODE_MARKS, mean_reward, reward_chart
 from tpo_graph.cli.outcome import Outcome, Role, RunRequest, State
 from tpo_graph.cli.output import clean, one_line, plural, stderr_console
+from tpo_graph.report.words import FAILURES, STOP_REASONS, format_reward
 from tpo_graph.selection import is_tie
-from tpo_graph.types import FailureReason, FailureRecord, Phase, ScoredCandidate, StopReason
+from tpo_graph.types import FailureRecord, Phase, ScoredCandidate, StopReason
 
 _LONGEST_SILENCE = 20.0  # seconds
 _SHORTEST_SHOWN = 0.05  # seconds
@@ -30,31 +31,7 @@ _LINES_OF_TEXT = 10
 _STEPS_WHILE_RUNNING = 8
 _BARS = {"loss": "magenta", "gradient": "blue"}
 
-_FAILURES: Mapping[FailureReason, str] = {
-    "request_failed": "request failed",
-    "empty": "empty response",
-    "no_tags": "no opening tag",
-    "truncated": "cut off at the token limit",
-    "tool_calls": "a tool call and no text",
-    "thinking_only": "reasoning and no answer",
-    "refused": "refused",
-    "filtered": "cut by a filter",
-    "out_of_time": "the time was over",
-    "invalid": "not valid for the schema",
-    "not_finite": "reward is not a finite number",
-    "scoring_failed": "scoring failed",
-}
-_STOP_REASONS: Mapping[StopReason, str] = {
-    "depth": "all steps are done",
-    "converged": "the best reward no longer rises",
-    "target": "the target or the highest possible reward is reached",
-    "budget": "the budget is used up, or another step would not fit it",
-    "updates_failed": "no revision could be used; the best answer so far is kept",
-    "policy_failed": "the policy failed; the best answer so far is kept",
-    "reward_failed": "the reward model failed; the best answer so far is kept",
-    "bon": "best of N takes no steps",
-    "person": "you stopped it",
-}
+_YOURS = {"person": "you stopped it"}
 _FAILED: tuple[StopReason, ...] = ("policy_failed", "reward_failed", "updates_failed")
 
 
@@ -283,7 +260,8 @@ def ending(outcome: Outcome) -> str:
     """Why a run is over, as a sentence without its full stop."""
     reason: StopReason | None = outcome.state.get("stop_reason")
     if reason and not outcome.error and not outcome.interrupted:
-        return clean(f"{reason}: {_STOP_REASONS[reason]}" if reason in _STOP_REASONS else reason)
+        words = _YOURS.get(reason) or STOP_REASONS.get(reason)
+        return f"{reason}: {words}" if words else clean(reason)
     how = "interrupted" if outcome.interrupted else "failed" if outcome.error else "finished"
     if outcome.best is not None:
         return f"{how}: the answer is the best candidate so far"
@@ -321,7 +299,7 @@ def trouble(outcome: Outcome) -> str:
 
 def failure_line(failure: FailureRecord) -> str:
     """Why a response or a request could not be used, with the provider's message or the beginning of the text."""
-    words = _FAILURES.get(failure["reason"]) or clean(failure["reason"])
+    words = FAILURES.get(failure["reason"]) or clean(failure["reason"])
     detail = one_line(failure["detail"], 200) or one_line(failure["text"], 60)
     return f"{words}: {detail}" if detail else words
 

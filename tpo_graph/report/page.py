@@ -10,10 +10,7 @@ import json
 from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
-from typing import Any
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from typing import TYPE_CHECKING, Any
 
 from tpo_graph._storable import storable_text
 from tpo_graph.report.chart import HEIGHT, draw
@@ -21,6 +18,9 @@ from tpo_graph.report.differences import Piece, word_differences
 from tpo_graph.report.document import PhaseCost, RunDocument
 from tpo_graph.report.words import FAILURES, STOP_REASONS, format_reward
 from tpo_graph.settings import TPOSettings
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 _PHASES = ("sample", "score", "select", "loss", "gradient", "update")
 _OPEN_STEPS = 3
@@ -33,6 +33,8 @@ def report_page(run: RunDocument) -> str:
     Args:
         run: the document of the run.
     """
+    from markupsafe import Markup
+
     folder = files("tpo_graph.report")
     chart = draw(run)
     style = (folder / "page.css").read_text("utf-8")
@@ -67,7 +69,9 @@ def report_page(run: RunDocument) -> str:
 
 
 @cache
-def _template() -> Any:
+def _template() -> "Template":
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
     environment = Environment(
         loader=PackageLoader("tpo_graph.report", "."),
         autoescape=True,
@@ -76,7 +80,7 @@ def _template() -> Any:
         lstrip_blocks=True,
     )
     environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "allow_nan": False}
-    environment.filters |= {"reward": format_reward, "plural": _plural, "share": lambda part: f"{part:.0%}"}
+    environment.filters |= {"reward": format_reward, "plural": _plural}
     return environment.get_template("page.html.jinja")
 
 

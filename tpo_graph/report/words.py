@@ -6,7 +6,6 @@ FAILURES: Mapping[str, str] = {
     "request_failed": "request failed",
     "empty": "empty response",
     "no_tags": "no opening tag",
-    "not_closed": "no closing tag",
     "truncated": "cut off at the token limit",
     "tool_calls": "a tool call and no text",
     "thinking_only": "reasoning and no answer",
