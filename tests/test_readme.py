@@ -1,6 +1,7 @@
 """README and docs say what the code does: the pictures, the settings, the commands, the links."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,11 @@ def test_every_example_has_a_line():
 def test_the_build_of_torch_for_cpus_is_a_command(folder):
     text = (ROOT / folder).read_text(encoding="utf-8")
     assert "pip install torch --index-url https://download.pytorch.org/whl/cpu" in text
+
+
+def test_every_extra_is_in_the_table():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert set(re.findall(r"^\| `(\w+)` \|", page("index"), re.MULTILINE)) == set(project["optional-dependencies"])
 
 
 def test_no_page_tells_to_install_a_name_that_is_not_on_the_index():
