@@ -74,6 +74,14 @@ async def test_what_may_pass_is_tried_again_and_nothing_is_learned_from_it(serve
     assert (len(draw.completions), draw.usage["requests"], server.asked_n) == (3, 2, [3, 3])
 
 
+async def test_with_a_response_format_a_filter_loses_a_whole_request_which_is_sent_again(serve):
+    server = serve(script=["content_filter"])
+    sampler = Sampler(model_of(server).bind(response_format={"type": "json_object"}))
+    with limited(TPOSettings(max_retries=1)):
+        draw = await sampler.draw(ASK, 3, PLAIN)
+    assert (len(draw.completions), server.asked_n) == (3, [3, 3])
+
+
 @pytest.mark.parametrize("fault", ["400", "401", "404"])
 async def test_what_can_not_pass_is_not_tried_again(serve, fault):
     server = serve(fault)

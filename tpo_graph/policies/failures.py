@@ -65,7 +65,11 @@ _DISCONNECTED = frozenset(
     }
 )
 _UNREADABLE = frozenset(
-    {"JSONDecodeError", "UnicodeDecodeError", "ValidationError", "DecodingError", "HttpProcessingError"}
+    {
+        *("JSONDecodeError", "UnicodeDecodeError", "ValidationError", "DecodingError", "HttpProcessingError"),
+        # with a response format, openai's client drops all completions of a request when a filter cut one of them
+        "ContentFilterFinishReasonError",
+    }
 )
 # chat templates' words for it, and those of providers that apply one
 _SYSTEM_ROLE = re.compile(
