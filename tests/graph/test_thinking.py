@@ -198,15 +198,6 @@ def test_when_nothing_can_be_used_the_error_says_why_and_quotes_it(message, word
     assert caught.value.usage["requests"] == 15
 
 
-def test_a_first_sampling_without_an_answer_is_asked_for_once_more():
-    policy = scripted_policy(sample=lambda number: f"cand {number}" if number > 2 else finished("Half", "SAFETY"))
-    result = run(policy, n=2, depth=0)
-    assert ([candidate["text"] for candidate in result["cache"]], len(policy.requests)) == (["cand 3"], 4)
-    assert [failure["reason"] for failure in result["failures"]] == ["filtered"] * 3
-    with pytest.raises(PolicyError, match="2 filtered"):
-        run(scripted_policy(sample=finished("Half", "SAFETY")), n=2, budget_requests=2)
-
-
 def test_candidates_know_how_they_ended():
     policy = scripted_policy(
         sample=finished("cand 0", "STOP"),
