@@ -1,7 +1,9 @@
 """README and docs say what the code does: the pictures, the settings, the commands, the links."""
 
+import ast
 import re
 import tomllib
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -112,6 +114,19 @@ def test_what_nodes_must_return_is_what_is_checked():
         assert set(re.findall(r"`(\w+)`", documented)) - {"answer"} == set(owed), node
     described = {key for row in rows if len(row) == 5 for key in re.findall(r"`(\w+)`", row[1])}
     assert described == {*keys} - {"query", "drafts"}
+
+
+def test_code_can_be_parsed_and_what_it_imports_exists():
+    imported = set()
+    for path in [ROOT / "README.md", *DOCS.rglob("*.md")]:
+        for block in re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL):
+            tree = compile(block, path, "exec", ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+            for node in ast.walk(tree):
+                if isinstance(node, ast.ImportFrom) and node.module.startswith("tpo_graph"):
+                    imported |= {(node.module, alias.name) for alias in node.names}
+    assert ("tpo_graph", "create_tpo_graph") in imported
+    for module, name in imported:
+        assert hasattr(import_module(module), name), f"{module} has no {name}"
 
 
 def test_the_order_of_imports_is_the_one_that_is_checked():
