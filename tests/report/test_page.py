@@ -160,6 +160,13 @@ def test_loss_and_gradient_stand_beside_best_and_worst():
     ]
 
 
+def test_a_step_in_which_the_run_was_broken_off_shows_its_loss():
+    page = page_of(stop_reason=None, interrupted=True, loss="a last loss", gradient="")
+    assert 'Step 3</h3>\n<span class="quiet">not finished' in page
+    assert "a last loss" in Parsed(page).texts
+    assert "a last loss" not in page_of(loss="a last loss")
+
+
 def test_a_revision_shows_its_word_differences():
     page = page_of()
     article = page[page.index('id="c2"') : page.index("</article>", page.index('id="c2"'))]

@@ -58,6 +58,7 @@ def report_page(run: RunDocument) -> str:
         first_draft=next((candidate for candidate in run.cache if candidate.step == 0), None),
         ending=_ending(run),
         steps=_steps(run),
+        revises=(run.settings or {}).get("mode") == "revision",
         open_steps=_OPEN_STEPS,
         usage=[(phase, run.usage[phase]) for phase in sorted(run.usage, key=_phase_order)],
         total=_total(run.usage),
@@ -133,17 +134,17 @@ def _candidates(run: RunDocument) -> list[Mapping[str, Any]]:
 
 
 def _steps(run: RunDocument) -> list[Mapping[str, Any]]:
-    """Every step with the pair that it was written from."""
-    revises = (run.settings or {}).get("mode") == "revision"
-    return [
-        {
-            "record": record,
-            "pair": run.comparison(record.step),
-            "revises": revises,
-            "before": run.record_before(record.step),
-        }
+    """Every step with the pair that it was written from; last, the one in which the run was broken off."""
+    steps: list[dict[str, Any]] = [
+        {"number": record.step, "record": record, "loss": record.loss, "gradient": record.gradient}
         for record in run.trajectory
     ]
+    if run.trajectory and run.stop_reason is None and (run.loss or run.gradient):
+        number = max(record.step for record in run.trajectory) + 1
+        steps.append({"number": number, "record": None, "loss": run.loss, "gradient": run.gradient})
+    for step in steps:
+        step |= {"pair": run.comparison(step["number"]), "before": run.record_before(step["number"])}
+    return [step for step in steps if step["pair"]]
 
 
 def _phase_order(phase: str) -> int:
