@@ -4,6 +4,7 @@ import asyncio
 import re
 
 import pytest
+from langchain.agents import create_agent
 from langchain_core.callbacks import get_usage_metadata_callback
 from langchain_core.tracers import BaseTracer
 from langchain_core.tracers.langchain import _get_usage_metadata_from_generations
@@ -15,6 +16,7 @@ from tests.servers import ChatServer
 from tests.tpo_script import number_reward, server_reply
 from tpo_graph import BudgetError, PolicyError, RewardError, create_tpo_graph
 from tpo_graph.langchain.chat_model import ChatTPO
+from tpo_graph.langchain.middleware import TPOMiddleware
 from tpo_graph.rewards.judge.pointwise import JudgeReward
 
 
@@ -180,7 +182,17 @@ def test_and_so_does_a_request_to_a_judge(server, chat_openai):
 
 async def test_and_one_whose_caller_leaves(server, chat_openai):
     server.faults = {"hang": 1.0}
-    trace, graph = Trace(), create_tpo_graph(chat_openai(server), number_reward())
+    trace, model = Trace(), ChatTPO(policy=chat_openai(server), reward=number_reward())
     with pytest.raises(TimeoutError):
-        await asyncio.wait_for(graph.ainvoke({"query": "q"}, {"callbacks": [trace]}), 0.3)
+        await asyncio.wait_for(model.ainvoke("q", {"callbacks": [trace]}), 0.3)
+    assert [run.name for run in trace.models()] == ["ChatTPO", "ChatOpenAI"]
     assert trace.pending == {}
+
+
+def test_the_tokens_of_an_agent_with_the_middleware_count_once(server, chat_openai):
+    trace = Trace()
+    agent = create_agent(chat_openai(server), middleware=[TPOMiddleware(reward=number_reward(), depth=1)])
+    with get_usage_metadata_callback() as counted:
+        state = agent.invoke({"messages": [("user", "q")]}, {"callbacks": [trace]})
+    assert counted.usage_metadata["scripted"]["total_tokens"] == trace.tokens() == server.tokens
+    assert state["messages"][-1].usage_metadata["total_tokens"] == server.tokens

@@ -59,7 +59,21 @@ def test_a_span_ends_before_the_one_around_it_and_time_goes_on(logged):
     assert open_spans == []
     times = [event.timestamp for event in events]
     assert times == sorted(times)
-    assert times[0].isoformat() == "2026-11-25T11:59:56.750000+00:00"
+    assert times[0].isoformat() == "2026-11-25T11:59:58.500000+00:00"
+    assert times[-1] == ENDED
+
+
+def test_a_node_takes_the_time_that_the_file_says(logged):
+    phases = [{"phase": "sample", "step": 0, "seconds": 2.0}, {"phase": "score", "step": 0, "seconds": 0.5}]
+    log = logged(phases=[*phases, {"phase": "loss", "step": 1, "seconds": 1.5}])
+    models = of_kind(log, ModelEvent)
+    assert [(model.working_start, model.working_time) for model in models[:3]] == [(0.0, 2.0), (2.5, 1.5), (4.0, 0.0)]
+    assert log.samples[0].total_time == 4.0
+
+
+def test_a_critique_that_no_step_followed_is_there(logged):
+    log = logged(loss="too short", failures=[{**FAILED, "phase": "update", "step": 3}], stop_reason=None)
+    assert "too short" in [model.output.completion for model in of_kind(log, ModelEvent)]
 
 
 def test_all_completions_of_a_node_are_choices(logged):

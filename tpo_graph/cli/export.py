@@ -18,7 +18,7 @@ class Format(StrEnum):
 
 
 def export(
-    file: Annotated[Path, typer.Argument(metavar="FILE.json", help="A run, as `tpo-graph run --json` prints it.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE.json", help="A run, as `tpo-graph run --save` writes it.")],
     to: Annotated[Format, typer.Option("--to", help="inspect: a log that `inspect view` shows (extra `inspect`).")],
     output: Annotated[
         Path | None,

@@ -29,6 +29,7 @@ from langchain_core.utils.uuid import uuid7
 
 from tpo_graph._private_api import GenerationContext
 from tpo_graph.graph.bridge import run_coroutine
+from tpo_graph.policies.tracing import ended_if_cancelled
 from tpo_graph.types import Options
 
 RUN_USAGE = "run_usage"
@@ -88,7 +89,8 @@ class AsyncChatModel(GenerationContext, BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Options,
     ) -> ChatResult:
-        message = await self._answer_in_run(messages, stop, run_manager, kwargs)
+        async with ended_if_cancelled(run_manager):
+            message = await self._answer_in_run(messages, stop, run_manager, kwargs)
         return ChatResult(generations=[ChatGeneration(message=message)])
 
     def _generate(

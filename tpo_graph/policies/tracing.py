@@ -7,7 +7,8 @@ request that is cancelled, as by a time limit, never ends in a trace.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from functools import lru_cache
 from types import new_class
 
@@ -57,18 +58,25 @@ def request_usage(messages: Sequence[BaseMessage], llm_output: JSONObject | None
     return UsageMetadata(input_tokens=read, output_tokens=wrote, total_tokens=read + wrote)
 
 
+@asynccontextmanager
+async def ended_if_cancelled(run_manager: AsyncCallbackManagerForLLMRun | None) -> AsyncIterator[None]:
+    """Tell callbacks that a model's run has ended where the block is cancelled; LangChain does not."""
+    began = time.monotonic()
+    try:
+        yield
+    except asyncio.CancelledError:
+        if run_manager is not None:
+            seconds = time.monotonic() - began
+            await run_manager.on_llm_error(asyncio.CancelledError(f"no answer within {seconds:.2g} s"))
+        raise
+
+
 class _Traced(WholeGeneration):
     async def whole_generation(
         self, generate: Callable[[], Awaitable[ChatResult]], run_manager: AsyncCallbackManagerForLLMRun | None
     ) -> ChatResult:
-        began = time.monotonic()
-        try:
+        async with ended_if_cancelled(run_manager):
             result = await generate()
-        except asyncio.CancelledError:
-            if run_manager is not None:
-                seconds = time.monotonic() - began
-                await run_manager.on_llm_error(asyncio.CancelledError(f"no answer within {seconds:.2g} s"))
-            raise
         messages = [generation.message for generation in result.generations]
         usage = request_usage(messages, result.llm_output)
         for place, (generation, message) in enumerate(zip(result.generations, messages, strict=True)):

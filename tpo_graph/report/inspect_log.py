@@ -56,7 +56,9 @@ def inspect_log(run: RunDocument, *, ended: datetime | None = None) -> "EvalLog"
     from tpo_graph import __version__
 
     ended = datetime.now(UTC) if ended is None else ended
-    began = ended - timedelta(seconds=run.seconds or sum(record.seconds for record in run.trajectory))
+    # from the first node on: `run.seconds` has the loading of models as well
+    spent = [phase.seconds for phase in run.phases] or [record.seconds for record in run.trajectory]
+    began = ended - timedelta(seconds=sum(spent))
     sample = _Transcript(run, began).sample(ended)
     policy = run.models.get("policy", "unknown")
     scorer = run.models.get("reward model", "unknown")
@@ -96,9 +98,10 @@ class _Transcript:
 
     def __init__(self, run: RunDocument, began: datetime) -> None:
         self._run = run
-        self._time = self._began = began
+        self._began = self._time = self._ends = began
         self._events: list[Any] = []
         self._spans: list[str] = []
+        self._seconds = {f"{phase.step} {phase.phase}": phase.seconds for phase in run.phases}
         self._conversation = [_message(message.role, message.content) for message in run.messages]
         if run.answer is not None and run.stop_reason and run.messages and run.messages[-1].role == "assistant":
             self._conversation.pop()  # `select` wrote it
@@ -149,7 +152,7 @@ class _Transcript:
             model_usage={name: _usage(costs) for name, costs in by_model.items()},
             started_at=self._began.isoformat(),
             completed_at=ended.isoformat(),
-            total_time=run.seconds,
+            total_time=(ended - self._began).total_seconds(),
         )
 
     def _step(self, step: int) -> None:
@@ -160,21 +163,21 @@ class _Transcript:
         at = self._time
         with self._span(f"step {step}", kind="step"):
             if step == 0:
-                self._drawn("sample", drawn, failures, self._conversation)
+                self._drawn("sample", step, drawn, failures, self._conversation)
             else:
                 self._revision(step, record, drawn, failures)
             scored = [candidate for candidate in drawn if candidate.reward is not None]
             lost = [failure for failure in failures if failure.phase == "score"]
             if scored or lost:
-                with self._span("score"):
+                with self._span("score", step):
                     for candidate in scored:
                         self._score(candidate)
                     for failure in lost:
                         self._info("score", failure.model_dump())
             if record is not None:
-                # the file has no times of nodes
-                self._time = at + timedelta(seconds=record.seconds)
-                with self._span("select"):
+                if not run.phases:
+                    self._time = at + timedelta(seconds=record.seconds)
+                with self._span("select", step):
                     for choice in run.choices:
                         if choice.step == step:
                             self._info("person", choice.model_dump())
@@ -185,18 +188,19 @@ class _Transcript:
         compared = self._run.comparison(step)
         shown = [("best", compared.chosen.text if compared else "")]
         shown.append(("worst", compared.rejected.text if compared and compared.rejected else ""))
-        for phase, text in (("loss", record.loss if record else ""), ("gradient", record.gradient if record else "")):
+        loss, gradient = (record.loss, record.gradient) if record else (self._run.loss, self._run.gradient)
+        for phase, text in (("loss", loss), ("gradient", gradient)):
             lost = [failure for failure in failures if failure.phase == phase]
             if text and phase == "gradient" and "loss" in self._run.usage and phase not in self._run.usage:
-                with self._span(phase):
+                with self._span(phase, step):
                     self._info(phase, text)  # the request before wrote it as well
             elif text or lost:
-                with self._span(phase):
+                with self._span(phase, step):
                     self._model(phase, [_choice(text, "stop")] if text else [], lost, self._shown(shown), n=1)
             shown.append((phase, text))
-        self._drawn("update", drawn, failures, self._shown(shown))
+        self._drawn("update", step, drawn, failures, self._shown(shown))
 
-    def _drawn(self, phase: str, drawn: list[DrawnCandidate], failures: list[Failure], shown: Any) -> None:
+    def _drawn(self, phase: str, step: int, drawn: list[DrawnCandidate], failures: list[Failure], shown: Any) -> None:
         """A node that draws candidates, with what could not be used of its completions."""
         # what got no reward was drawn, too
         lost = [
@@ -209,7 +213,7 @@ class _Transcript:
             for candidate in drawn
         ]
         if choices or lost:
-            with self._span(phase):
+            with self._span(phase, step):
                 self._model(phase, choices, lost, shown, n=int((self._run.settings or {}).get("n") or len(drawn)))
 
     def _model(
@@ -251,6 +255,8 @@ class _Transcript:
                 seed=settings.get("seed"),
             ),
             output=ModelOutput(model=model, choices=[*choices, *texts], usage=usage),
+            completed=self._ends,
+            working_time=(self._ends - self._time).total_seconds(),
             error=problems[0].detail or problems[0].reason if problems and not choices and not texts else None,
             metadata={"prompts": run.prompts, "input": "What the prompt shows; the file does not have its words."}
             if phase != "sample"
@@ -278,14 +284,17 @@ class _Transcript:
         self._add(InfoEvent, source=source, data=data)
 
     @contextmanager
-    def _span(self, name: str, *, kind: str | None = None) -> Iterator[None]:
+    def _span(self, name: str, step: int | None = None, *, kind: str | None = None) -> Iterator[None]:
         from inspect_ai.event import SpanBeginEvent, SpanEndEvent
 
         parent = self._spans[-1] if self._spans else None
         span = f"{parent}/{name}" if parent else name
         self._spans.append(span)
         self._add(SpanBeginEvent, id=span, parent_id=parent, name=name, type=kind or name)
+        self._ends = self._time + timedelta(seconds=self._seconds.get(f"{step} {name}", 0.0))
         yield
+        if step is not None:
+            self._time = self._ends
         self._add(SpanEndEvent, id=span)
         self._spans.pop()
 
