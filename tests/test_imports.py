@@ -27,6 +27,7 @@ ORDER = """
     langchain studio
     evaluation report serving
     cli
+    notebook
     __main__
 """
 PLACE = {name: place for place, line in enumerate(ORDER.split("\n")) for name in line.split()}

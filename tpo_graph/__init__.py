@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tpo_graph.graph.state import TPOState, is_finished
     from tpo_graph.langchain.chat_model import ChatTPO
     from tpo_graph.langchain.middleware import TPOMiddleware
+    from tpo_graph.notebook import watch
     from tpo_graph.policies.load import load_policy
     from tpo_graph.prompts.pack import PromptPack
     from tpo_graph.rewards.base import RewardModel
@@ -55,6 +56,7 @@ __all__ = [
     "is_finished",
     "load_policy",
     "load_reward",
+    "watch",
 ]
 
 # imported when first used: LangGraph and LangChain take most of a second
@@ -71,6 +73,7 @@ _LAZY = {
     "is_finished": "tpo_graph.graph.state",
     "load_policy": "tpo_graph.policies.load",
     "load_reward": "tpo_graph.rewards.load",
+    "watch": "tpo_graph.notebook",
 }
 
 

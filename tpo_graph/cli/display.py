@@ -178,7 +178,7 @@ class Reporter:
         """Say what goes on where nothing moves and nothing was printed for a while."""
         now = self._clock()
         if self._doing and not self._console.is_interactive and now - self._last_print >= _LONGEST_SILENCE:
-            self._print(Text(f"  ... {self._now()} ({now - self._since:.0f} s)"))
+            self._print(Text(f"  ... {self.doing} ({now - self._since:.0f} s)"))
 
     def finish(self, outcome: Outcome) -> None:
         """Show how the run ended; whatever other threads report after it is left out."""
@@ -200,7 +200,8 @@ class Reporter:
         self._since = self._clock()
         self._live.refresh()
 
-    def _now(self) -> str:
+    @property
+    def doing(self) -> str:
         """What goes on, and how far it is."""
         return self._doing + (f", {self._arrived} of {self._wanted}" if self._wanted and self._arrived else "")
 
@@ -210,7 +211,7 @@ class Reporter:
         lines = [*chart, *([Text("")] if chart else [])]
         if self._doing:
             turn = self._spinner.render(self._console.get_time())
-            left = Text.assemble("  ", turn if isinstance(turn, Text) else "", " ", (self._now(), "italic"))
+            left = Text.assemble("  ", turn if isinstance(turn, Text) else "", " ", (self.doing, "italic"))
             lines.append(self._justified(left, f"{self._clock() - self._since:.1f} s"))
         return Group(*lines)
 
