@@ -14,13 +14,13 @@ from langchain_core.runnables.config import merge_configs
 from langgraph.types import Command
 from rich.console import Console
 
-from tpo_graph.cli.chart import format_reward
 from tpo_graph.cli.display import Reporter, ending, gain
 from tpo_graph.cli.following import STREAM_MODES, Follower
 from tpo_graph.cli.outcome import Outcome, State
 from tpo_graph.cli.output import clean, save_json
 from tpo_graph.graph.build import TPOGraph
 from tpo_graph.graph.state import TPOInput
+from tpo_graph.report.words import format_reward
 from tpo_graph.settings import TPOSettings
 from tpo_graph.types import Candidate
 
