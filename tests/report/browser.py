@@ -26,7 +26,6 @@ class Page:
         self._socket, self._numbers = socket, itertools.count(1)
         self.requests: list[str] = []
         self.log: list[str] = []
-        self._loaded = False
 
     async def send(self, method: str, **parameters: Any) -> Any:
         """Call a method of the protocol."""
@@ -42,6 +41,7 @@ class Page:
         """Load a page, and let it do what it wants to do."""
         for domain in ("Page", "Network", "Log", "Runtime"):
             await self.send(f"{domain}.enable")
+        self._loaded = False
         await self.send("Page.navigate", url=address)
         while not self._loaded:
             await self._receive()

@@ -225,8 +225,7 @@ class TestInChromium:
             assert await page.run("getComputedStyle(document.getElementById('c2')).display") == "none"
             assert page.log == []
 
-    @pytest.mark.parametrize("width", [320, 390, 1280])
-    async def test_nothing_is_wider_than_the_screen(self, tmp_path, width):
+    async def test_nothing_is_wider_than_the_screen_and_dark_is_dark(self, tmp_path):
         file = tmp_path / "page.html"
         long = "word" * 200
         many = [candidate(f"0-{place}", long, float(place)) for place in range(100)]
@@ -237,18 +236,17 @@ class TestInChromium:
             "utf-8",
         )
         async with browser_page(tmp_path / "profile") as page:
-            screen = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 1000}
-            await page.send("Emulation.setDeviceMetricsOverride", **screen)
-            await page.open(file.as_uri())
-            assert await page.run("document.documentElement.scrollWidth") <= width
-            answer = await page.run(
-                "JSON.stringify(document.querySelector('.is-answer').getBoundingClientRect().toJSON())"
-            )
-            assert 0 <= json.loads(answer)["left"] <= width
-            dark = {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
+            for width in (320, 390, 1280):
+                screen = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 1000}
+                await page.send("Emulation.setDeviceMetricsOverride", **screen)
+                await page.open(file.as_uri())
+                assert await page.run("document.documentElement.scrollWidth") <= width
+                # of a chart that is wider, the answer is in view
+                assert 0 <= await page.run("document.querySelector('.is-answer').getBoundingClientRect().left") <= width
             colour = "getComputedStyle(document.body).backgroundColor"
             assert await page.run(colour) == "rgb(255, 255, 255)"
-            await page.send("Emulation.setEmulatedMedia", **dark)
+            dark = {"name": "prefers-color-scheme", "value": "dark"}
+            await page.send("Emulation.setEmulatedMedia", features=[dark])
             assert await page.run(colour) == "rgb(20, 23, 27)"
 
     async def test_without_its_script_the_page_shows_the_same_by_links(self, tmp_path):
@@ -261,6 +259,15 @@ class TestInChromium:
             assert await page.run(visible) == "c2"
             await page.run("location.hash = '#c4'")
             assert await page.run(visible) == "c4"
+
+
+def test_a_file_that_contradicts_itself_still_has_a_page():
+    twice = [candidate("0-0", "one", 1e308), candidate("0-0", "two", -1e308), candidate("1-0", "three", 0.0)]
+    trajectory = [record(0, "1-0", 1e308, -1e308), record(7, "gone", 1.0, 1.0, mean_reward=5e300)]
+    cost = {"requests": 10**30, "seconds": 1.7e308}
+    page = page_of(cache=twice, trajectory=trajectory, best=candidate("9-9", "x", 1.0), usage={"a": cost, "b": cost})
+    assert page.count("data-point=") == 3
+    assert "from <a" not in page  # nothing is a revision of itself
 
 
 def test_the_templates_are_part_of_the_package():

@@ -120,7 +120,7 @@ def draw(run: RunDocument) -> Chart | None:
     width = 100 / len(steps)
     means = {record.step: record.mean_reward for record in run.trajectory}
     columns: list[Column] = []
-    points: dict[str, Point] = {}
+    points: list[Point] = []
     widest = 0
     for place, step in enumerate(steps):
         middle = (place + 0.5) * width
@@ -138,26 +138,25 @@ def draw(run: RunDocument) -> Chart | None:
         mine = [entry for entry in scored if entry[1].step == step]
         widest = max(widest, len(mine))
         for offset, (index, candidate, reward) in zip(spread(len(mine)), mine, strict=True):
-            points[candidate.id] = Point(
-                index, candidate, round(middle + offset * width, 3), height_of(reward, low, high)
-            )
+            points.append(Point(index, candidate, round(middle + offset * width, 3), height_of(reward, low, high)))
     return Chart(
         columns=columns,
         ticks=[Tick(value, height_of(value, low, high)) for value in ticks],
-        points=list(points.values()),
+        points=points,
         edges=_edges(run, points),
         narrowest=len(steps) * max(_NARROWEST_COLUMN, widest * _NARROWEST_POINT),
     )
 
 
-def _edges(run: RunDocument, points: dict[str, Point]) -> list[Edge]:
+def _edges(run: RunDocument, points: Sequence[Point]) -> list[Edge]:
+    by_id = {point.candidate.id: point for point in reversed(points)}
     answer = run.by_id.get(run.best.id) if run.best else None
     line: Sequence[DrawnCandidate] = run.line_of_descent(answer) if answer else []
     kept = {candidate.id for candidate in line}
     edges = []
-    for point in points.values():
+    for point in points:
         parent = run.parent(point.candidate)
-        if parent is not None and parent.id in points:
-            edges.append(Edge(points[parent.id], point, point.candidate.id in kept))
+        if parent is not None and parent.id in by_id:
+            edges.append(Edge(by_id[parent.id], point, point.candidate.id in kept))
     # the answer's own line is drawn over the others
     return sorted(edges, key=lambda edge: edge.to_answer)

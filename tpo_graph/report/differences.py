@@ -13,7 +13,7 @@ Kind: TypeAlias = Literal["same", "removed", "added"]
 _CJK = r"\u3000-\u30ff\u3400-\u9fff\uac00-\ud7af\uff00-\uffef"
 _ASCII_SIGNS = r"!-/:-@\[-`{-~"
 _TOKEN = re.compile(rf"\s+|[{_CJK}]|[{_ASCII_SIGNS}]|[^\s{_CJK}{_ASCII_SIGNS}]+")
-_MOST_TOKENS = 4000
+_MOST_TOKENS = 8000
 _SPECK = 2  # words
 
 Span: TypeAlias = tuple[int, int, int]

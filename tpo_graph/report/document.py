@@ -160,12 +160,13 @@ class RunDocument(_Record):
     def parent(self, candidate: DrawnCandidate) -> DrawnCandidate | None:
         """The candidate that this one is a revision of: the best one after the step before; None for a first draft."""
         record = self.record_before(candidate.step)
-        return self.by_id.get(record.best_id) if record else None
+        parent = self.by_id.get(record.best_id) if record else None
+        return parent if parent and parent.step < candidate.step else None
 
     def line_of_descent(self, candidate: DrawnCandidate) -> list[DrawnCandidate]:
         """The candidate, what it is a revision of, and so on to a first draft."""
         line = [candidate]
-        while (parent := self.parent(line[-1])) is not None and parent.step < line[-1].step:
+        while (parent := self.parent(line[-1])) is not None:
             line.append(parent)
         return line
 

@@ -13,9 +13,10 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from tpo_graph._storable import storable_text
+from tpo_graph.accounting import total
 from tpo_graph.report.chart import HEIGHT, draw
 from tpo_graph.report.differences import Piece, word_differences
-from tpo_graph.report.document import PhaseCost, RunDocument
+from tpo_graph.report.document import RunDocument
 from tpo_graph.report.words import FAILURES, STOP_REASONS, format_reward
 from tpo_graph.settings import TPOSettings
 
@@ -61,7 +62,7 @@ def report_page(run: RunDocument) -> str:
         revises=(run.settings or {}).get("mode") == "revision",
         open_steps=_OPEN_STEPS,
         usage=[(phase, run.usage[phase]) for phase in sorted(run.usage, key=_phase_order)],
-        total=_total(run.usage),
+        total=total({phase: cost.model_dump() for phase, cost in run.usage.items()}),  # type: ignore[misc]  # same fields
         settings=_settings(run),
         failure_words=FAILURES,
     )
@@ -149,16 +150,6 @@ def _steps(run: RunDocument) -> list[Mapping[str, Any]]:
 
 def _phase_order(phase: str) -> int:
     return _PHASES.index(phase) if phase in _PHASES else len(_PHASES)
-
-
-def _total(usage: Mapping[str, PhaseCost]) -> PhaseCost:
-    costs = usage.values()
-    return PhaseCost(
-        requests=sum(cost.requests for cost in costs),
-        input_tokens=sum(cost.input_tokens for cost in costs),
-        output_tokens=sum(cost.output_tokens for cost in costs),
-        seconds=sum(cost.seconds for cost in costs),
-    )
 
 
 def _settings(run: RunDocument) -> list[tuple[str, str, bool]]:
