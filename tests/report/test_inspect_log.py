@@ -72,7 +72,7 @@ def test_a_node_takes_the_time_that_the_file_says(logged):
 
 
 def test_a_critique_that_no_step_followed_is_there(logged):
-    log = logged(loss="too short", failures=[{**FAILED, "phase": "update", "step": 3}], stop_reason=None)
+    log = logged(loss="too short", phases=[{"phase": "loss", "step": 3, "seconds": 1.0}], stop_reason=None)
     assert "too short" in [model.output.completion for model in of_kind(log, ModelEvent)]
 
 

@@ -1,4 +1,4 @@
-"""A run as a page: the document of a run, read back from its file, and the HTML that shows it."""
+"""A run as a page, and as a log: the document of a run, read back from its file, and what shows it."""
 
 from tpo_graph.report.document import RunDocument, read_run
 from tpo_graph.report.page import report_page

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from tpo_graph.errors import MissingDependencyError, install_hint
-from tpo_graph.report.document import DrawnCandidate, Failure, PhaseCost, RunDocument, Step
+from tpo_graph.report.document import DrawnCandidate, Failure, PhaseCost, PhaseDone, RunDocument, Step
 
 if TYPE_CHECKING:
     from inspect_ai.log import EvalLog, EvalSample
@@ -114,23 +114,21 @@ class _Transcript:
 
         run, policy = self._run, self._run.models.get("policy", "unknown")
         with self._span("tpo", kind="solver"):
-            for step in sorted(
-                {record.step for record in run.trajectory}
-                | {drawn.step for drawn in run.candidates}
-                | {failure.step for failure in run.failures}
-            ):
+            parts: list[Step | DrawnCandidate | Failure | PhaseDone]
+            parts = [*run.trajectory, *run.candidates, *run.failures, *run.phases]
+            for step in sorted({part.step for part in parts}):
                 self._step(step)
             for warning in run.warnings:
                 self._info("warning", warning.message)
-        best = run.best or max(run.cache, key=lambda candidate: candidate.reward or 0.0, default=None)
+        rewards = {drawn.id: (drawn.step, drawn.reward) for drawn in run.cache if drawn.reward is not None}
+        best = run.best or next((run.by_id[drawn] for drawn in sorted(rewards, key=lambda id: -rewards[id][1])), None)
         scores: dict[str, Score] = {}
-        if best is not None:
-            first = [drawn.reward for drawn in run.cache if drawn.step == 0 and drawn.reward is not None]
-            rewards = {drawn.id: drawn.reward for drawn in run.cache}
-            scores["reward"] = Score(value=best.reward or 0.0, answer=run.answer, metadata={"candidate": best.id})
-            if first:
-                scores["first_draft"] = Score(value=max(first))
-            scores["candidates"] = Score(value=rewards)
+        if best is not None and best.reward is not None:
+            scores["reward"] = Score(value=best.reward, answer=run.answer, metadata={"candidate": best.id})
+        if first := [reward for step, reward in rewards.values() if step == 0]:
+            scores["first_draft"] = Score(value=max(first))
+        if rewards:
+            scores["candidates"] = Score(value={drawn: reward for drawn, (_, reward) in rewards.items()})
         output = ModelOutput(model=policy)
         if run.answer is not None:
             output = ModelOutput(model=policy, choices=[_choice(run.answer, best.finish_reason if best else "")])
