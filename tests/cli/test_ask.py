@@ -40,7 +40,9 @@ def answered(typed, **other):
         ("\n\n too long \n", {"critique": "too long"}),
         ("s\n", {"stop": True}),
         ("", {"stop": True}),
-        ("9\n\n\n", {"best": "9"}),  # the node says what is wrong with it
+        ("9\n2\n\n\n", {"best": "0-2"}),
+        ("2\n2\n0-2\n1\n\n", {"best": "0-2", "worst": "0-1"}),  # it can't be both
+        ("9\n", {"stop": True}),
     ],
 )
 def test_lines_become_an_answer(typed, answer):
@@ -73,8 +75,10 @@ def test_a_graph_without_a_critique_asks_for_none():
     assert "Critique" not in answered("\n\n", answer={"best": "", "worst": "", "stop": ""})[1]
 
 
-def test_what_was_wrong_comes_first():
-    assert answered("\n\n\n", problem="best='9' is no candidate.")[1].startswith("\nbest='9' is no candidate.\n")
+def test_what_was_wrong_stands_above_the_next_prompt():
+    assert "\nbest='9' is no candidate.\nBest [1]" in answered("\n\n\n", problem="best='9' is no candidate.")[1]
+    assert "\x1b" not in (shown := answered("\x1b[2J\n\n\n")[1])
+    assert "Best [1], or s to stop: There is no '␛[2J' here; these are: 1, 2, 3.\nBest [1], or s to stop: " in shown
 
 
 RATING = {
@@ -91,8 +95,8 @@ RATING = {
     [
         ("7 3.5\n", {"ratings": {"1-0": 7.0, "1-1": 3.5}}),
         ("7, -3\n", {"ratings": {"1-0": 7.0, "1-1": -3.0}}),
-        ("7 good\n", {"ratings": {"1-0": 7.0, "1-1": "good"}}),  # the node says what is wrong with it
-        ("7\n", {"ratings": "7"}),
+        ("7 good\n7\nnan 1\n7 5\n", {"ratings": {"1-0": 7.0, "1-1": 5.0}}),
+        ("\n\n9\n2\nb\n2\n1\n", {"best": "1-1", "worst": "1-0"}),
         ("\n2\n\n", {"best": "1-1"}),
         ("\nb\n1\n", {"best": "0-0", "worst": "1-0"}),
         ("\n1-1\n", {"best": "1-1"}),
@@ -126,6 +130,7 @@ CRITIQUE = {
 def test_a_line_becomes_a_critique(typed, answer, monkeypatch):
     monkeypatch.delenv("VISUAL", raising=False)
     monkeypatch.delenv("EDITOR", raising=False)
+    monkeypatch.setenv("PATH", "")
     out = io.StringIO()
     assert ask(CRITIQUE, read=io.StringIO(typed).readline, out=out) == answer
     assert "critique:\n    too stiff\n    and long\n" in out.getvalue() and "advice" not in out.getvalue()
@@ -135,7 +140,33 @@ def test_an_editor_that_is_not_there_leaves_the_critique_as_it_is(monkeypatch):
     monkeypatch.setenv("VISUAL", "/no/such/editor")
     out = io.StringIO()
     assert ask(CRITIQUE, read=io.StringIO("e\n").readline, out=out) == {"critique": CRITIQUE["critique"]}
+    assert "Another critique [this one], or e to edit it in editor: " in out.getvalue()
     assert "The editor '/no/such/editor' can't be started" in out.getvalue()
+
+
+def test_problems_with_ratings_stand_between_the_prompts():
+    out = io.StringIO()
+    ask(RATING, read=io.StringIO("7 good\n7\n7 5\n").readline, out=out)
+    problems = [line.rpartition("): ")[2] for line in out.getvalue().splitlines() if "needed" in line]
+    assert problems == [
+        "'good' is not a number; 2 numbers needed, one for each candidate.",
+        "1 rating typed; 2 numbers needed, one for each candidate.",
+    ]
+
+
+class Pieces(io.StringIO):
+    """Keeps what is written, piece by piece: a prompt is one of them."""
+
+    def write(self, text):
+        self.pieces = [*getattr(self, "pieces", []), text]
+        return len(text)
+
+
+def test_nothing_is_wider_than_80_columns():
+    for question, typed in ((QUESTION, "9\n\n\n\n"), (RATING, "7\n\n1\n\n"), (CRITIQUE, "\n")):
+        out = Pieces()
+        ask(question, read=io.StringIO(typed).readline, out=out)
+        assert max(len(line) for piece in out.pieces for line in piece.splitlines()) < 80
 
 
 def test_the_advice_that_was_written_with_it_is_shown_too():
@@ -183,9 +214,9 @@ def test_a_person_edits_the_critique_in_their_editor(run_with):
 
 
 def test_what_can_not_be_understood_is_asked_again(run_with):
-    ended, _ = run_with("9\n\n\nstop\n", "--ask")
+    ended, _ = run_with("9\nstop\n", "--ask")
     assert (ended.code, ended.out) == (0, "cand 2\n")
-    assert "best='9' is not a candidate to choose; these are: 0-0, 0-1, 0-2." in ended.err
+    assert "There is no '9' here; these are: 1, 2, 3." in ended.err
     assert "person: you stopped it\nfirst draft (+0.000) -> answer (+2.000) best of 3, 1 request" in ended.err
 
 
