@@ -232,8 +232,8 @@ class ExitCode(IntEnum):
 EXIT_CODES_HELP = (
     "Exit codes: 0 an answer, also of a run that stopped early or failed on the way (standard error and the "
     "stop_reason of --json say so); 1 an unexpected error; 2 a wrong option, setting, name or prompt; 3 the policy "
-    "failed; 4 the reward model failed; 5 a budget; 6 standard output can't be written (the answer is kept in a file); "
-    "130 interrupted (143 by SIGTERM, 129 by SIGHUP)."
+    "failed; 4 the reward model failed; 5 a budget; 6 standard output or a file can't be written (an answer is kept "
+    "elsewhere); 130 interrupted (143 by SIGTERM, 129 by SIGHUP)."
 )
 """For the end of a help text."""
 
