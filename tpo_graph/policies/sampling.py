@@ -129,7 +129,9 @@ class Sampler:
         try:
             draw = await self._draw(messages, n, sampling, allowance, seed, most_requests)
         except PolicyError as error:
-            if allowance == sampling.thinking_tokens or not _is_too_long(error):
+            cause = error.__cause__
+            is_too_long = isinstance(cause, Exception) and ProviderFailure.of(cause).is_too_long
+            if allowance == sampling.thinking_tokens or not is_too_long:
                 raise
             # this prompt leaves less room for reasoning than that of another phase
             used = error.usage or no_usage()
@@ -322,11 +324,6 @@ def _more_thinking_tokens(allowance: int, limit: int | None) -> int:
     if not limit or allowance >= _MOST_THINKING_TOKENS:
         return 0
     return min(allowance + limit + _MORE_TOKENS, _MOST_THINKING_TOKENS)
-
-
-def _is_too_long(error: PolicyError) -> bool:
-    cause = error.__cause__
-    return isinstance(cause, Exception) and ProviderFailure.of(cause).is_too_long
 
 
 def as_sampler(policy: Policy | Sampler) -> Sampler:

@@ -156,7 +156,9 @@ class ChatModelJudge(DetailedReward):
                 elif others and (_refuses(method, failure) or (not is_known and may_differ)):
                     methods, is_known = others, False
                 else:
-                    raise _judge_failed(failure) from error
+                    hint = "Lower max_concurrency=, or wait: the provider limits the rate or the quota."
+                    hint = hint if failure.status == 429 else failure.hint()
+                    raise RewardError(f"The judge failed: {failure.summary}", hint=hint) from error
             else:
                 if probabilities is not None:
                     # an answer that could not be read says little about the method when others could
@@ -285,8 +287,3 @@ def _refuses(method: Method, failure: ProviderFailure) -> bool:
     if method in _TOP_LOGPROBS:
         return "logprob" in words or "parameters" in words
     return method == "structured" and any(word in words for word in ("response_format", "schema", "parameters"))
-
-
-def _judge_failed(failure: ProviderFailure) -> RewardError:
-    hint = "Lower max_concurrency=, or wait: the provider limits the rate or the quota."
-    return RewardError(f"The judge failed: {failure.summary}", hint=hint if failure.status == 429 else failure.hint())
