@@ -1,6 +1,7 @@
 """What a person sees of a run: as a snapshot, on a real pseudo-terminal, and what its words and its chart are."""
 
 import io
+import itertools
 import json
 import math
 import re
@@ -77,9 +78,16 @@ class TestTerminal:
         assert "depth: all steps are done" in text
         assert "(N 5, D 2), about 7 requests\n" in text
         ending = "first draft (+0.000) -> answer (+18.000) after 2 steps, 7 requests, "
-        assert re.search(re.escape(ending) + r"[\d,]+ tokens read, [\d,]+ written, \d+\.\d s ─", " ".join(text.split()))
+        assert re.search(re.escape(ending) + r"[\d,]+ tokens read, [\d,]+ written, \d+\.\d s ", " ".join(text.split()))
         assert "─ answer ─" in text and text.rstrip().endswith("rev 18")
         assert b"\x1b[32m" in terminal.raw  # colour
+
+    def test_the_clock_does_not_stand_still_while_a_library_holds_the_lock(self, chat_server):
+        terminal = Terminal("run", QUESTION, *at(chat_server(), reward="holding"), "--mode", "bon")
+        assert terminal.wait() == 0
+        seconds = sorted({float(found) for found in re.findall(r"loading [a-z ]+ (\d+\.\d) s", terminal.text)})
+        assert seconds[-1] > 2 and max(after - before for before, after in itertools.pairwise(seconds)) < 1
+        assert terminal.text.count("✓ reward model") == 1 and terminal.text.rstrip().endswith("cand 4")
 
     def test_completions_are_counted_as_they_come_where_each_has_a_request(self, chat_server):
         server = chat_server(answer=lambda *asked: time.sleep(0.3) or server_reply(*asked), most_n=1)

@@ -19,6 +19,7 @@ from rich.text import Text
 
 from tpo_graph.accounting import total
 from tpo_graph.cli.chart import ASCII_MARKS, UNICODE_MARKS, mean_reward, reward_chart
+from tpo_graph.cli.clock import LoadingClock
 from tpo_graph.cli.outcome import Outcome, Role, RunRequest, State
 from tpo_graph.cli.output import clean, one_line, plural, stderr_console
 from tpo_graph.report.words import FAILURES, STOP_REASONS, format_reward
@@ -66,6 +67,7 @@ class Reporter:
         self._doing = ""
         self._wanted = self._arrived = 0  # completions of the phase
         self._loading: list[Role] = []
+        self._loading_clock = LoadingClock("".join(map(str, self._spinner.frames)))
         self._step = -1
         self._state: State = {}
         self._finished = False
@@ -84,6 +86,7 @@ class Reporter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._loading_clock.stop()
         self._live.stop()
 
     @contextmanager
@@ -119,9 +122,13 @@ class Reporter:
         """
         if seconds is None:
             self._loading.append(role)
+            if self._console.is_interactive:
+                self._loading_clock.start()
             self._begin(f"loading {' and '.join(self._loading)}")
             return
         self._loading.remove(role)
+        if not self._loading:
+            self._loading_clock.stop()
         self._doing = f"loading {' and '.join(self._loading)}" if self._loading else "building the graph"
         self._print_row(role.ljust(14), one_line(name), seconds)
 
@@ -210,6 +217,7 @@ class Reporter:
         chart = reward_chart(self._state, width=self._console.width, marks=self._marks, steps=_STEPS_WHILE_RUNNING)
         lines = [*chart, *([Text("")] if chart else [])]
         if self._doing:
+            self._loading_clock.beat(self.doing, self._clock() - self._since, self._console.width)
             turn = self._spinner.render(self._console.get_time())
             left = Text.assemble("  ", turn if isinstance(turn, Text) else "", " ", (self.doing, "italic"))
             lines.append(self._justified(left, f"{self._clock() - self._since:.1f} s"))
@@ -247,9 +255,12 @@ class Reporter:
 
     def _print_wrapped(self, mark: Text, text: Text) -> None:
         """Show a text behind a mark, its further lines indented by as much."""
-        for place, line in enumerate(text.wrap(self._console, self._console.width - mark.cell_len)):
+        lines = text.wrap(self._console, self._console.width - mark.cell_len)
+        for line in lines:
             line.rstrip()
-            self._print(Text.assemble(mark if place == 0 else " " * mark.cell_len, line))
+        marks = [mark, *[Text(" " * mark.cell_len)] * (len(lines) - 1)]
+        # at once: between two prints the moving lines are drawn
+        self._print(Group(*map(Text.assemble, marks, lines)))
 
     def _print(self, what: RenderableType) -> None:
         if not self._finished:
