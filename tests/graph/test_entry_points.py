@@ -162,8 +162,11 @@ async def test_cancelling_a_run_ends_its_request(chat_server, chat_openai):
 async def test_a_run_after_a_cancelled_one_works(chat_server, chat_openai):
     server = chat_server(faults=["hang"])
     tpo = create_tpo_graph(chat_openai(server), number_reward())
-    with pytest.raises(asyncio.TimeoutError):
-        await asyncio.wait_for(tpo.ainvoke(QUERY), 0.2)
+    cancelled = asyncio.create_task(tpo.ainvoke(QUERY))
+    assert await asyncio.to_thread(server.asked.wait, 60)
+    cancelled.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await cancelled
     assert (await tpo.ainvoke(QUERY))["stop_reason"] == "depth"
 
 
