@@ -27,6 +27,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $(STAMP)
 
 demo: $(STAMP)  ## align the embedded model's answer to a preference: make demo QUESTION="..."
+	@$(BIN)/tpo-graph models get 1.5b > /dev/null  # with a bar: it is 1.1 GB, once
 	$(BIN)/python examples/demo.py "$(QUESTION)"
 
 test: $(STAMP) format-check lint types  ## everything that must pass: format, lint, types, all tests
